@@ -1,0 +1,1 @@
+"""Packaged recipes: one YAML file is one experiment, found by name from any working folder."""

@@ -1,0 +1,1 @@
+"""Pretraining: a recipe (`config`, `schema`), a Lightning module, objectives, and `python -m pretrain.fit`."""

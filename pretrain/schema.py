@@ -1,0 +1,268 @@
+"""The recipe: every key a YAML file may hold, its type, default and meaning.
+
+Pure pydantic, no torch, so that a mistake answers at once. Unknown keys are errors everywhere except inside one
+objective, whose own options are checked against its Options class. Sizes and spacings are always
+(depth, height, width). `pretrain.config` reads a file into a Recipe and holds the checks that need two sections at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Triple = tuple[float, float, float]
+Rgb = tuple[float, float, float]
+Size = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2, max_length=3)]
+Unit = Literal["report", "section", "sentence", "caption"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+class PhantomSource(Section):
+    """Synthetic chest-abdomen CT studies, made once and cached."""
+
+    kind: Literal["phantom"] = Field("phantom", description="generate CT phantoms")
+    studies: int = Field(1500, ge=8, description="how many studies to generate, all splits together")
+    seed: int = Field(0, ge=0, description="seed of the phantom generator (not of training)")
+
+
+class ShardSource(Section):
+    """Shards written by data_shards.build."""
+
+    kind: Literal["shards"] = Field(description="read a shard set")
+    path: str = Field(min_length=1, description="folder with manifest.json, relative to the working folder")
+
+
+class VolumeGeometry(Section):
+    """How a stored CT or MR volume becomes channels; saved in the release."""
+
+    kind: Literal["volume"] = Field(description="3D volumes")
+    orientation: Literal["RAS"] = Field("RAS", description="axis order of the volume the model sees")
+    spacing_mm: Triple = Field(description="voxel spacing after resampling, z y x, millimetres")
+    interpolation: Literal["linear"] = Field("linear", description="resampling kernel")
+    antialias: bool = Field(True, description="widen the kernel when downsampling")
+    pad_hu: float = Field(-1024.0, description="value outside the scan")
+    windows: tuple[tuple[float, float], ...] = Field(
+        min_length=1, description="one (low, high) HU window per channel, each scaled to [-1, 1]"
+    )
+    rounding: Literal["none"] = Field("none", description="rounding after resampling")
+    dtype: Literal["float32"] = Field("float32", description="dtype of the channels")
+
+
+class PlanarGeometry(Section):
+    """How a 2D image becomes channels; saved in the release as open_clip's preprocess_cfg."""
+
+    kind: Literal["image"] = Field(description="2D images")
+    mean: Rgb = Field((0.48145466, 0.4578275, 0.40821073), description="subtracted per channel")
+    std: Rgb = Field((0.26862954, 0.26130258, 0.27577711), description="divided by per channel")
+    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="resize kernel")
+    resize_mode: Literal["shortest", "longest", "squash"] = Field("shortest", description="open_clip resize mode")
+    mode: Literal["RGB"] = Field("RGB", description="channels the image is converted to")
+    size: tuple[int, int] = Field((224, 224), description="height, width the model sees")
+
+
+class ViewSection(Section):
+    """Which part of a scan the model sees."""
+
+    kind: Literal["random", "centre", "resize", "sliding"] = Field(description="how the region is chosen")
+    size: Size = Field(description="D H W of a volume or H W of an image, in model voxels")
+    jitter: int = Field(0, ge=0, description="random: shift by at most this many voxels when the scan fits")
+    overlap: Fraction = Field(0.0, description="sliding: overlap of neighbouring windows")
+    merge: Literal["mean", "max"] = Field("mean", description="sliding: how window features merge")
+
+
+class UnitSection(Section):
+    """Which texts of a study the text tower reads."""
+
+    report: bool = Field(True, description="the whole report as one unit")
+    sentences: bool = Field(False, description="every sentence as a unit of its own")
+    sections: bool = Field(False, description="findings and impression as units")
+    captions: bool = Field(False, description="stored captions as units")
+    shuffle_sentences: bool = Field(False, description="shuffle the sentences of FINDINGS inside the report unit")
+    max_sentences: int = Field(64, gt=0, description="sentences kept per study")
+
+
+class SplitSection(Section):
+    """Names of the splits in the index."""
+
+    train: str = Field("train", min_length=1, description="fitted")
+    select: str = Field("val", min_length=1, description="scored during training; chooses the best checkpoint")
+    test: str = Field("test", min_length=1, description="scored once, at the end")
+
+
+class DataSection(Section):
+    """Studies and how they become batches."""
+
+    source: Annotated[PhantomSource | ShardSource, Field(discriminator="kind")] = Field(description="where studies are")
+    cache: str = Field("~/.cache/voxclip", min_length=1, description="folder for generated and downloaded data")
+    geometry: Annotated[VolumeGeometry | PlanarGeometry, Field(discriminator="kind")] = Field(
+        description="preprocessing, stored in the release"
+    )
+    train_view: ViewSection = Field(description="what training sees")
+    eval_view: ViewSection = Field(description="what evaluation and users of the release see")
+    units: UnitSection = Field(UnitSection(), description="texts")
+    splits: SplitSection = Field(SplitSection(), description="split names")
+    workers: int = Field(0, ge=0, le=256, description="loader processes; batches are the same for any number")
+
+
+# ------------------------------------------------------------------------------------------------------------ model
+
+
+class ImageTower(Section):
+    """The image encoder."""
+
+    name: str = Field(min_length=1, description="voxvit_SIZE.TAG for volumes; any timm or open_clip name for images")
+    token_dropout: Fraction = Field(0.0, lt=1.0, description="fraction of patch tokens dropped in training")
+    grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
+    pretrained: bool = Field(False, description="start from published weights (needs a network connection)")
+    image_size: int = Field(224, gt=0, description="number open_clip stores; the real volume size is in the tag")
+
+
+class TextTower(Section):
+    """The text encoder: open_clip's BPE and a causal transformer, or a Hugging Face model by name."""
+
+    width: int = Field(192, gt=0, description="model width")
+    layers: int = Field(4, gt=0, description="transformer blocks")
+    heads: int = Field(4, gt=0, description="attention heads; must divide width")
+    context_length: int = Field(256, ge=8, description="longest unit in tokens; longer ones are cut")
+    vocab_size: int = Field(49408, gt=0, description="entries of the tokenizer")
+    hf_name: str | None = Field(None, description="Hugging Face model instead of the native tower")
+
+
+class ModelSection(Section):
+    """The dual encoder."""
+
+    image: ImageTower = Field(description="image tower")
+    text: TextTower = Field(TextTower(), description="text tower")
+    embed_dim: int = Field(256, gt=0, description="dimension of the joint space")
+    init: str | None = Field(None, description="release folder to start from")
+
+
+# ------------------------------------------------------------------------------------------------------- objectives
+
+
+class ContrastiveOptions(Section):
+    """InfoNCE over all ranks; identical texts and same patients are never negatives."""
+
+    units: tuple[Unit, ...] = Field(("report",), min_length=1, description="kinds of text compared with the image")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="smoothing of the targets")
+
+
+class SigmoidOptions(Section):
+    """Pairwise sigmoid (SigLIP) over all ranks, with the same exclusions."""
+
+    units: tuple[Unit, ...] = Field(("report",), min_length=1, description="kinds of text compared with the image")
+    init_bias: float = Field(-10.0, description="logit bias at the start")
+
+
+class SentenceOptions(Section):
+    """Each image against every distinct sentence of the global batch, several positives, sigmoid."""
+
+    units: tuple[Unit, ...] = Field(("sentence",), min_length=1, description="kinds of text that count as sentences")
+    init_bias: float = Field(-10.0, description="logit bias at the start")
+
+
+# Objectives whose options are known before torch is imported. Others are checked at stage 2 by their own class.
+OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
+    "contrastive": ContrastiveOptions,
+    "sigmoid": SigmoidOptions,
+    "sentence": SentenceOptions,
+}
+
+
+class ObjectiveSection(BaseModel):
+    """One term of the loss. Keys beside name and weight are the objective's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1, description="contrastive, sigmoid, sentence, or package.module:Class")
+    weight: float = Field(1.0, ge=0.0, description="factor of this term in the summed loss")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The objective's own keys, as written in the recipe."""
+        return dict(self.model_extra or {})
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+class MultiplierSection(Section):
+    """Learning-rate factors of parameter groups, for runs that start from a release."""
+
+    image: float = Field(1.0, ge=0.0, description="image tower")
+    text: float = Field(1.0, ge=0.0, description="text tower")
+    heads: float = Field(1.0, ge=0.0, description="projections, heads and objectives")
+
+
+class OptimSection(Section):
+    """AdamW (no decay on norms, biases, embeddings, logit scale), warm-up, cosine."""
+
+    lr: float = Field(1e-3, gt=0.0, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0.0, description="decoupled weight decay")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW betas")
+    eps: float = Field(1e-6, gt=0.0, description="AdamW epsilon")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimiser steps")
+    final_lr_fraction: Fraction = Field(0.01, description="learning rate at the end of the cosine, relative to lr")
+    clip_norm: float | None = Field(1.0, gt=0.0, description="gradient norm bound; null for none")
+    accumulate: int = Field(1, ge=1, description="batches per optimiser step")
+    lr_multipliers: MultiplierSection = Field(MultiplierSection(), description="per-group factors")
+    ema_decay: float | None = Field(None, gt=0.0, lt=1.0, description="release averaged weights; null for none")
+
+
+class TrainSection(Section):
+    """Length and machinery of the run."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    batch_size: int = Field(32, ge=2, description="studies per rank and batch")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the machine gains")
+    devices: int = Field(1, ge=1, description="ranks on this machine")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="where to run")
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field("auto", description="how ranks share the model")
+    nonfinite: Literal["skip", "stop"] = Field("skip", description="what a non-finite loss or gradient does")
+    max_nonfinite: int = Field(10, ge=0, description="skipped steps after which the run stops")
+
+
+class EvaluateSection(Section):
+    """Zero-shot scores during and after training."""
+
+    task: str | None = Field(None, description="task name in eval_zero_shot/tasks or a YAML path; null for none")
+    every_steps: int = Field(100, ge=1, description="steps between scores on splits.select")
+    max_studies: int | None = Field(None, ge=1, description="studies scored during training; null for all")
+    final: bool = Field(True, description="score splits.test at the end")
+
+
+class CheckpointSection(Section):
+    """What is kept of the weights: always last and best, and the best keep_top."""
+
+    every_steps: int = Field(100, ge=1, description="steps between checkpoints")
+    keep_top: int = Field(1, ge=0, description="best checkpoints kept beside last and best")
+
+
+class OutputSection(Section):
+    """Where results go."""
+
+    root: str = Field("runs", min_length=1, description="folder of all runs")
+    run: str | None = Field(None, description="name of this run's folder; null makes one from name and time")
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="letters, digits, dot, dash, underscore")
+    seed: int = Field(0, ge=0, description="seed of weights, order, augmentation and dropout")
+    data: DataSection = Field(description="studies and batches")
+    model: ModelSection = Field(description="dual encoder")
+    objectives: tuple[ObjectiveSection, ...] = Field(min_length=1, description="terms of the loss")
+    optim: OptimSection = Field(OptimSection(), description="optimiser")
+    train: TrainSection = Field(description="length and machinery")
+    evaluate: EvaluateSection = Field(EvaluateSection(), description="zero-shot scores")
+    checkpoint: CheckpointSection = Field(CheckpointSection(), description="checkpoints")
+    output: OutputSection = Field(OutputSection(), description="run folder")
