@@ -1,0 +1,1 @@
+"""Where studies come from. One module per kind of source."""
