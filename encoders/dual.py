@@ -1,0 +1,106 @@
+"""The dual encoder: open_clip's own model inside, so that what is trained is what is released.
+
+Legend: B studies, U text units, D embedding width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encoders.attention import Packing
+from encoders.features import ImageFeatures, TextFeatures
+from encoders.text import encode_foreign, encode_packed, is_packable
+
+
+class DualEncoder(nn.Module):
+    """Image and text tower with one embedding space.
+
+    `clip` is an `open_clip.CustomTextCLIP`; its state dict is exactly the released weights file. Images go through its image
+    tower, texts through its text tower in packed form.
+
+    Args:
+        clip: the open_clip model.
+        model_cfg: the dict it was built from (`open_clip_config.json`, key `model_cfg`).
+    """
+
+    def __init__(self, clip: nn.Module, model_cfg: dict[str, Any]) -> None:
+        super().__init__()
+        self.clip = clip
+        self.model_cfg = model_cfg
+        self.attention_backend = "auto"
+        self.pad_id = 0
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """ln of the inverse temperature."""
+        return self.clip.logit_scale
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        return self.clip.logit_bias
+
+    def encode_image(self, images: Tensor, tokens: bool = False) -> ImageFeatures:
+        """Images [B, C, (D,) H, W], one scan a study, to features; with `tokens` the tower's patch tokens as well.
+
+        Raises:
+            ValueError: `tokens` asked of a tower that does not give them.
+        """
+        visual = self.clip.visual
+        if not tokens:
+            pooled = visual(images)
+            patch = grid = None
+        else:
+            if not hasattr(visual, "trunk"):
+                raise ValueError("patch tokens are available from timm towers only (ours and timm's)")
+            features = visual.trunk.forward_features(images)
+            pooled = visual.head(visual.trunk.forward_head(features, pre_logits=True))
+            patch, grid = _patch_tokens(visual.trunk, features, images.shape[2:])
+        study = torch.arange(len(pooled), device=pooled.device)
+        return ImageFeatures(pooled, study, pooled, patch, grid)
+
+    def encode_units(self, tokens_T: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Packed token ids [T] of units with `lengths` tokens each to [U, D]."""
+        packing = Packing(tuple(lengths), tokens_T.device)
+        if is_packable(self.clip.text):
+            return encode_packed(self.clip.text, tokens_T, packing, self.attention_backend)
+        return encode_foreign(self.clip.text, tokens_T, packing, self.pad_id)
+
+    def encode_text(self, batch: Any) -> TextFeatures:
+        """Features of a batch's distinct texts (`data_shards.stream.TextBatch`)."""
+        units = self.encode_units(batch.tokens_T, batch.lengths)
+        return TextFeatures(units, batch.kind_U, batch.hash64_U, batch.pair_sample_P, batch.pair_unit_P)
+
+
+def _patch_tokens(trunk: nn.Module, features: Tensor, size: torch.Size) -> tuple[Tensor, tuple[int, ...]]:
+    if features.ndim == 4:  # convolutional timm trunks: B, C, H, W
+        return features.flatten(2).transpose(1, 2), tuple(features.shape[2:])
+    if hasattr(trunk, "token_grid"):
+        grid = trunk.token_grid(tuple(size))
+        return features[:, int(trunk.cls_token is not None) :], grid
+    prefix = int(getattr(trunk, "num_prefix_tokens", 0))
+    return features[:, prefix:], tuple(trunk.patch_embed.grid_size)
+
+
+def build_dual(model_cfg: dict[str, Any]) -> DualEncoder:
+    """A dual encoder with fresh weights from open_clip's `model_cfg` dict.
+
+    Raises:
+        TypeError: a key that open_clip 3.3 does not know.
+        RuntimeError: an image tower that is not registered in timm.
+    """
+    from open_clip.model import CustomTextCLIP
+
+    import encoders.voxvit  # noqa: F401  registers our names in timm
+
+    cfg = copy.deepcopy(model_cfg)
+    if cfg.pop("custom_text", None) is not True:
+        raise TypeError("model_cfg must say custom_text: true, the layout of the released weights")
+    dual = DualEncoder(CustomTextCLIP(**cfg), model_cfg)
+    if model_cfg["text_cfg"].get("hf_model_name"):
+        dual.pad_id = int(getattr(dual.clip.text.config, "pad_token_id", 0) or 0)
+    return dual

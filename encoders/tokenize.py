@@ -1,0 +1,79 @@
+"""Texts to token ids without padding, by the tokenizer a release names.
+
+open_clip pads every text to the context; packed towers need the ids alone. Ids are remembered: reports repeat sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Tokenize = Callable[[str], list[int]]
+MEMORY = 100_000  # texts whose ids are kept
+
+
+class BPE:
+    """open_clip's byte-pair tokenizer: start-of-text, lower-cased pieces, end-of-text; truncated to `context_length` with the
+    end-of-text token kept, exactly as open_clip does. Pickles as its context length alone."""
+
+    pad_id = 0
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+        self._ids = lru_cache(MEMORY)(self._encode)
+        self._tokenizer: object = None
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        if self._tokenizer is None:
+            from open_clip.tokenizer import SimpleTokenizer
+
+            self._tokenizer = SimpleTokenizer(context_length=self.context_length)
+        tokenizer = self._tokenizer
+        ids = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]  # type: ignore[attr-defined]
+        if len(ids) > self.context_length:
+            ids = [*ids[: self.context_length - 1], tokenizer.eot_token_id]  # type: ignore[attr-defined]
+        return tuple(ids)
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self._ids(text))
+
+    def __reduce__(self) -> tuple[type[BPE], tuple[int]]:
+        return BPE, (self.context_length,)
+
+
+class HFTokenizer:
+    """A Hugging Face tokenizer from a local folder or by name (extra `hf`)."""
+
+    def __init__(self, name: str, context_length: int) -> None:
+        self.name, self.context_length = name, context_length
+        self._ids = lru_cache(MEMORY)(self._encode)
+        self._tokenizer: object = None
+
+    @property
+    def pad_id(self) -> int:
+        return int(self._load().pad_token_id or 0)  # type: ignore[attr-defined]
+
+    def _load(self) -> object:
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self.name)
+        return self._tokenizer
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._load()(text, truncation=True, max_length=self.context_length)["input_ids"])  # type: ignore[operator]
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self._ids(text))
+
+    def __reduce__(self) -> tuple[type[HFTokenizer], tuple[str, int]]:
+        return HFTokenizer, (self.name, self.context_length)
+
+
+def pack(texts: Sequence[str], tokenize: Tokenize) -> tuple[Tensor, tuple[int, ...]]:
+    """Ids of all texts one after another, int64 [T], and the length of each."""
+    ids = [tokenize(text) for text in texts]
+    return torch.tensor([i for unit in ids for i in unit]), tuple(len(unit) for unit in ids)

@@ -1,0 +1,333 @@
+"""`voxvit`: a vision transformer over volumes, registered in timm, its geometry in its name (encoders.tag).
+
+Legend: B volumes, C width, (D, H, W) token grid, S = H·W tokens of one slice, N = D·S tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.models import register_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from encoders.attention import Packing, attend
+from encoders.tag import SIZES, Size3, Tag, parse_tag
+
+MLP_RATIO = 4
+STEM_MIN_WIDTH = 24
+
+
+class PatchStem(nn.Sequential):
+    """One strided convolution: a linear map of every patch (arXiv 2010.11929)."""
+
+    def __init__(self, channels: int, width: int, patch: Size3) -> None:
+        super().__init__(nn.Conv3d(channels, width, patch, stride=patch))
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    # GroupNorm, not BatchNorm: batches of volumes are small and differ between ranks.
+    return nn.GroupNorm(math.gcd(8, width), width)
+
+
+class ConvResidual(nn.Module):
+    """x + conv(gelu(norm(x))), the second half of one stem stage."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = _norm(width)
+        self.conv = nn.Conv3d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.gelu(self.norm(x)))
+
+
+class ConvStem(nn.Sequential):
+    """Strided 3x3x3 convolutions that halve each axis until the patch size is reached (arXiv 2106.14881).
+
+    Small bright or dark things survive here that a linear map of an 8x16x16 patch averages away. Each stage after the first,
+    which works at almost full resolution, has a residual convolution.
+    """
+
+    def __init__(self, channels: int, width: int, patch: Size3) -> None:
+        halvings = [int(math.log2(p)) for p in patch]
+        stages = max(halvings)
+        layers: list[nn.Module] = []
+        previous = channels
+        for stage in range(stages):
+            out = width if stage == stages - 1 else max(STEM_MIN_WIDTH, width >> (stages - 1 - stage))
+            stride = tuple(2 if stage < h else 1 for h in halvings)
+            layers += [nn.Conv3d(previous, out, 3, stride=stride, padding=1)]
+            if stage > 0:
+                layers += [ConvResidual(out)]
+            layers += [_norm(out), nn.GELU()]
+            previous = out
+        super().__init__(*layers, nn.Conv3d(width, width, 1))
+
+
+def rope_tables(grid: Size3, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [N, head_width/2] of axial rotary positions (arXiv 2104.09864, one third of the pairs an axis).
+
+    Pairs left over when the head width is not a multiple of six are not rotated.
+    """
+    pairs = head_width // 2
+    each = pairs // 3
+    frequency = 100.0 ** (-torch.arange(each, device=device, dtype=torch.float32) / max(each, 1))
+    axes = torch.meshgrid(*(torch.arange(g, device=device, dtype=torch.float32) for g in grid), indexing="ij")
+    angle = torch.cat([a.reshape(-1, 1) * frequency for a in axes], dim=1)
+    angle = F.pad(angle, (0, pairs - angle.shape[1]))
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (first half, second half) of x [..., heads, head_width] by tables [..., head_width/2]."""
+    a, b = x.float().chunk(2, dim=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over tokens [B, N, C]; attention inside groups of consecutive tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width))
+
+    def attention(self, x_GLC: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        groups, length, width = x_GLC.shape
+        qkv = self.qkv(x_GLC).view(groups * length, 3, self.heads, width // self.heads)
+        if rope is not None:
+            cos, sin = (t.reshape(groups * length, -1) for t in rope)
+            q, k, v = qkv.unbind(1)
+            qkv = torch.stack([rotate(q, cos, sin), rotate(k, cos, sin), v], dim=1)
+        out = attend(qkv, Packing.uniform(groups, length, x_GLC.device))
+        return self.proj(out.reshape(groups, length, width))
+
+    def forward(self, x_BNC: Tensor, rope: tuple[Tensor, Tensor] | None, slices: int) -> Tensor:
+        if slices == 1:
+            x = x_BNC + self.attention(self.norm1(x_BNC), rope)
+        else:
+            x = x_BNC + self._by_slice(self.norm1(x_BNC), rope, slices)
+        return x + self.mlp(self.norm2(x))
+
+    def _by_slice(self, y_BNC: Tensor, rope: tuple[Tensor, Tensor] | None, slices: int) -> Tensor:
+        """Attention inside each slice. A leading CLS token joins every slice and leaves as the mean of its copies."""
+        batch, tokens, width = y_BNC.shape
+        lead = tokens % slices
+        cls, body = y_BNC[:, :lead], y_BNC[:, lead:]
+        groups = body.reshape(batch * slices, -1, width)
+        if rope is not None:
+            rope = tuple(_with_lead(t, lead, batch, slices) for t in rope)  # type: ignore[assignment]
+        if lead:
+            groups = torch.cat([cls.repeat_interleave(slices, 0), groups], dim=1)
+        out = self.attention(groups, rope)
+        body = out[:, lead:].reshape(batch, tokens - lead, width)
+        return torch.cat([out[:, :lead].view(batch, slices, lead, width).mean(1), body], dim=1) if lead else body
+
+
+def _with_lead(table_BNP: Tensor, lead: int, batch: int, slices: int) -> Tensor:
+    body = table_BNP[:, lead:].reshape(batch * slices, -1, table_BNP.shape[-1])
+    return torch.cat([table_BNP[:, :lead].repeat_interleave(slices, 0), body], dim=1)
+
+
+class AttentionPool(nn.Module):
+    """One learned query over all tokens, then a residual MLP (the MAP head of arXiv 2106.04560)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width))
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        batch, tokens, width = x_BNC.shape
+        q = self.q(self.query).view(1, 1, self.heads, -1).expand(batch, -1, -1, -1).transpose(1, 2)
+        k, v = self.kv(x_BNC).view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, width)
+        out = self.proj(out)
+        return out + self.mlp(self.norm(out))
+
+
+class VoxViT(nn.Module):
+    """Vision transformer over volumes [B, channels, D, H, W] of any size that is a multiple of the patch.
+
+    The interface is timm's: `forward_features` [B, (1+)N, C], `forward_head` [B, C], `forward`, `num_features`,
+    `reset_classifier`, `group_matcher`, `set_grad_checkpointing`, `no_weight_decay`, so that open_clip can wrap it.
+
+    Args:
+        tag: the geometry.
+        num_classes: width of a linear classifier; 0 for none.
+        token_dropout: share of tokens dropped in training, the same number in every slice (FLIP, arXiv 2212.00794).
+    """
+
+    def __init__(self, tag: Tag, num_classes: int = 0, token_dropout: float = 0.0) -> None:
+        super().__init__()
+        width, depth, heads = SIZES[tag.size]
+        self.tag, self.num_classes, self.token_dropout = tag, num_classes, token_dropout
+        self.num_features = self.head_hidden_size = self.embed_dim = width
+        self.grad_checkpointing = False
+        self.default_cfg = self.pretrained_cfg = {
+            "architecture": tag.name,
+            "input_size": (tag.channels, *tag.grid),
+            "pool_size": None,
+            "num_classes": num_classes,
+            "first_conv": "patch_embed.0",
+            "classifier": "head",
+        }
+        stem = ConvStem if tag.stem == "conv" else PatchStem
+        self.patch_embed = stem(tag.channels, width, tag.patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if tag.pool == "cls" else None
+        if tag.positions == "learned":
+            self.pos_embed: nn.Parameter | None = nn.Parameter(torch.randn(1, width, *tag.tokens) * 0.02)
+        else:
+            self.pos_embed = None
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(tag.layers or depth))
+        self.norm = nn.LayerNorm(width)
+        self.attn_pool = AttentionPool(width, heads) if tag.pool == "attn" else None
+        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+        self.apply(self._init)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def token_grid(self, size: Size3) -> Size3:
+        """Token grid of a volume of `size` voxels.
+
+        Raises:
+            ValueError: the patch does not divide the size.
+        """
+        if any(s % p or s < p for s, p in zip(size, self.tag.patch, strict=True)):
+            raise ValueError(
+                f"a volume of {'x'.join(map(str, size))} voxels cannot be cut into patches of "
+                f"{'x'.join(map(str, self.tag.patch))}\n  why: a part of the body would be dropped in silence\n"
+                "  fix: pad or crop to a multiple of the patch (the release's own preprocessing does)"
+            )
+        return tuple(s // p for s, p in zip(size, self.tag.patch, strict=True))  # type: ignore[return-value]
+
+    def _rope(self, grid: Size3, keep: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        if self.tag.positions != "rope":
+            return None
+        tables = []
+        for table, identity in zip(rope_tables(grid, self._head_width, device), (1.0, 0.0), strict=True):
+            table = table.expand(batch, -1, -1)
+            if keep is not None:
+                table = table.gather(1, keep[..., None].expand(-1, -1, table.shape[-1]))
+            if self.cls_token is not None:  # the CLS token has no place: it is not rotated
+                table = F.pad(table, (0, 0, 1, 0), value=identity)
+            tables.append(table)
+        return tables[0], tables[1]
+
+    @property
+    def _head_width(self) -> int:
+        return self.embed_dim // SIZES[self.tag.size][2]
+
+    def _kept(self, grid: Size3, batch: int, device: torch.device) -> Tensor | None:
+        """Indices [B, kept] of the tokens that stay, ordered; the same number in each slice."""
+        if not (self.training and self.token_dropout > 0):
+            return None
+        per_slice = grid[1] * grid[2]
+        stay = max(1, round(per_slice * (1 - self.token_dropout)))
+        order = torch.rand(batch, grid[0], per_slice, device=device).argsort(-1)[..., :stay].sort(-1).values
+        return (order + torch.arange(grid[0], device=device)[None, :, None] * per_slice).flatten(1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[B, channels, D, H, W] in the release's windows to normalised tokens [B, (1+)N, C]; CLS first where there is one."""
+        grid = self.token_grid(x.shape[2:])  # type: ignore[arg-type]
+        x = self.patch_embed(x)
+        if self.pos_embed is not None:
+            place = self.pos_embed
+            if grid != self.tag.tokens:
+                place = F.interpolate(place, size=grid, mode="trilinear", align_corners=False)
+            x = x + place
+        x = x.flatten(2).transpose(1, 2)
+        keep = self._kept(grid, x.shape[0], x.device)
+        if keep is not None:
+            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        rope = self._rope(grid, keep, x.shape[0], x.device)
+        for i, block in enumerate(self.blocks):
+            slices = grid[0] if self.tag.attention == "slice3" and i % 3 != 2 and grid[0] > 1 else 1
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, rope, slices, use_reentrant=False)
+            else:
+                x = block(x, rope, slices)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens to one vector a volume [B, C], or classifier logits."""
+        if self.attn_pool is not None:
+            x = self.attn_pool(x)
+        else:
+            x = x[:, 0] if self.cls_token is not None else x.mean(1)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier. Pooling is part of the name: asking for another one is refused."""
+        if global_pool not in (None, "", self.tag.pool):
+            raise ValueError(f"pooling '{global_pool}' asked of {self.tag.name}: name it in the tag (o-…)")
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "cls_token", "attn_pool.query"}
+
+
+def _create(size: str, pretrained: bool = False, pretrained_cfg: object = None, **kwargs: object) -> VoxViT:
+    """timm calls this with what stood after the dot in `pretrained_cfg`."""
+    if pretrained:
+        raise RuntimeError(f"voxvit_{size} has no weights to download: load a release folder instead (encoders.load)")
+    name = f"voxvit_{size}" + (f".{pretrained_cfg}" if isinstance(pretrained_cfg, str) and pretrained_cfg else "")
+    return VoxViT(
+        parse_tag(name),
+        num_classes=int(kwargs.get("num_classes") or 0),  # type: ignore[call-overload]
+        token_dropout=float(kwargs.get("patch_drop_rate") or 0.0),  # type: ignore[arg-type]
+    )
+
+
+@register_model
+def voxvit_tiny(pretrained: bool = False, **kwargs: object) -> VoxViT:
+    """Width 192, 12 blocks, 3 heads."""
+    return _create("tiny", pretrained, **kwargs)
+
+
+@register_model
+def voxvit_small(pretrained: bool = False, **kwargs: object) -> VoxViT:
+    """Width 384, 12 blocks, 6 heads."""
+    return _create("small", pretrained, **kwargs)
+
+
+@register_model
+def voxvit_base(pretrained: bool = False, **kwargs: object) -> VoxViT:
+    """Width 768, 12 blocks, 12 heads."""
+    return _create("base", pretrained, **kwargs)
+
+
+@register_model
+def voxvit_large(pretrained: bool = False, **kwargs: object) -> VoxViT:
+    """Width 1024, 24 blocks, 16 heads."""
+    return _create("large", pretrained, **kwargs)
