@@ -11,6 +11,7 @@ from data_shards.errors import DataError
 
 SALT_ENV = "VOXCLIP_SALT"
 SALT_FILE = ".voxclip-salt"
+_SUFFIXES = tuple("nii.gz nii dcm npy png jpg jpeg webp tif tiff csv tar json parquet".split())  # longest first
 
 
 def hashed(value: str, salt: str) -> str:
@@ -29,8 +30,11 @@ def resolve_salt(beside: Path, salt: str | None = None) -> str:
     chosen = salt if salt is not None else os.environ.get(SALT_ENV)
     if chosen is not None:
         if not chosen.strip():
-            raise DataError("the salt is empty", "unsalted hashes of patient numbers can be undone by trying all numbers",
-                            f"set {SALT_ENV} to a secret, or unset it to have one made")
+            raise DataError(
+                "the salt is empty",
+                "unsalted hashes of patient numbers can be undone by trying all numbers",
+                f"set {SALT_ENV} to a secret, or unset it to have one made",
+            )
         return chosen
     path = beside.absolute().parent / SALT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +48,7 @@ def resolve_salt(beside: Path, salt: str | None = None) -> str:
 
 
 def file_tag(path: str | os.PathLike[str]) -> str:
-    """A name for a file that is safe in logs: its kind and a hash of its base name (paths often carry patient names)."""
+    """A name for a file that is safe in logs: its kind and a hash of its base name (paths often name patients)."""
     name = os.path.basename(os.fspath(path).rstrip("/"))
-    suffix = ".".join(name.split(".")[1:])[:12] or "folder"
+    suffix = next((s for s in _SUFFIXES if name.lower().endswith("." + s)), "unnamed")
     return f"{suffix} file {hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"

@@ -66,7 +66,9 @@ class Scan:
         if (self.array is None) == (self.image is None):
             raise DataError("a scan needs either a volume or an image, and this one has both or neither")
         if self.unit not in UNITS:
-            raise DataError(f"unknown unit {self.unit!r}", "windows would be applied to the wrong scale", f"use {UNITS}")
+            raise DataError(
+                f"unknown unit {self.unit!r}", "windows would be applied to the wrong scale", f"use {UNITS}"
+            )
         if self.array is None:
             if self.ext not in IMAGE_EXTS:
                 raise DataError(f"image extension {self.ext!r} is not supported", fix=f"use one of {IMAGE_EXTS}")
