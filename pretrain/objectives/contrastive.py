@@ -1,0 +1,42 @@
+"""InfoNCE between images and texts (CLIP, arXiv 2103.00020, eq. in fig. 3), with several positives a row.
+
+Legend: B studies, U distinct units.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.objectives.base import GlobalBatch, Objective, pairing
+from pretrain.schema import ContrastiveOptions
+
+
+def multi_positive_nce(logits_NM: Tensor, positive_NM: Tensor, negative_NM: Tensor) -> Tensor:
+    """Mean over rows of the mean over their positives p of -log( e^{s_p} / (e^{s_p} + sum over negatives e^{s_n}) ).
+
+    Other positives of the row stay out of the denominator (they are no mistakes), and so do pairs that are neither. With one
+    positive a row and all else negative this is cross-entropy. Rows without a positive do not count.
+    """
+    against_N1 = logits_NM.masked_fill(~negative_NM, float("-inf")).logsumexp(1, keepdim=True)
+    # softplus(lse - s) = log(1 + e^{lse - s}); a row without negatives has lse = -inf and loss 0, kept finite here.
+    against_N1 = against_N1.clamp(min=torch.finfo(logits_NM.dtype).min / 2)
+    loss_NM = F.softplus(against_N1 - logits_NM) * positive_NM
+    positives_N = positive_NM.sum(1)
+    rows = positives_N > 0
+    return (loss_NM.sum(1)[rows] / positives_N[rows]).mean()
+
+
+class Contrastive(Objective):
+    """Symmetric InfoNCE over the global batch with the released logit scale."""
+
+    reads = ("pooled", "units", "logit_scale")
+    Options = ContrastiveOptions
+
+    def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        pairs = pairing(batch, self.options.units)
+        logits_BU = batch.logit_scale.exp() * batch.images_BD @ pairs.units_UD.T
+        to_text = multi_positive_nce(logits_BU, pairs.positive_BU, pairs.negative_BU)
+        to_image = multi_positive_nce(logits_BU.T, pairs.positive_BU.T, pairs.negative_BU.T)
+        return (to_text + to_image) / 2, {"units": torch.tensor(float(len(pairs.units_UD)))}
