@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from data_shards.errors import DataError
 
 SALT_ENV = "VOXCLIP_SALT"
 SALT_FILE = ".voxclip-salt"
-_SUFFIXES = tuple("nii.gz nii dcm npy png jpg jpeg webp tif tiff csv tar json parquet".split())  # longest first
+_SUFFIX = re.compile(r"\.(nii\.gz|nii|dcm|npy|png|jpe?g|webp|tiff?|csv|tar|json|parquet)$", re.IGNORECASE)
 
 
 def hashed(value: str, salt: str) -> str:
@@ -50,5 +51,6 @@ def resolve_salt(beside: Path, salt: str | None = None) -> str:
 def file_tag(path: str | os.PathLike[str]) -> str:
     """A name for a file that is safe in logs: its kind and a hash of its base name (paths often name patients)."""
     name = os.path.basename(os.fspath(path).rstrip("/"))
-    suffix = next((s for s in _SUFFIXES if name.lower().endswith("." + s)), "unnamed")
+    found = _SUFFIX.search(name)
+    suffix = found.group(1).lower() if found else "unnamed"
     return f"{suffix} file {hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"

@@ -120,6 +120,7 @@ class ShardWriter:
         self._shards: list[dict[str, Any]] = []
         self._file: Any = None
         self._closed = False
+        self.manifest_hash = ""
 
     def write(self, study: Study | EncodedStudy) -> None:
         """Add one study. Raises DataError for a bad study, a repeated key, or a patient seen in another split."""

@@ -1,0 +1,128 @@
+"""Planar images: the steps of `open_clip.transform.image_transform(is_train=False)`, bit for bit, without torch."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.geometry import PlanarGeometry, View
+
+if TYPE_CHECKING:
+    from PIL.Image import Image, Resampling
+
+RATIO = (3 / 4, 4 / 3)  # aspect ratios a random crop may have, as in torchvision's RandomResizedCrop
+
+
+def apply_planar(
+    image_bytes: bytes, geometry: PlanarGeometry, view: View, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """One view of an encoded image: C,H,W float32, normalised by mean and std.
+
+    "centre" equals open_clip's evaluation transform. "random" takes a crop of `view.scale` of the area, like
+    torchvision's RandomResizedCrop, drawn from `rng`. No flips: they would swap the patient's left and right.
+    Raises DataError for bytes that are no image, or a view size other than the geometry's.
+    """
+    from PIL import Image as pil
+
+    if view.size and tuple(view.size) != geometry.size:
+        raise DataError(
+            f"the view's size {view.size} is not the geometry's size {geometry.size}",
+            "the encoder would see another scale than the release says",
+            "leave the view's size empty for images",
+        )
+    image = decode_image(image_bytes, geometry.deep_percentiles)
+    how = pil.Resampling.BILINEAR if geometry.interpolation == "bilinear" else pil.Resampling.BICUBIC
+    height, width = geometry.size
+    if view.kind == "random":
+        if rng is None:
+            raise DataError("a random view needs rng", fix="pass a numpy Generator seeded by the sample")
+        top, left, h, w = _random_box(image.size[1], image.size[0], view.scale, rng)
+        image = image.crop((left, top, left + w, top + h)).resize((width, height), pil.Resampling.BICUBIC)
+    elif view.kind == "resize" or geometry.resize_mode == "squash":
+        image = _resized(image, height, width, how)
+    elif view.kind == "centre":
+        image = _fit(image, geometry, how)
+    else:
+        raise DataError(f"view kind {view.kind!r} is for volumes", fix='use "random", "centre" or "resize"')
+    x_HWC = np.asarray(image.convert(geometry.mode)).reshape(height, width, geometry.channels)
+    x_CHW = np.ascontiguousarray(x_HWC.transpose(2, 0, 1)).astype(np.float32)
+    x_CHW /= np.float32(255)
+    x_CHW -= np.array(geometry.mean, np.float32)[:, None, None]
+    x_CHW /= np.array(geometry.std, np.float32)[:, None, None]
+    return x_CHW
+
+
+def decode_image(image_bytes: bytes, deep_percentiles: tuple[float, float] = (0.5, 99.5)) -> Image:
+    """Encoded bytes -> a PIL image of 8 bits a channel; deeper greys are scaled between their percentiles.
+
+    Raises DataError for bytes that do not decode whole.
+    """
+    from PIL import Image as pil
+
+    try:
+        image = pil.open(io.BytesIO(image_bytes))
+        image.load()
+    except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
+        raise DataError(
+            f"the image cannot be decoded ({type(error).__name__})",
+            "half an image would be trained on as if it were whole",
+            "export it again",
+        ) from None
+    if not image.mode.startswith(("I", "F")):
+        return image
+    grey = np.asarray(image).astype(np.float64)
+    if not np.isfinite(grey).all():
+        raise DataError("the image holds NaN or infinite pixels", "one of them turns the loss into NaN")
+    low, high = np.percentile(grey, deep_percentiles)
+    scaled = np.clip((grey - low) / max(high - low, 1e-12), 0, 1) * 255
+    return pil.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _fit(image: Image, geometry: PlanarGeometry, how: Resampling) -> Image:
+    """Resize by the shortest side and crop, or by the longest side and pad, as open_clip and torchvision do."""
+    from PIL import Image as pil
+
+    height, width = geometry.size
+    w, h = image.size
+    if geometry.resize_mode == "longest":
+        ratio = max(h / height, w / width)
+        image = _resized(image, round(h / ratio), round(w / ratio), how)
+    elif height == width:
+        short, long = min(w, h), max(w, h)
+        new = int(height * long / short)
+        image = _resized(image, *((new, height) if w <= h else (height, new)), how)
+    else:  # open_clip's ResizeKeepRatio is bicubic here whatever is asked for
+        ratio = min(h / height, w / width)
+        image = _resized(image, round(h / ratio), round(w / ratio), pil.Resampling.BICUBIC)
+    return _centre(image, height, width)
+
+
+def _resized(image: Image, height: int, width: int, how: Resampling) -> Image:
+    return image if image.size == (width, height) else image.resize((width, height), how)
+
+
+def _centre(image: Image, height: int, width: int) -> Image:
+    from PIL import ImageOps
+
+    w, h = image.size
+    if width > w or height > h:
+        dx, dy = max(width - w, 0), max(height - h, 0)
+        image = ImageOps.expand(image, border=(dx // 2, dy // 2, (dx + 1) // 2, (dy + 1) // 2), fill=0)
+        w, h = image.size
+    top, left = round((h - height) / 2.0), round((w - width) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _random_box(h: int, w: int, scale: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """top, left, height, width of a crop: area uniform in `scale`, log aspect ratio uniform; the whole if none fits."""
+    for _ in range(10):
+        area = h * w * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        cw, ch = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < cw <= w and 0 < ch <= h:
+            return int(rng.integers(0, h - ch + 1)), int(rng.integers(0, w - cw + 1)), ch, cw
+    return 0, 0, h, w

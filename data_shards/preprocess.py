@@ -1,0 +1,213 @@
+"""From a stored scan to the numbers an encoder sees. numpy (and PIL for images) only: `encoders` imports this too.
+
+Volumes: the view says which voxels of the resampled grid it wants; only the stored voxels those depend on are read,
+then each axis is resampled by explicit taps (index and weight), so a crop holds exactly the bits of the same part of
+the whole. The resampled grid shares its centre with the volume; a crop starts at a whole voxel of that grid.
+Shapes: D,H,W voxels, C windows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
+from data_shards.planar import apply_planar
+
+__all__ = [
+    "Geometry",
+    "PlanarGeometry",
+    "View",
+    "apply_planar",
+    "apply_view",
+    "geometry_from_dict",
+    "resampled_shape",
+    "sliding_crops",
+    "sliding_starts",
+]
+SAME_SPACING = 1e-4  # relative; closer than this an axis is not resampled
+
+
+def apply_view(
+    source: Any,
+    scan_meta: Mapping[str, Any],
+    geometry: Geometry,
+    view: View,
+    rng: np.random.Generator | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """One view of a volume: C,D,H,W float32 in [-1, 1].
+
+    Args:
+        source: D,H,W int16 or float16, anything with `.shape` and slicing (an ndarray, or a blosc2 NDArray that decodes
+            only the blocks a crop touches).
+        scan_meta: the scan's json: `spacing_mm` (z,y,x), `slope`, `intercept`.
+        view: "random" (needs `rng`), "centre" or "resize" with a size D,H,W.
+        out: where to put the result (C,D,H,W float32), to save a copy.
+    Raises: DataError for a view that does not fit, a spacing that is needed and missing, or non-finite voxels.
+    """
+    if len(view.size) != 3:
+        raise DataError(f"view size {view.size} is not D,H,W", fix="a volume needs three numbers")
+    if view.kind == "sliding":
+        raise DataError("a sliding view gives many crops", fix="use data_shards.preprocess.sliding_crops")
+    ratios, grid = _grid(source.shape, scan_meta, geometry, view)
+    if view.kind == "random":
+        if rng is None:
+            raise DataError("a random view needs rng", fix="pass a numpy Generator seeded by the sample")
+        starts = tuple(_random_start(n, m, view.jitter, rng) for n, m in zip(grid, view.size))
+    else:
+        starts = tuple((n - m) // 2 for n, m in zip(grid, view.size))
+    return _crop(source, scan_meta, geometry, ratios, grid, starts, view.size, out)
+
+
+def resampled_shape(shape: tuple[int, ...], scan_meta: Mapping[str, Any], geometry: Geometry) -> tuple[int, ...]:
+    """D,H,W of the whole volume at the geometry's spacing."""
+    return _grid(shape, scan_meta, geometry, View("centre", (1, 1, 1)))[1]
+
+
+def sliding_starts(
+    shape: tuple[int, ...], scan_meta: Mapping[str, Any], geometry: Geometry, view: View
+) -> list[tuple[int, int, int]]:
+    """Where the crops of a sliding view begin on the resampled grid, evenly spread, with at least `view.overlap`
+    shared by neighbours; an axis shorter than the crop is centred in it (its start is then zero or negative)."""
+    _, grid = _grid(shape, scan_meta, geometry, view)
+    axes = []
+    for n, m in zip(grid, view.size):
+        if n <= m:
+            axes.append([(n - m) // 2])
+            continue
+        step = max(1, int(m * (1 - view.overlap)))
+        count = -(-(n - m) // step) + 1
+        axes.append([round(i * (n - m) / (count - 1)) for i in range(count)])
+    return list(itertools.product(*axes))  # type: ignore[arg-type]
+
+
+def sliding_crops(
+    source: Any, scan_meta: Mapping[str, Any], geometry: Geometry, view: View
+) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
+    """(start D,H,W on the resampled grid, crop C,D,H,W) for every crop of a sliding view."""
+    ratios, grid = _grid(source.shape, scan_meta, geometry, view)
+    for start in sliding_starts(source.shape, scan_meta, geometry, view):
+        yield start, _crop(source, scan_meta, geometry, ratios, grid, start, view.size, None)
+
+
+def _grid(
+    shape: tuple[int, ...], meta: Mapping[str, Any], geometry: Geometry, view: View
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Per axis: stored voxels per resampled voxel, and the resampled length. A ratio of exactly 1 means untouched."""
+    if view.kind == "resize":
+        return tuple(n / m for n, m in zip(shape, view.size)), view.size
+    if geometry.spacing_mm is None:
+        return (1.0, 1.0, 1.0), tuple(shape)
+    spacing = meta.get("spacing_mm")
+    if spacing is None:
+        raise DataError(
+            "the scan has no spacing_mm, and the geometry asks for one",
+            "organs would appear at a size that depends on the scanner",
+            'give --spacing when building, use view kind "resize", or set the geometry\'s spacing_mm to null',
+        )
+    ratios = [want / have for want, have in zip(geometry.spacing_mm, spacing)]
+    ratios = [1.0 if abs(r - 1) < SAME_SPACING else r for r in ratios]
+    return tuple(ratios), tuple(n if r == 1.0 else max(1, round(n / r)) for n, r in zip(shape, ratios))
+
+
+def _random_start(n: int, m: int, jitter: int, rng: np.random.Generator) -> int:
+    if n > m:
+        return int(rng.integers(0, n - m + 1))
+    centre = (n - m) // 2
+    return int(rng.integers(max(n - m, centre - jitter), min(0, centre + jitter) + 1))
+
+
+def _crop(
+    source: Any,
+    meta: Mapping[str, Any],
+    geometry: Geometry,
+    ratios: tuple[float, ...],
+    grid: tuple[int, ...],
+    starts: tuple[int, ...],
+    size: tuple[int, ...],
+    out: np.ndarray | None,
+) -> np.ndarray:
+    region: list[slice] = []
+    place: list[slice] = []
+    taps: list[tuple[np.ndarray, np.ndarray] | None] = []
+    for n, ratio, length, start, m in zip(source.shape, ratios, grid, starts, size):
+        first, last = max(start, 0), min(start + m, length)
+        place.append(slice(first - start, last - start))
+        if ratio == 1.0:
+            region.append(slice(first, last))
+            taps.append(None)
+            continue
+        index_KJ, weight_KJ = _taps(n, ratio, length, first, last, geometry)
+        low, high = int(index_KJ.min()), int(index_KJ.max()) + 1
+        region.append(slice(low, high))
+        taps.append((index_KJ - low, weight_KJ))
+    x = np.asarray(source[tuple(region)]).astype(np.float32)
+    slope, intercept = float(meta.get("slope", 1.0)), float(meta.get("intercept", 0.0))
+    if (slope, intercept) != (1.0, 0.0):
+        x *= np.float32(slope)
+        x += np.float32(intercept)
+    # The axis that shrinks most goes first: fewer voxels for the others. The order depends on the ratios alone, never
+    # on the crop, or crop and whole would differ in the last bit.
+    for axis in sorted(range(3), key=lambda a: -ratios[a]):
+        if (tap := taps[axis]) is not None:
+            x = _resample(x, axis, *tap)
+    if geometry.rounding == "nearest":
+        np.rint(x, out=x)
+    return _window(x, tuple(place), size, geometry, out)
+
+
+def _taps(
+    n: int, ratio: float, length: int, first: int, last: int, geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stored indices and weights (K taps, J outputs) for outputs first..last-1 of an axis.
+
+    A triangle filter around each output's position: half-width one stored voxel (linear interpolation), or one output
+    voxel where the axis shrinks, so that what is averaged away cannot alias. Weights outside the volume are dropped and
+    the rest renormalised, as PIL does.
+    """
+    x_J = (n - 1) / 2 + (np.arange(first, last) - (length - 1) / 2) * ratio
+    if geometry.interpolation == "nearest":
+        return np.clip(np.floor(x_J + 0.5), 0, n - 1).astype(np.intp)[None], np.ones((1, len(x_J)), np.float32)
+    half = max(1.0, ratio) if geometry.antialias else 1.0
+    index_KJ = (np.floor(x_J - half).astype(np.intp) + 1)[None] + np.arange(int(np.ceil(2 * half)))[:, None]
+    weight_KJ = np.maximum(0.0, 1.0 - np.abs(index_KJ - x_J) / half)
+    weight_KJ[(index_KJ < 0) | (index_KJ >= n)] = 0.0
+    weight_KJ /= weight_KJ.sum(0)
+    return np.clip(index_KJ, 0, n - 1), weight_KJ.astype(np.float32)
+
+
+def _resample(x: np.ndarray, axis: int, index_KJ: np.ndarray, weight_KJ: np.ndarray) -> np.ndarray:
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    total = np.take(x, index_KJ[0], axis, mode="clip")
+    total *= weight_KJ[0].reshape(shape)
+    part = np.empty_like(total)
+    for index_J, weight_J in zip(index_KJ[1:], weight_KJ[1:]):
+        np.take(x, index_J, axis, out=part, mode="clip")
+        part *= weight_J.reshape(shape)
+        total += part
+    return total
+
+
+def _window(
+    x: np.ndarray, place: tuple[slice, ...], size: tuple[int, ...], geometry: Geometry, out: np.ndarray | None
+) -> np.ndarray:
+    """Pad to size and give each window a channel: clip((x - low) / (high - low), 0, 1) * 2 - 1."""
+    whole = x.shape == tuple(size)
+    if out is None:
+        out = np.empty((geometry.channels, *size), np.float32)
+    for channel, (low, high) in zip(out, geometry.windows):
+        scale = np.float32(2.0 / (high - low))
+        if not whole:
+            channel[...] = np.clip((np.float32(geometry.pad_hu) - np.float32(low)) * scale - np.float32(1), -1, 1)
+        inner = channel[place]
+        np.subtract(x, np.float32(low), out=inner)
+        inner *= scale
+        inner -= np.float32(1)
+        np.clip(inner, -1, 1, out=inner)
+    return out
