@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from encoders.attention import Packing
 from encoders.features import ImageFeatures, TextFeatures
 from encoders.text import encode_foreign, encode_packed, is_packable
+
+
+@dataclass(frozen=True)
+class DualFeatures:
+    """What one call of the dual encoder gives: this rank's features and the shared scalars."""
+
+    image: ImageFeatures
+    text: TextFeatures
+    logit_scale: Tensor
+    logit_bias: Tensor | None
 
 
 class DualEncoder(nn.Module):
@@ -70,10 +81,20 @@ class DualEncoder(nn.Module):
             return encode_packed(self.clip.text, tokens_T, packing, self.attention_backend)
         return encode_foreign(self.clip.text, tokens_T, packing, self.pad_id)
 
-    def encode_text(self, batch: Any) -> TextFeatures:
+    def encode_text(self, text: Any) -> TextFeatures:
         """Features of a batch's distinct texts (`data_shards.stream.TextBatch`)."""
-        units = self.encode_units(batch.tokens_T, batch.lengths)
-        return TextFeatures(units, batch.kind_U, batch.hash64_U, batch.pair_sample_P, batch.pair_unit_P)
+        units = self.encode_units(text.tokens_T, text.lengths)
+        return TextFeatures(units, text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P)
+
+    def forward(self, images: Tensor, text: Any, tokens: bool = False) -> DualFeatures:
+        """Both towers in one call, which is what sharded training (FSDP2) hooks into."""
+        bias = self.logit_bias
+        return DualFeatures(
+            self.encode_image(images, tokens),
+            self.encode_text(text),
+            self.logit_scale * 1.0,  # a value made here stays valid after FSDP2 has put the parameter away
+            None if bias is None else bias * 1.0,
+        )
 
 
 def _patch_tokens(trunk: nn.Module, features: Tensor, size: torch.Size) -> tuple[Tensor, tuple[int, ...]]:
