@@ -1,18 +1,22 @@
 """The recipe: every key a YAML file may hold, its type, default and meaning.
 
-Pure pydantic, no torch, so that a mistake answers at once. Unknown keys are errors everywhere except inside one
-objective, whose own options are checked against its Options class. Sizes and spacings are always
-(depth, height, width). `pretrain.config` reads a file into a Recipe and holds the checks that need two sections at once.
+Pure pydantic, no torch, so that a mistake answers at once. Unknown keys are errors everywhere; an objective's own
+options are checked against its Options class. Sizes and spacings are always (depth, height, width). `pretrain.config`
+reads a file into a Recipe, `pretrain.checks` holds what needs two sections at once. Geometry and views mirror
+`data_shards.geometry`, with one line of meaning a key.
 """
 
 from __future__ import annotations
 
+import pathlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+Path = tuple[str | int, ...]
 
 Triple = tuple[float, float, float]
-Rgb = tuple[float, float, float]
+Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 Size = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2, max_length=3)]
 Unit = Literal["report", "section", "sentence", "caption"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -45,14 +49,16 @@ class VolumeGeometry(Section):
 
     kind: Literal["volume"] = Field(description="3D volumes")
     orientation: Literal["RAS"] = Field("RAS", description="axis order of the volume the model sees")
-    spacing_mm: Triple = Field(description="voxel spacing after resampling, z y x, millimetres")
-    interpolation: Literal["linear"] = Field("linear", description="resampling kernel")
+    spacing_mm: Triple | None = Field(
+        description="voxel spacing after resampling, z y x, mm; null keeps each scan's own"
+    )
+    interpolation: Literal["linear", "nearest"] = Field("linear", description="resampling kernel")
     antialias: bool = Field(True, description="widen the kernel when downsampling")
-    pad_hu: float = Field(-1024.0, description="value outside the scan")
+    pad_hu: float = Field(-1024.0, description="value outside the scan, in its unit")
     windows: tuple[tuple[float, float], ...] = Field(
         min_length=1, description="one (low, high) HU window per channel, each scaled to [-1, 1]"
     )
-    rounding: Literal["none"] = Field("none", description="rounding after resampling")
+    rounding: Literal["none", "nearest"] = Field("none", description="nearest: whole units after resampling")
     dtype: Literal["float32"] = Field("float32", description="dtype of the channels")
 
 
@@ -60,11 +66,14 @@ class PlanarGeometry(Section):
     """How a 2D image becomes channels; saved in the release as open_clip's preprocess_cfg."""
 
     kind: Literal["image"] = Field(description="2D images")
-    mean: Rgb = Field((0.48145466, 0.4578275, 0.40821073), description="subtracted per channel")
-    std: Rgb = Field((0.26862954, 0.26130258, 0.27577711), description="divided by per channel")
+    mean: Channels = Field((0.48145466, 0.4578275, 0.40821073), description="subtracted per channel")
+    std: Channels = Field((0.26862954, 0.26130258, 0.27577711), description="divided by per channel")
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="resize kernel")
     resize_mode: Literal["shortest", "longest", "squash"] = Field("shortest", description="open_clip resize mode")
-    mode: Literal["RGB"] = Field("RGB", description="channels the image is converted to")
+    mode: Literal["RGB", "L"] = Field("RGB", description="colour space the image is converted to")
+    deep_percentiles: tuple[float, float] = Field(
+        (0.5, 99.5), description="images of more than 8 bits: clip to these percentiles, then scale to 8 bits"
+    )
     size: tuple[int, int] = Field((224, 224), description="height, width the model sees")
 
 
@@ -73,9 +82,10 @@ class ViewSection(Section):
 
     kind: Literal["random", "centre", "resize", "sliding"] = Field(description="how the region is chosen")
     size: Size = Field(description="D H W of a volume or H W of an image, in model voxels")
-    jitter: int = Field(0, ge=0, description="random: shift by at most this many voxels when the scan fits")
-    overlap: Fraction = Field(0.0, description="sliding: overlap of neighbouring windows")
-    merge: Literal["mean", "max"] = Field("mean", description="sliding: how window features merge")
+    jitter: int = Field(0, ge=0, description="random: shift by up to this many voxels where the scan is smaller")
+    scale: tuple[float, float] = Field((0.8, 1.0), description="random, images: part the crop covers (least, most)")
+    overlap: float = Field(0.25, ge=0.0, lt=1.0, description="sliding: overlap of neighbouring windows")
+    merge: Literal["mean", "max"] = Field("mean", description="sliding: how the scores of windows merge")
 
 
 class UnitSection(Section):
@@ -253,8 +263,29 @@ class OutputSection(Section):
     run: str | None = Field(None, description="name of this run's folder; null makes one from name and time")
 
 
+class Origin:
+    """Where each key of a recipe was written: path -> "file:line" or "command line". Never part of equality."""
+
+    def __init__(self, places: dict[Path, str] | None = None) -> None:
+        self.places = places or {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origin)
+
+    __hash__ = object.__hash__
+
+    def where(self, path: Path) -> str:
+        """Place of the key, or of the closest section around it that was written."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+        return ""
+
+
 class Recipe(Section):
     """One experiment."""
+
+    _origin: Origin = PrivateAttr(default_factory=Origin)
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="letters, digits, dot, dash, underscore")
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation and dropout")
@@ -266,3 +297,8 @@ class Recipe(Section):
     evaluate: EvaluateSection = Field(EvaluateSection(), description="zero-shot scores")
     checkpoint: CheckpointSection = Field(CheckpointSection(), description="checkpoints")
     output: OutputSection = Field(OutputSection(), description="run folder")
+
+    @property
+    def cache_dir(self) -> pathlib.Path:
+        """`data.cache` with ~ resolved."""
+        return pathlib.Path(self.data.cache).expanduser()

@@ -1,0 +1,252 @@
+"""Checks of a recipe that need two sections at once, or the disk. Stage 1: no torch, well under a second.
+
+Each check gets the sections that are valid so far and yields Problems; `run` skips a check whose sections are missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from encoders.tag import SIZES, parse_tag
+from pretrain import known_models
+from pretrain.schema import (
+    OBJECTIVE_OPTIONS,
+    DataSection,
+    EvaluateSection,
+    ModelSection,
+    ObjectiveSection,
+    OptimSection,
+    TrainSection,
+    VolumeGeometry,
+)
+from pretrain.yaml_lines import Problem
+
+_IMAGE_NAME = ("model", "image", "name")
+
+
+def closest(word: str, options: Iterable[str], count: int = 1) -> str:
+    """`did you mean X?` for the closest of the options, or an empty string."""
+    found = difflib.get_close_matches(word, list(options), n=count, cutoff=0.6)
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def _is_volumetric(name: str) -> bool:
+    return name.startswith("voxvit")
+
+
+def check_model_name(model: ModelSection) -> Iterator[Problem]:
+    name = model.image.name
+    ours = tuple(f"voxvit_{size}" for size in SIZES)
+    if _is_volumetric(name):
+        try:
+            parse_tag(name)
+        except ValueError as error:
+            yield Problem(_IMAGE_NAME, str(error), closest(name.partition(".")[0], ours))
+    elif ":" not in name and not known_models.is_known(name):
+        hint = known_models.suggest(name, ours)
+        # A newer timm may have names this list lacks; then only the installed library can tell, after import.
+        if known_models.is_current() or "voxvit" in hint:
+            yield Problem(_IMAGE_NAME, f"no model is called '{name}'", hint or "timm.list_models() prints what exists")
+
+
+def check_volume_model(data: DataSection, model: ModelSection) -> Iterator[Problem]:
+    name, geometry = model.image.name, data.geometry
+    if not _is_volumetric(name):
+        if isinstance(geometry, VolumeGeometry) and known_models.is_known(name):
+            yield Problem(
+                _IMAGE_NAME, f"'{name}' takes images, data.geometry makes volumes", "use voxvit_*, or kind: image"
+            )
+        return
+    if not isinstance(geometry, VolumeGeometry):
+        yield Problem(
+            _IMAGE_NAME, f"'{name}' takes volumes, data.geometry makes images", "use a timm name, or kind: volume"
+        )
+        return
+    try:
+        tag = parse_tag(name)
+    except ValueError:
+        return  # check_model_name reports it
+    windows, size, patch = len(geometry.windows), tag.grid, tag.patch
+    if windows != tag.channels:
+        yield Problem(
+            ("data", "geometry", "windows"),
+            f"{windows} windows make {windows} channels, but the model's tag says c-{tag.channels}",
+            f"write c-{windows} in model.image.name, or list {tag.channels} windows",
+        )
+    if len(data.eval_view.size) == 3 and data.eval_view.size != size:
+        yield Problem(
+            ("data", "eval_view", "size"),
+            f"{_times(data.eval_view.size)} differs from the model's native size i-{_times(size)}",
+            "make them equal: the release states one size",
+        )
+    if len(data.train_view.size) == 3 and any(v % p for v, p in zip(data.train_view.size, patch, strict=True)):
+        yield Problem(
+            ("data", "train_view", "size"),
+            f"{_times(data.train_view.size)} is not a multiple of the model's patch p-{_times(patch)}",
+            "change the size or the patch",
+        )
+
+
+def check_views(data: DataSection) -> Iterator[Problem]:
+    volume = isinstance(data.geometry, VolumeGeometry)
+    for key, view in (("train_view", data.train_view), ("eval_view", data.eval_view)):
+        if len(view.size) != (3 if volume else 2):
+            yield Problem(("data", key, "size"), f"{len(view.size)} numbers for {'D H W' if volume else 'H W'}")
+    if data.train_view.kind == "sliding":
+        yield Problem(
+            ("data", "train_view", "kind"), "training reads one region a study, not sliding windows", "random"
+        )
+    if data.eval_view.kind == "random":
+        yield Problem(
+            ("data", "eval_view", "kind"), "scores would depend on where the crop falls", "use centre or sliding"
+        )
+    if isinstance(data.geometry, VolumeGeometry):
+        for i, (low, high) in enumerate(data.geometry.windows):
+            if not low < high:
+                yield Problem(
+                    ("data", "geometry", "windows", i), f"({low:g}, {high:g}) is empty: low must be below high"
+                )
+        if not all(s > 0 for s in data.geometry.spacing_mm or ()):
+            yield Problem(("data", "geometry", "spacing_mm"), "spacings must be positive millimetres")
+        return
+    channels = len(data.geometry.mode)
+    for key in ("mean", "std"):
+        if len(getattr(data.geometry, key)) != channels:
+            yield Problem(("data", "geometry", key), f"needs {channels} numbers for mode {data.geometry.mode}")
+    if len(data.eval_view.size) == 2 and data.eval_view.size != data.geometry.size:
+        yield Problem(
+            ("data", "eval_view", "size"),
+            f"{_times(data.eval_view.size)} differs from data.geometry.size {_times(data.geometry.size)}",
+            "make them equal: the release states one size",
+        )
+
+
+def check_source(data: DataSection) -> Iterator[Problem]:
+    source = data.source
+    if source.kind == "phantom":
+        if not isinstance(data.geometry, VolumeGeometry):
+            yield Problem(("data", "geometry", "kind"), "phantoms are CT volumes", "kind: volume")
+        return
+    folder, path = Path(source.path).expanduser(), ("data", "source", "path")
+    if not folder.is_dir():
+        yield Problem(path, f"no folder '{source.path}'", f"python -m data_shards.build ... --out {source.path}")
+    elif not (folder / "manifest.json").is_file():
+        yield Problem(
+            path, f"'{source.path}' has no manifest.json: not a whole shard set", "python -m data_shards.build"
+        )
+
+
+def check_splits(data: DataSection) -> Iterator[Problem]:
+    s = data.splits
+    for key, other in (("select", "train"), ("test", "train"), ("test", "select")):
+        if getattr(s, key) == getattr(s, other):
+            what = f"equal to splits.{other}: its scores would be optimistic"
+            yield Problem(("data", "splits", key), what, "name another split")
+
+
+def objective_names() -> tuple[str, ...]:
+    """Built-in objectives: those of the schema, and every file in pretrain/objectives."""
+    folder = Path(__file__).with_name("objectives")
+    files = {f.stem for f in folder.glob("*.py") if not f.stem.startswith("_") and f.stem != "base"}
+    return tuple(sorted(files | set(OBJECTIVE_OPTIONS)))
+
+
+def check_objectives(objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
+    for i, objective in enumerate(objectives):
+        path, name = ("objectives", i, "name"), objective.name
+        if ":" in name:
+            package = name.partition(":")[0].partition(".")[0]
+            if not package.isidentifier() or importlib.util.find_spec(package) is None:
+                yield Problem(path, f"no module '{package}' can be imported", "install it or run beside it")
+        elif name not in objective_names():
+            hint = closest(name, objective_names()) or f"one of {', '.join(objective_names())}"
+            yield Problem(path, f"no objective is called '{name}'", f"{hint} (yours: package.module:Class)")
+    if objectives and not any(o.weight > 0 for o in objectives):
+        yield Problem(("objectives",), "every weight is 0: nothing would be learnt", "give one a weight above 0")
+
+
+def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
+    have = {
+        "report": data.units.report,
+        "sentence": data.units.sentences,
+        "section": data.units.sections,
+        "caption": data.units.captions,
+    }
+    if not any(have.values()):
+        yield Problem(("data", "units"), "no kind of text is switched on", "set report or sentences to true")
+    switch = {"report": "report", "sentence": "sentences", "section": "sections", "caption": "captions"}
+    for i, objective in enumerate(objectives):
+        known = OBJECTIVE_OPTIONS.get(objective.name)
+        if known is None:
+            continue
+        wanted = objective.options.get("units", known.model_fields["units"].default)
+        for unit in wanted if isinstance(wanted, list | tuple) else ():
+            if not have.get(str(unit), True):
+                what = f"{objective.name} compares with {unit} units, which data.units does not make"
+                yield Problem(("objectives", i), what, f"set data.units.{switch[str(unit)]}: true")
+
+
+def check_text(model: ModelSection) -> Iterator[Problem]:
+    text = model.text
+    if text.hf_name is None and text.width % text.heads:
+        yield Problem(("model", "text", "heads"), f"{text.heads} heads do not divide width {text.width}")
+    if model.init is not None and not (Path(model.init).expanduser() / "open_clip_config.json").is_file():
+        yield Problem(
+            ("model", "init"), f"'{model.init}' is not a release folder", "name a folder made by encoders.release"
+        )
+
+
+def check_schedule(optim: OptimSection, train: TrainSection) -> Iterator[Problem]:
+    if optim.warmup_steps >= train.steps:
+        what = f"{optim.warmup_steps} is not below train.steps {train.steps}: the peak rate is never reached"
+        yield Problem(("optim", "warmup_steps"), what, "shorten the warm-up")
+    if not all(0 <= b < 1 for b in optim.betas):
+        yield Problem(("optim", "betas"), "each beta must be at least 0 and below 1")
+
+
+def task_names() -> tuple[str, ...]:
+    """Packaged zero-shot tasks."""
+    package = importlib.util.find_spec("eval_zero_shot")
+    roots = package.submodule_search_locations if package else None
+    return tuple(sorted(f.stem for root in roots or () for f in Path(root, "tasks").glob("*.yaml")))
+
+
+def check_task(evaluate: EvaluateSection) -> Iterator[Problem]:
+    task = evaluate.task
+    if task is None or task in task_names() or (task.endswith((".yaml", ".yml")) and Path(task).is_file()):
+        return
+    hint = closest(task, task_names()) or f"one of {', '.join(task_names())}, or the path of a task YAML"
+    yield Problem(("evaluate", "task"), f"no task '{task}'", hint)
+
+
+def _times(size: Sequence[int]) -> str:
+    return "x".join(str(s) for s in size)
+
+
+CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
+    check_source,
+    check_views,
+    check_splits,
+    check_model_name,
+    check_volume_model,
+    check_text,
+    check_objectives,
+    check_units,
+    check_schedule,
+    check_task,
+)
+
+
+def run(sections: dict[str, Any]) -> list[Problem]:
+    """Problems of all checks whose sections (parameters by name) are present."""
+    problems: list[Problem] = []
+    for check in CHECKS:
+        wanted = list(inspect.signature(check).parameters)
+        if all(name in sections for name in wanted):
+            problems += check(*(sections[name] for name in wanted))
+    return problems

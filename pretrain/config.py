@@ -1,0 +1,243 @@
+"""From a YAML file and command-line overrides to a Recipe, or to every mistake at once, without importing torch.
+
+Stage 1 (here): schema, paths, our model tags, names in shipped lists. Stage 2 (after imports, before data or GPU) is
+the business of `pretrain.fit`, which reports through `refuse` and `options_of` in the same words.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path as FilePath
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from encoders.tag import parse_tag
+from pretrain import checks
+from pretrain.arguments import Arguments, schema_help, split_argv
+from pretrain.errors import ConfigError
+from pretrain.schema import OBJECTIVE_OPTIONS, ObjectiveSection, Origin, Recipe
+from pretrain.wording import describe, locate, report
+from pretrain.yaml_lines import Document, Problem, apply_override, read
+
+__all__ = [
+    "Arguments",
+    "ConfigError",
+    "Problem",
+    "dump",
+    "load_recipe",
+    "options_of",
+    "refuse",
+    "schema_help",
+    "smoke",
+    "split_argv",
+]
+
+OptionsT = TypeVar("OptionsT", bound=pydantic.BaseModel)
+
+
+def packaged() -> tuple[str, ...]:
+    """File names of the recipes that come with the package."""
+    return tuple(sorted(f.name for f in resources.files("configs").iterdir() if f.name.endswith(".yaml")))
+
+
+def find(name: str) -> tuple[str, str]:
+    """Text and display name of a recipe: a file as given, else a packaged recipe (the suffix may be left out).
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    given = FilePath(name)
+    if given.is_file():
+        return given.read_text(encoding="utf-8"), name
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in packaged():
+            file = resources.files("configs").joinpath(candidate)
+            inside = os.path.relpath(str(file))
+            return file.read_text(encoding="utf-8"), candidate if inside.startswith("..") else inside
+    hint = checks.closest(given.name, packaged())
+    raise ConfigError(
+        f"no recipe '{name}', neither a file here nor one of the packaged: {', '.join(packaged())}",
+        fix=hint or "name a file, or one of these",
+    )
+
+
+def load_recipe(name: str, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
+    """Read, override, validate and cross-check a recipe.
+
+    `overrides` are `key.sub=value` (as `split_argv` gives them) or `--key.sub`, `value` in pairs, applied in order.
+    `smoke` shrinks the file's values first, so that overrides still win.
+
+    Raises:
+        ConfigError: with every mistake: key path, file and line, what is wrong, what to do.
+    """
+    text, label = find(name)
+    try:
+        document = read(text, label)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(
+            f"{label}{line} is not YAML: {error.problem}", fix="check indentation and colons there"
+        ) from None
+    if not isinstance(document.data, dict):
+        raise ConfigError(f"{label} holds no keys", fix="start from a packaged recipe: --print-config prints one")
+    if smoke:
+        _shrink(document.data)
+    for override in _pairs(overrides):
+        apply_override(document, override)
+    recipe = _validate(document, label)
+    recipe._origin = Origin(document.places)
+    return recipe
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[str]:
+    items = iter(overrides)
+    for item in items:
+        yield item if "=" in item or not item.startswith("--") else f"{item}={next(items, '')}"
+
+
+def _validate(document: Document, label: str) -> Recipe:
+    data, problems = document.data, list(document.problems)
+    recipe, found = _parse(data)
+    problems += found
+    problems += _option_problems(data)
+    sections = {key: getattr(recipe, key) for key in Recipe.model_fields} if recipe else _salvage(data, found)
+    broken = {p.path[:2] for p in problems}
+    problems += [p for p in checks.run(sections) if recipe is not None or p.path[:2] not in broken]
+    if recipe is None or problems:
+        raise ConfigError(report(problems, Origin(document.places), label))
+    return recipe
+
+
+def _parse(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    # Through JSON, because strict JSON keeps "3" and 3 apart yet lets a list become a tuple.
+    try:
+        return Recipe.model_validate_json(json.dumps(data), strict=True), []
+    except pydantic.ValidationError as error:
+        return None, [describe(e, data, Recipe) for e in error.errors(include_url=False)]
+
+
+def _salvage(data: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """The sections that stand once the offending keys are taken out, so that cross-checks can still speak."""
+    rest = copy.deepcopy(data)
+    for path in sorted({p.path for p in problems}, key=len, reverse=True):
+        parent = locate(rest, path[:-1])
+        if isinstance(parent, dict) and path:
+            parent.pop(path[-1], None)
+    sections: dict[str, Any] = {}
+    for key, field in Recipe.model_fields.items():
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(field.annotation or object)
+        try:
+            if key in rest:
+                sections[key] = adapter.validate_json(json.dumps(rest[key]), strict=True)
+            elif not field.is_required():
+                sections[key] = field.default
+        except pydantic.ValidationError:
+            continue
+    return sections
+
+
+def _option_problems(data: dict[str, Any]) -> Iterator[Problem]:
+    entries = data.get("objectives")
+    for i, entry in enumerate(entries if isinstance(entries, list) else ()):
+        options_class = OBJECTIVE_OPTIONS.get(str(entry.get("name"))) if isinstance(entry, dict) else None
+        if options_class is not None:
+            raw = {k: v for k, v in entry.items() if k not in ObjectiveSection.model_fields}
+            yield from _check_options(raw, options_class, i)[1]
+
+
+def _check_options(raw: dict[str, Any], cls: type[OptionsT], index: int) -> tuple[OptionsT | None, list[Problem]]:
+    try:
+        return cls.model_validate_json(json.dumps(raw), strict=True), []
+    except pydantic.ValidationError as error:
+        found = [describe(e, raw, cls) for e in error.errors(include_url=False)]
+        return None, [Problem(("objectives", index, *p.path), p.what, p.fix) for p in found]
+
+
+def options_of(recipe: Recipe, index: int, cls: type[OptionsT]) -> OptionsT:
+    """Objective `index`'s own options as `cls`; `cls` should forbid extra keys.
+
+    Raises:
+        ConfigError: in the words and with the places of stage 1.
+    """
+    options, problems = _check_options(recipe.objectives[index].options, cls, index)
+    if options is None:
+        refuse(recipe, problems)
+        raise AssertionError("refuse returns only without problems")
+    return options
+
+
+def refuse(recipe: Recipe, problems: Sequence[Problem]) -> None:
+    """Raise ConfigError for problems found after imports; nothing happens for an empty list."""
+    if problems:
+        raise ConfigError(report(problems, recipe._origin, recipe._origin.where(())))
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out; `load_recipe` reads it back to an equal Recipe."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _flow_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+    plain = all(not isinstance(v, dict) for v in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=plain)
+
+
+_Dumper.add_representer(list, _flow_list)
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The recipe shrunk to two CPU steps on a handful of studies; the road is the same, only shorter."""
+    data = json.loads(recipe.model_dump_json())
+    _shrink(data)
+    small = Recipe.model_validate_json(json.dumps(data), strict=True)
+    small._origin = recipe._origin
+    return small
+
+
+_SMOKE: dict[tuple[str, ...], Any] = {
+    ("data", "source", "studies"): 24,
+    ("data", "workers"): 0,
+    ("train", "steps"): 2,
+    ("train", "batch_size"): 2,
+    ("train", "devices"): 1,
+    ("train", "accelerator"): "cpu",
+    ("train", "strategy"): "auto",
+    ("optim", "warmup_steps"): 1,
+    ("optim", "accumulate"): 1,
+    ("evaluate", "every_steps"): 2,
+    ("evaluate", "max_studies"): 8,
+    ("checkpoint", "every_steps"): 1,
+}
+
+
+def _shrink(data: dict[str, Any]) -> None:
+    for path, value in _SMOKE.items():
+        if path == ("data", "source", "studies") and (locate(data, ("data", "source")) or {}).get("kind") != "phantom":
+            continue
+        parent = locate(data, path[:-1])
+        if parent is None and len(path) == 2:
+            parent = data.setdefault(path[0], {})
+        if isinstance(parent, dict):
+            parent[path[-1]] = value
+    image = locate(data, ("model", "image"))
+    if isinstance(image, dict) and isinstance(image.get("name"), str):
+        image["name"] = _small_tower(image["name"])
+
+
+def _small_tower(name: str) -> str:
+    """Same patch, size and channels, smallest width, two blocks."""
+    try:
+        return str(dataclasses.replace(parse_tag(name), size="tiny", layers=2).name)
+    except ValueError:
+        return name
