@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -79,34 +79,43 @@ def split_argv(argv: Sequence[str]) -> Arguments:
 
 
 def schema_help() -> str:
-    """Usage and a table of every key, default and meaning."""
-    rows = list(_rows(Recipe, ""))
+    """Usage and a table of every key, default, choices and meaning."""
+    rows = [("key", "default", "meaning"), *_rows(Recipe, "")]
     for name, options in OBJECTIVE_OPTIONS.items():
-        rows.append((f"  with name: {name}", "", (options.__doc__ or "").strip()))
+        rows.append((f"  with name: {name}", "", _first_line(options)))
         rows += _rows(options, "objectives.0.")
-    wide, default_wide = (min(34, max(len(row[i]) for row in rows)) for i in (0, 1))
-    lines = [f"{key:<{wide}}  {default:<{default_wide}}  {meaning}".rstrip() for key, default, meaning in rows]
-    return f"{USAGE}\n{'key':<{wide}}  {'default':<{default_wide}}  meaning\n" + "\n".join(lines) + "\n"
+    return (
+        USAGE + "\n" + "\n".join(f"{key:<31} {default:<19} {meaning}".rstrip() for key, default, meaning in rows) + "\n"
+    )
 
 
 def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     for name, field in model.model_fields.items():
         below = list(sections(field.annotation))
-        if not below:
-            rows.append((prefix + name, _default(field), field.description or ""))
-            continue
+        rows.append((prefix + name, _default(field, bool(below)), (field.description or "") + _choices(field)))
         inner = prefix + name + (".0." if str(field.annotation).startswith("tuple") else ".")
-        rows.append((prefix + name, "" if not field.is_required() else "required", field.description or ""))
         for section in below:
             if len(below) > 1:
-                rows.append((f"  {inner}* of this kind", "", (section.__doc__ or "").strip().splitlines()[0]))
-            rows += _rows(section, inner)
+                kind = get_args(section.model_fields["kind"].annotation)[0]
+                rows.append((f"  with kind: {kind}", "", _first_line(section)))
+            rows += [row for row in _rows(section, inner) if len(below) == 1 or row[0] != f"{inner}kind"]
     return rows
 
 
-def _default(field: FieldInfo) -> str:
+def _first_line(section: type[BaseModel]) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0]
+
+
+def _choices(field: FieldInfo) -> str:
+    options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return f" ({' | '.join(options)})" if len(options) > 1 else ""
+
+
+def _default(field: FieldInfo, section: bool) -> str:
     if field.is_required():
         return "required"
     value: Any = field.default
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        return json.dumps([round(v, 4) for v in value])
+    return "" if section else value if isinstance(value, str) else json.dumps(value)

@@ -120,7 +120,7 @@ def _parse(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     try:
         return Recipe.model_validate_json(json.dumps(data), strict=True), []
     except pydantic.ValidationError as error:
-        return None, [describe(e, data, Recipe) for e in error.errors(include_url=False)]
+        return None, describe(error, data, Recipe)
 
 
 def _salvage(data: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
@@ -156,8 +156,8 @@ def _check_options(raw: dict[str, Any], cls: type[OptionsT], index: int) -> tupl
     try:
         return cls.model_validate_json(json.dumps(raw), strict=True), []
     except pydantic.ValidationError as error:
-        found = [describe(e, raw, cls) for e in error.errors(include_url=False)]
-        return None, [Problem(("objectives", index, *p.path), p.what, p.fix) for p in found]
+        found = describe(error, raw, cls)
+        return None, [dataclasses.replace(p, path=("objectives", index, *p.path)) for p in found]
 
 
 def options_of(recipe: Recipe, index: int, cls: type[OptionsT]) -> OptionsT:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Union, get_args, get_origin
 
+import pydantic
 from pydantic import BaseModel
 
 from pretrain.checks import closest
@@ -22,6 +24,7 @@ _WANTED = {
     "tuple": "a list",
     "list": "a list",
 }
+_EMPTY = "an empty list"
 _BOUNDS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -64,46 +67,56 @@ def every_key(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             )
 
 
-def describe(error: Mapping[str, Any], data: Any, model: type[BaseModel]) -> Problem:
-    """One pydantic error as a Problem; `data` is what was validated, as plain values."""
+def describe(error: pydantic.ValidationError, data: Any, model: type[BaseModel]) -> list[Problem]:
+    """Every mistake of a validation as a Problem; `data` is what was validated, as plain values."""
+    problems = [_describe(e, data, model) for e in error.errors(include_url=False)]
+    paths = {p.path for p in problems}
+    # A list whose only item is refused counts as empty for pydantic; the item's own problem says it all.
+    return [p for p in problems if p.what != _EMPTY or not any(q[:-1] == p.path for q in paths)]
+
+
+def _describe(error: Mapping[str, Any], data: Any, model: type[BaseModel]) -> Problem:
     path = _real_path(error["loc"], data)
-    kind, value = str(error["type"]), error.get("input")
-    context = error.get("ctx", {})
+    kind, value, context = str(error["type"]), error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
         return Problem(path, "unknown key; the run would silently use the default instead", _suggest(path, data, model))
+    if kind in ("missing", "too_short") and isinstance(locate(data, path if kind == "too_short" else path[:-1]), list):
+        path = path if kind == "too_short" else path[:-1]
+        what = _EMPTY if context.get("min_length") == 1 else f"a list of {len(locate(data, path))} is too short"
+        return Problem(path, what, key=_meaning(path, data, model))
     if kind == "missing":
-        around = locate(data, path[:-1])
-        if isinstance(around, list):
-            return Problem(path[:-1], f"has {len(around)} values, needs at least {len(around) + 1}")
-        return Problem(path, "required, but not given", _meaning(path, data, model))
+        return Problem(path, "required, but not given", key=_meaning(path, data, model))
     if kind == "union_tag_not_found":
-        return Problem((*path, "kind"), "required, but not given", "one of " + _options(path, data, model))
-    if kind in ("literal_error", "union_tag_invalid"):
-        if kind == "union_tag_invalid":
-            path, value = (*path, "kind"), context.get("tag")
-            options = [o.strip().strip("'") for o in str(context["expected_tags"]).split(",")]
-        else:
-            options = [o.strip().strip("'") for o in str(context["expected"]).replace(" or ", ", ").split(",")]
-        return Problem(path, f"{_show(value)} is not one of {', '.join(options)}", closest(str(value), options))
+        return Problem((*path, "kind"), "required, but not given", "write one of " + _kinds(path, data, model))
+    if kind == "union_tag_invalid":
+        options = _words(context["expected_tags"])
+        found = Problem((*path, "kind"), f"{_show(context['tag'])} is not one of {', '.join(options)}")
+        return replace(found, fix=closest(str(context["tag"]), options))
+    if kind == "literal_error":
+        options = _words(str(context["expected"]).replace(" or ", ", "))
+        found = Problem(path, f"{_show(value)} is not one of {', '.join(options)}", closest(str(value), options))
+        return replace(found, key=_meaning(path, data, model))
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        return Problem(path, f"must be {words} {context[key]:g}, got {_show(value)}", _meaning(path, data, model))
-    if kind in ("too_long", "too_short"):
-        word, limit = ("at most", "max_length") if kind == "too_long" else ("at least", "min_length")
-        return Problem(
-            path, f"has {context['actual_length']} values, needs {word} {context[limit]}", _meaning(path, data, model)
+        what = f"must be {words} {context[key]:g}, got {_show(value)}"
+    elif kind == "too_long":
+        what = (
+            f"a list of {context['actual_length']} is too long, by {context['actual_length'] - context['max_length']}"
         )
-    if kind.endswith(("_type", "_parsing")):
-        wanted = _WANTED.get(kind.rsplit("_", 1)[0], kind.rsplit("_", 1)[0])
-        fix = (
-            f"write {value:.0f}"
-            if wanted == "a whole number" and isinstance(value, float) and value == int(value)
-            else ""
-        )
-        return Problem(path, f"expected {wanted}, got {_show(value)}", fix or _meaning(path, data, model))
-    return Problem(
-        path, f"{error['msg'][0].lower()}{error['msg'][1:]}, got {_show(value)}", _meaning(path, data, model)
-    )
+    elif kind == "string_too_short":
+        what = "is empty"
+    elif kind == "string_pattern_mismatch":
+        what = f"{_show(value)} has other characters"
+    elif kind.endswith("_type"):
+        what = f"expected {_WANTED.get(kind.removesuffix('_type'), kind.removesuffix('_type'))}, got {_show(value)}"
+    else:
+        what = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {_show(value)}"
+    whole = kind == "int_type" and isinstance(value, float) and value.is_integer()
+    return Problem(path, what, f"write {value:.0f}" if whole else "", _meaning(path, data, model))
+
+
+def _words(listed: str) -> list[str]:
+    return [word.strip().strip("'") for word in listed.split(",")]
 
 
 def _real_path(location: Sequence[str | int], data: Any) -> Path:
@@ -137,10 +150,10 @@ def _meaning(path: Path, data: Any, model: type[BaseModel]) -> str:
         path = path[:-1]
     around = _model_at(path[:-1], data, model) if path else None
     field = around.model_fields.get(str(path[-1])) if around else None
-    return f"{path[-1]}: {field.description}" if field and field.description else ""
+    return field.description or "" if field else ""
 
 
-def _options(path: Path, data: Any, model: type[BaseModel]) -> str:
+def _kinds(path: Path, data: Any, model: type[BaseModel]) -> str:
     around = _model_at(path[:-1], data, model)
     field = around.model_fields[str(path[-1])] if around else None
     found = [s.model_fields["kind"] for s in sections(field.annotation)] if field else []
@@ -187,8 +200,8 @@ def report(problems: Sequence[Problem], origin: Origin, label: str) -> str:
     blocks = [f"{count} in {label}"]
     for problem in sorted(seen, key=lambda p: _order(origin.where(p.path))):
         blocks.append(f"{dotted(problem.path) or 'recipe'}  ({origin.where(problem.path)})\n  {problem.what}")
-        if problem.fix:
-            blocks[-1] += f"\n  fix: {problem.fix}"
+        blocks[-1] += f"\n  key: {problem.key}" if problem.key else ""
+        blocks[-1] += f"\n  fix: {problem.fix}" if problem.fix else ""
     return "\n\n".join(blocks)
 
 

@@ -35,11 +35,12 @@ for _name, _pattern, _first in _SCALARS:
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: the key it belongs to, what is wrong, what to do."""
+    """One mistake: the key it belongs to, what is wrong, what to do, and what the key means."""
 
     path: Path
     what: str
     fix: str = ""
+    key: str = ""
 
 
 @dataclass
