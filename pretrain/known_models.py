@@ -1,10 +1,11 @@
 """Names of timm and open_clip models, shipped as text so that a mistyped one is answered before torch is imported.
 
-`python -m pretrain.known_models` writes the list anew from what is installed.
+`python -m pretrain.known_models --write` makes the list anew from what is installed.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from functools import cache
 from importlib import metadata, resources
@@ -46,18 +47,21 @@ def suggest(name: str, also: tuple[str, ...] = ()) -> str:
     return f"did you mean {' or '.join(lowered[c] for c in close)}?" if close else ""
 
 
-def main() -> None:
-    """Write the list from the installed timm and open_clip."""
+def installed() -> set[str]:
+    """Names that the installed timm and open_clip have. Imports both: seconds."""
     import open_clip
     import timm
 
-    # `voxvit_*` and the like register themselves; only foreign names belong here.
-    timm_names = {n for n in timm.list_models() if timm.models.is_model(n) and not n.startswith("voxvit")}
-    lines = [
-        _versions(),
-        "# written by python -m pretrain.known_models",
-        *sorted(timm_names | set(open_clip.list_models())),
-    ]
+    # Our own encoders register themselves in timm; only foreign names belong here.
+    ours = {n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith("encoders.")}
+    return set(timm.list_models()) - ours | set(open_clip.list_models())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", required=True, help=f"overwrite {_FILE}")
+    parser.parse_args()
+    lines = [_versions(), "# written by python -m pretrain.known_models --write", *sorted(installed())]
     Path(__file__).with_name(_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
