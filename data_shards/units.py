@@ -1,0 +1,137 @@
+"""From a study's texts to text units, and from the units of a batch to one packed list of distinct texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.report import sentences, split_sections
+from data_shards.schema import UNIT_KINDS
+
+Tokenize = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class UnitPolicy:
+    """Which texts of a study are given to the text tower.
+
+    report: the whole report (or findings and impression joined) as one unit. sections: findings and impression, a unit
+    each. sentences: every distinct sentence of findings and impression, at most `max_sentences` drawn per visit.
+    captions: one caption per visit, drawn by weight. shuffle_sentences: in the report unit, the sentences of FINDINGS
+    in a new order per visit (its identity stays that of the original).
+    """
+
+    report: bool = True
+    sentences: bool = False
+    sections: bool = False
+    captions: bool = False
+    shuffle_sentences: bool = False
+    max_sentences: int = 64
+
+    def __post_init__(self) -> None:
+        if not (self.report or self.sentences or self.sections or self.captions):
+            raise DataError("no kind of text unit is switched on", "there would be nothing to compare images with")
+        if self.max_sentences < 1:
+            raise DataError(f"max_sentences is {self.max_sentences}", fix="use 1 or more")
+
+
+class Unit(NamedTuple):
+    """kind: index into UNIT_KINDS. text: what is tokenised. identity: int64 hash of the unshuffled text."""
+
+    kind: int
+    text: str
+    identity: int
+
+
+def hash64(text: str) -> int:
+    """BLAKE2b of a string as a signed 64-bit integer."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def text_identity(text: str) -> int:
+    """Equal for texts that differ only in case and white space."""
+    return hash64(" ".join(text.split()).casefold())
+
+
+def study_units(texts: dict[str, Any], policy: UnitPolicy, rng: np.random.Generator | None) -> list[Unit]:
+    """The units of one study (contract 1's "texts"), distinct, in a fixed order. `rng` None: no shuffling, first
+    sentences, heaviest caption (for evaluation)."""
+    report, findings, impression = (texts.get(k) or "" for k in ("report", "findings", "impression"))
+    if report.strip() and not (findings.strip() or impression.strip()):
+        sections = split_sections(report)
+        findings, impression = sections["findings"], sections["impression"]
+    units: list[Unit] = []
+    if policy.report:
+        units += _report(report, findings, impression, rng if policy.shuffle_sentences else None)
+    if policy.sections:
+        units += [_unit("section", text) for text in (findings, impression) if text.strip()]
+    if policy.sentences:
+        every = sentences(findings) + sentences(impression) if findings or impression else sentences(report)
+        distinct = list({text_identity(s): s for s in reversed(every)}.values())[::-1]
+        if len(distinct) > policy.max_sentences:
+            n = policy.max_sentences
+            keep = range(n) if rng is None else sorted(rng.choice(len(distinct), n, replace=False))
+            distinct = [distinct[i] for i in keep]
+        units += [_unit("sentence", text) for text in distinct]
+    if policy.captions and (captions := [c for c in texts.get("captions") or () if c["text"].strip()]):
+        weights = np.array([c["weight"] for c in captions], np.float64)
+        at = int(weights.argmax()) if rng is None else int(rng.choice(len(captions), p=weights / weights.sum()))
+        units.append(_unit("caption", captions[at]["text"]))
+    return list({(u.kind, u.identity): u for u in units}.values())
+
+
+def _report(report: str, findings: str, impression: str, rng: np.random.Generator | None) -> list[Unit]:
+    whole = report
+    if not whole.strip():
+        named = (("FINDINGS", findings), ("IMPRESSION", impression))
+        whole = "\n".join(f"{name}: {text.strip()}" for name, text in named if text.strip())
+    if not whole.strip():
+        return []
+    text = whole
+    if rng is not None and findings.strip():
+        pieces = sentences(findings)
+        shuffled = " ".join(pieces[i] for i in rng.permutation(len(pieces)))
+        if findings.strip() in whole:
+            text = whole.replace(findings.strip(), shuffled, 1)
+    return [Unit(UNIT_KINDS.index("report"), text, text_identity(whole))]
+
+
+def _unit(kind: str, text: str) -> Unit:
+    return Unit(UNIT_KINDS.index(kind), text, text_identity(text))
+
+
+class Packed(NamedTuple):
+    """Distinct units of a batch in order of first appearance, one after another, and which samples each belongs to."""
+
+    tokens: list[int]
+    lengths: list[int]
+    kinds: list[int]
+    hashes: list[int]
+    pair_sample: list[int]
+    pair_unit: list[int]
+
+
+def pack(units_of_samples: Sequence[Sequence[Unit]], tokenize: Tokenize) -> Packed:
+    """Merge equal units (same kind and identity) of a batch and tokenise each once. Raises DataError for a unit
+    without tokens."""
+    packed, number = Packed([], [], [], [], [], []), {}
+    for sample, units in enumerate(units_of_samples):
+        for unit in units:
+            same = (unit.kind, unit.identity)
+            if same not in number:
+                ids = tokenize(unit.text)
+                if not ids:
+                    raise DataError("a text unit has no tokens", "attention over nothing is NaN", "check the tokenizer")
+                number[same] = len(packed.lengths)
+                packed.tokens.extend(ids)
+                packed.lengths.append(len(ids))
+                packed.kinds.append(unit.kind)
+                packed.hashes.append(unit.identity)
+            packed.pair_sample.append(sample)
+            packed.pair_unit.append(number[same])
+    return packed
