@@ -84,7 +84,7 @@ class Pretraining(L.LightningModule):
 
     def compute(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the global batch and what to log."""
-        features = self.dual(batch.images, batch.text)
+        features = self.dual(batch.images_BCDHW, batch.texts)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
             shared = global_batch(features, batch.patient_B)
             total = torch.zeros((), device=self.device)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 
-from pydantic import ValidationError
-
 from pretrain.objectives.base import Objective
 
 NAMES = {
@@ -15,22 +13,17 @@ NAMES = {
 }
 
 
-def build_objective(name: str, options: dict[str, object]) -> Objective:
-    """An objective from its recipe entry.
+def find_objective(name: str) -> type[Objective]:
+    """The class behind a name or import path.
 
     Raises:
-        ValueError: a name or import path that does not exist, no Objective, or options it does not take.
+        ValueError: it does not exist or is no Objective.
     """
-    path = NAMES.get(name, name)
-    module, _, attribute = path.partition(":")
+    module, _, attribute = NAMES.get(name, name).partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"objective '{name}' cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Objective)):
         raise ValueError(f"objective '{name}' is no subclass of pretrain.objectives.base.Objective")
-    try:
-        return cls(cls.Options.model_validate(options))
-    except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"objective '{name}': {lines}") from error
+    return cls

@@ -1,0 +1,207 @@
+"""Recipe to objects: shards, streams, model, objectives. The second stage of a recipe's checks happens here, before any data
+is read and before a GPU is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
+from data_shards.shard_set import ShardSet
+from data_shards.stream import Stream, UnitPolicy
+from encoders.dual import DualEncoder, build_dual
+from encoders.tokenize import BPE, HFTokenizer
+from pretrain.config import options_of
+from pretrain.errors import ConfigError
+from pretrain.objectives import find_objective
+from pretrain.objectives.base import Objective
+from pretrain.schema import PhantomSource, Recipe
+
+LOGIT_BIAS = -10.0  # SigLIP's start (arXiv 2303.15343, sec. 3.2)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The shard set of a run and what to make of its studies."""
+
+    shards: ShardSet
+    geometry: Geometry | PlanarGeometry
+    train_view: View
+    eval_view: View
+    train_rows: np.ndarray
+    select_rows: np.ndarray
+    test_rows: np.ndarray
+
+
+def build_data(recipe: Recipe) -> Data:
+    """Open (or, for phantoms, first make) the shards of a recipe.
+
+    Raises:
+        ConfigError: the training split is empty.
+        DataError: the shard set is damaged.
+    """
+    source = recipe.data.source
+    if isinstance(source, PhantomSource):
+        from data_shards.phantom import ensure
+
+        folder = ensure(Path(recipe.data.cache).expanduser(), source.studies, source.seed)
+    else:
+        folder = Path(source.path).expanduser()
+    shards = ShardSet.open(folder)
+    splits = recipe.data.splits
+    rows = {name: shards.rows(name) for name in (splits.train, splits.select, splits.test)}
+    if len(rows[splits.train]) == 0:
+        raise ConfigError(
+            f"data.splits.train: the shard set has no study in split '{splits.train}'",
+            why="there would be nothing to train on",
+            fix="name a split of the index (python -m data_shards.check prints them)",
+        )
+    return Data(
+        shards,
+        geometry_from_dict(recipe.data.geometry.model_dump()),
+        View.from_dict(recipe.data.train_view.model_dump()),
+        View.from_dict(recipe.data.eval_view.model_dump()),
+        *(rows[name] for name in (splits.train, splits.select, splits.test)),
+    )
+
+
+def training_stream(recipe: Recipe, data: Data, tokenize: Any, rank: int, world: int, first_batch: int) -> Stream:
+    """The training batches of one rank, from batch `first_batch` on."""
+    return Stream(
+        data.shards,
+        data.train_rows,
+        data.geometry,
+        data.train_view,
+        tokenize,
+        UnitPolicy(**recipe.data.units.model_dump()),
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        steps=recipe.train.steps * recipe.optim.accumulate,
+        rank=rank,
+        world=world,
+        workers=recipe.data.workers,
+        start_step=first_batch,
+    )
+
+
+def tokenizer(recipe: Recipe) -> BPE | HFTokenizer:
+    text = recipe.model.text
+    return HFTokenizer(text.hf_name, text.context_length) if text.hf_name else BPE(text.context_length)
+
+
+def model_cfg(recipe: Recipe) -> dict[str, Any]:
+    """open_clip's `model_cfg` dict of a recipe: what the release's open_clip_config.json will hold."""
+    import open_clip
+
+    image, text = recipe.model.image, recipe.model.text
+    cfg: dict[str, Any] = {"embed_dim": recipe.model.embed_dim, "custom_text": True}
+    if image.name in open_clip.list_models():
+        native = open_clip.get_model_config(image.name)
+        cfg["vision_cfg"] = {**native["vision_cfg"], "image_size": image.image_size}
+        if native.get("quick_gelu"):
+            cfg["quick_gelu"] = True
+    else:
+        cfg["vision_cfg"] = {
+            "timm_model_name": image.name,
+            "timm_model_pretrained": image.pretrained,
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": image.image_size,
+        }
+    if text.hf_name:
+        cfg["text_cfg"] = {
+            "hf_model_name": text.hf_name,
+            "hf_tokenizer_name": text.hf_name,
+            "hf_pooler_type": "cls_pooler",
+            "context_length": text.context_length,
+        }
+    else:
+        cfg["text_cfg"] = {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.layers,
+        }
+    if any(objective.name == "sigmoid" for objective in recipe.objectives):
+        cfg["init_logit_bias"] = LOGIT_BIAS
+    return cfg
+
+
+def build_model(recipe: Recipe) -> DualEncoder:
+    """The dual encoder with fresh weights, or with those of `model.init`.
+
+    Raises:
+        ConfigError: a tower that does not exist, or a release of another architecture.
+    """
+    cfg = model_cfg(recipe)
+    try:
+        dual = build_dual(cfg)
+    except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
+        raise ConfigError(
+            f"model: this model cannot be built: {error}",
+            why="timm, open_clip or Hugging Face refuse the name or its settings",
+            fix="try a name from timm.list_models() or open_clip.list_models(), or a voxvit",
+        ) from error
+    dual.clip.set_grad_checkpointing(recipe.model.image.grad_checkpointing)
+    if recipe.model.image.token_dropout:
+        trunk = getattr(dual.clip.visual, "trunk", None)
+        if not hasattr(trunk, "token_dropout"):
+            raise ConfigError(
+                "model.image.token_dropout: this tower drops no tokens",
+                why="the run would be slower than the recipe says, in silence",
+                fix="use a voxvit, or set it to 0",
+            )
+        trunk.token_dropout = recipe.model.image.token_dropout
+    if recipe.model.init:
+        _start_from(dual, recipe.model.init)
+    return dual
+
+
+def _start_from(dual: DualEncoder, folder: str) -> None:
+    import encoders
+
+    try:
+        released = encoders.load(folder).model
+        dual.clip.load_state_dict(released.clip.state_dict(), strict=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"model.init: the release cannot start this model: {error}",
+            why="part of the weights would stay random",
+            fix="copy model.* from the recipe of that release",
+        ) from error
+
+
+def build_objectives(recipe: Recipe) -> list[Objective]:
+    """The objectives in the order of the recipe.
+
+    Raises:
+        ConfigError: a name or import path that does not exist, or options it does not take.
+    """
+    built = []
+    for i, section in enumerate(recipe.objectives):
+        try:
+            cls = find_objective(section.name)
+        except ValueError as error:
+            raise ConfigError(
+                f"objectives.{i}.name: {error}",
+                fix="use contrastive, sigmoid, sentence, or package.module:Class of your own",
+            ) from error
+        built.append(cls(options_of(recipe, i, cls.Options)))
+    return built
+
+
+def precision(recipe: Recipe) -> str:
+    """Lightning's precision string. `auto` is bf16 where the hardware multiplies in it, fp32 elsewhere."""
+    import torch
+
+    asked = recipe.train.precision
+    if asked == "auto":
+        if torch.cuda.is_available() and recipe.train.accelerator != "cpu":
+            asked = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        else:
+            asked = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return {"fp32": "32-true", "bf16": "bf16-mixed"}[asked]

@@ -1,0 +1,75 @@
+"""A run's state out of a module and back into it: the same road for one process, DDP and FSDP2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from pretrain.checkpoint import ENCODERS, CheckpointError
+from pretrain.module import Pretraining
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def collect(module: Pretraining, stream: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Encoder weights, released heads and trainer state. Every rank must call it: sharded weights are brought together."""
+    encoders = _weights(module.evaluated.clip)
+    heads: dict[str, Tensor] = {}
+    for objective in module.objectives:
+        for name, head in objective.released().items():
+            heads |= {f"{name}.{key}": value for key, value in _weights(head).items()}
+    trainer = {
+        "batches_done": module.batches_done,
+        "refused": module.refused,
+        "stream": {**stream, "step": module.batches_done},  # what was trained on, not what loaders have read ahead
+        "objectives": _weights(module.objectives),
+        "optimizer": get_optimizer_state_dict(module, _optimizer(module), options=WHOLE),
+    }
+    if module.ema is not None:  # then encoders.safetensors holds the average, and the trained weights go here
+        trainer["trained"] = _weights(module.dual.clip)
+        trainer["averaged"] = int(module.ema.n_averaged)
+    return encoders, heads, trainer
+
+
+def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
+    """Put a checkpoint back, bit for bit. `state` is its `read_trainer`.
+
+    Raises:
+        CheckpointError: damaged, or of another model or other objectives than this recipe builds.
+    """
+    try:
+        weights = load_file(folder / ENCODERS)
+        set_model_state_dict(module.dual.clip, state.get("trained", weights), options=WHOLE)
+        if module.ema is not None:
+            module.evaluated.clip.load_state_dict(weights)
+            module.ema.n_averaged.fill_(state["averaged"])
+        set_model_state_dict(module.objectives, state["objectives"], options=WHOLE)
+        set_optimizer_state_dict(module, _optimizer(module), state["optimizer"], options=WHOLE)
+    except (KeyError, RuntimeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{folder.name} does not fit this run: {error}\n"
+            "  why: weights of another model or optimiser would be mixed with these\n"
+            "  fix: resume with the code version and recipe that wrote it"
+        ) from error
+    module.batches_done, module.refused = state["batches_done"], state["refused"]
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return get_model_state_dict(module, options=WHOLE) if any(True for _ in module.parameters()) else {}
+
+
+def _optimizer(module: Pretraining) -> torch.optim.Optimizer:
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer

@@ -1,0 +1,149 @@
+"""One run from recipe to release: build, train, score, release. Everything heavy that `pretrain.fit` wires together."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from encoders.features import rank, world_size
+from eval_zero_shot.tasks import load_task
+from pretrain import build, runs
+from pretrain.callbacks.checkpoints import Checkpoints
+from pretrain.callbacks.metrics import Metrics
+from pretrain.callbacks.preemption import STOPPED, Preemption
+from pretrain.callbacks.progress import Progress
+from pretrain.callbacks.restoring import Restore
+from pretrain.callbacks.zero_shot import ZeroShot
+from pretrain.checkpoint import read_trainer
+from pretrain.config import dump
+from pretrain.finish import finish
+from pretrain.module import Pretraining
+from pretrain.schema import Recipe
+
+
+def train(recipe: Recipe, folder: Path, resume: bool) -> int:
+    """Train in `folder`, from its last checkpoint with `resume`. Returns the process's exit code: 0, or 143 when stopped."""
+    quiet()
+    local_rank_zero = _rank_from_environment() == 0
+    checkpoint = runs.checkpoint_to_resume(folder) if resume else None
+    state = read_trainer(checkpoint) if checkpoint else None
+
+    torch.manual_seed(recipe.seed)  # weights at birth
+    dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
+    task = load_task(recipe.evaluate.task) if recipe.evaluate.task else None
+    data = build.build_data(recipe)
+    if local_rank_zero and not resume:
+        runs.create(folder, recipe)
+    module = Pretraining(recipe, dual, objectives)
+    tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
+
+    preemption = Preemption()
+    zero_shot = None
+    if task is not None:
+        evaluate = recipe.evaluate
+        zero_shot = ZeroShot(data, task, tokenize, evaluate.every_steps, evaluate.max_studies, _short(precision))
+    checkpoints = Checkpoints(
+        folder / runs.CHECKPOINTS,
+        recipe.checkpoint.every_steps,
+        recipe.checkpoint.keep_top,
+        model_json(recipe, dual.model_cfg, data),
+        dump(recipe),
+        zero_shot,
+        preemption,
+    )
+    noun = "volumes" if recipe.data.geometry.kind == "volume" else "images"
+    # Order matters: restored first; scored before saved; the signal agreed on before the checkpoint that it asks for.
+    callbacks: list[L.Callback | None] = [
+        Restore(checkpoint, state) if checkpoint and state else None,
+        preemption,
+        zero_shot,
+        checkpoints,
+        Metrics(folder),
+        Progress(noun),
+    ]
+    trainer = make_trainer(recipe, precision, [c for c in callbacks if c is not None])
+    stream = build.training_stream(recipe, data, tokenize, _rank_from_environment(), recipe.train.devices, 0)
+    if state:
+        stream.load_state_dict(state["stream"])
+    if len(stream):
+        trainer.fit(module, stream)
+    if preemption.requested:
+        if rank() == 0:
+            print(f"stopped after step {module.step_number}; go on with: python -m pretrain.fit --resume {folder}")
+        preemption.requeue()
+        return STOPPED
+    if rank() == 0:
+        finish(recipe, folder, data, task, _short(precision))
+    if world_size() > 1:
+        torch.distributed.barrier()
+    return 0
+
+
+def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer: devices, precision, DDP or FSDP2, SLURM. Loops, checkpoints and logs are ours."""
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    strategy: Any = "auto"
+    if recipe.train.devices > 1:
+        if recipe.train.strategy == "fsdp2":
+            from lightning.pytorch.strategies import ModelParallelStrategy
+
+            strategy = ModelParallelStrategy(data_parallel_size=recipe.train.devices, tensor_parallel_size=1)
+        else:
+            strategy = "ddp"
+    plugins: list[Any] = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return L.Trainer(
+        accelerator=recipe.train.accelerator,
+        devices=recipe.train.devices,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]
+        plugins=plugins,
+        max_epochs=1,
+        logger=False,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def model_json(recipe: Recipe, model_cfg: dict[str, Any], data: build.Data) -> dict[str, Any]:
+    """What a release needs to know beside the weights."""
+    return {
+        "name": recipe.name,
+        "model_cfg": model_cfg,
+        "geometry": data.geometry.to_json(),
+        "view": data.eval_view.to_json(),
+        "recipe_sha256": hashlib.sha256(dump(recipe).encode()).hexdigest(),
+        "manifest": data.shards.manifest_hash,
+        "heads": {},
+    }
+
+
+def quiet() -> None:
+    """Keep Lightning's tips and warnings about loops we own out of the user's terminal."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def _short(precision: str) -> Any:
+    return "bf16" if precision.startswith("bf16") else "fp32"
+
+
+def _rank_from_environment() -> int:
+    """This process's rank before any process group exists: set by our launcher, torchrun or SLURM."""
+    import os
+
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
