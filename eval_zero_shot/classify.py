@@ -17,7 +17,6 @@ from eval_zero_shot.errors import EvalError
 from eval_zero_shot.tasks import PromptSet, Task
 
 Array = NDArray[np.float64]
-ONE_SIDED = "no positive study"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Classification:
 
 
 def unit(vectors: ArrayLike, what: str) -> Array:
-    """Rows scaled to length 1 in float64. Raises EvalError naming `what` on a row that is not finite or has no length."""
+    """Rows scaled to length 1, float64. Raises EvalError naming `what` on a row that is not finite or has no length."""
     array = np.asarray(vectors, dtype=np.float64)
     length = np.linalg.norm(array, axis=-1, keepdims=True)
     bad = ~(np.isfinite(length) & (length > 1e-12))
@@ -108,7 +107,7 @@ def score_finding(scores_N: ArrayLike, labels_N: ArrayLike) -> FindingScore:
         if n_pos + n_neg == 0:
             reason = "no study with a known label"
         else:
-            reason = ONE_SIDED if n_pos == 0 else "no negative study"
+            reason = "no positive study" if n_pos == 0 else "no negative study"
         return FindingScore(None, None, n_pos, n_neg, n_unknown, reason)
     if not np.isfinite(scores[known]).all():
         raise EvalError("a score is not finite", why="its rank is undefined", fix="look at the features it came from")

@@ -1,4 +1,4 @@
-"""Studies and texts to unit vectors: each image once, each distinct text once, and nothing of the model is left changed.
+"""Studies and texts to unit vectors: each image once, each distinct text once, and the model is left as it was.
 
 Legend: B studies of a batch, N studies, U texts, T tokens, C channels, D depth (of a volume) or embedding width.
 `model` is anything with `encode_image(images_BCDHW) -> .study_BD` and `encode_text(PackedTexts) -> .units_UD`;
@@ -65,8 +65,8 @@ def evaluating(model: Any) -> Iterator[torch.device]:
     """Eval mode without gradients; afterwards every submodule's mode and every random state are as they were.
 
     Yields the model's device. Modes are kept one by one, since a recipe may have frozen some modules in eval mode.
-    no_grad, not inference_mode: a table cached by the model on its first call would be an inference tensor, and the next
-    training step through it would fail.
+    no_grad, not inference_mode: a table cached by the model on its first call would be an inference tensor, and the
+    next training step through it would fail.
     """
     import torch
 
@@ -148,8 +148,6 @@ def study_batches(
     """
     from data_shards.preprocess import apply_planar, apply_view
 
-    index = shards.index
-    keys, patients = index.column("key"), index.column("patient")
     planar = geometry.kind == "image"
     for start in range(0, len(rows), batch_size):
         part = [int(row) for row in rows[start : start + batch_size]]
@@ -159,13 +157,13 @@ def study_batches(
             if isinstance(source, bytes) != planar:
                 found = "a planar image" if isinstance(source, bytes) else "a volume"
                 raise EvalError(
-                    f"study {keys[row].as_py()} is {found}, but the geometry is for kind {geometry.kind!r}",
+                    f"study {shards.key(row)} is {found}, but the geometry is for kind {geometry.kind!r}",
                     why="the encoder was trained on the other kind",
                     fix="evaluate this release on shards of its own kind",
                 )
             images.append(apply_planar(source, geometry, view) if planar else apply_view(source, scan, geometry, view))
         yield StudyBatch(
-            tuple(keys[row].as_py() for row in part), tuple(patients[row].as_py() for row in part), np.stack(images)
+            tuple(shards.key(row) for row in part), tuple(shards.patient(row) for row in part), np.stack(images)
         )
 
 

@@ -1,9 +1,10 @@
 """Text-image retrieval in pools of a stated size, both directions, fair to identical texts and to ties.
 
 Shapes: N studies, U distinct texts, D embedding, M pool size, Q pools.
-The studies are permuted and cut into consecutive pools of exactly M (a last short pool is easier and is dropped), `repeats`
-times with a fixed seed. A hit@k: any item with the query's own text (by hash) is among the k best. Two studies with the
-same normal report cannot be told apart by text, so either is right, in both directions; chance is stated with that.
+The studies are permuted and cut into consecutive pools of exactly M (a last short pool is easier and is dropped),
+`repeats` times with a fixed seed. A hit@k: any item with the query's own text (by hash) is among the k best. Two
+studies with the same normal report cannot be told apart by text, so either is right, in both directions, and chance is
+stated with that.
 Ties are worth the share of random orders in which they hit, so a model with constant features scores chance, not 100 %.
 """
 
@@ -29,8 +30,8 @@ class Recall:
     """R@k of one direction in pools of one size.
 
     value: mean over queries, pools and repeats. partition_low/high: 2.5 and 97.5 percentiles over repeats, that is the
-    noise of cutting pools, NOT a sampling interval. chance_plain: k / pool. chance: expected value of random scores given
-    the duplicate texts of these very pools. chance_measured: one run of random scores through the same code.
+    noise of cutting pools, NOT a sampling interval. chance_plain: k / pool. chance: expected value of random scores
+    given the duplicate texts of these very pools. chance_measured: one run of random scores through the same code.
     `value` is None where the studies do not fill one pool; `reason` says so.
     """
 
@@ -63,21 +64,22 @@ def cut_pools(n: int, pool: int, repeats: int, seed: int) -> NDArray[np.intp]:
     return np.stack(cut) if cut else np.empty((0, per, pool), dtype=np.intp)
 
 
-def expected_hits(scores: NDArray[np.float64], relevant: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """Probability of a hit@k for each query, ties broken at random. `scores` and `relevant` are [..., query, item].
+def expected_hits(scores: NDArray[np.float64], relevant: NDArray[np.bool_], ks: Sequence[int]) -> NDArray[np.float64]:
+    """Probability of a hit@k for each query and k [..., query, k], ties broken at random.
 
-    Every query has a relevant item. With g items strictly above the best relevant one, t tied with it, r of those
-    relevant and s = k - g places left, a hit is missed only when s draws out of t avoid r.
+    `scores` and `relevant` are [..., query, item]; every query has a relevant item. With g items strictly above the
+    best relevant one, t tied with it, r of those relevant and s = k - g places left, a miss is s draws out of t that
+    all avoid r.
     """
     best = np.where(relevant, scores, -np.inf).max(axis=-1, keepdims=True)
     tied = scores == best
-    above = (scores > best).sum(axis=-1)
-    return _hit_probability(tied.sum(axis=-1), (tied & relevant).sum(axis=-1), k - above)
+    above, ties, right = (scores > best).sum(axis=-1), tied.sum(axis=-1), (tied & relevant).sum(axis=-1)
+    return np.stack([_hit_probability(ties, right, np.minimum(k - above, ties)) for k in ks], axis=-1)
 
 
 def _hit_probability(items: NDArray, relevant: NDArray, draws: NDArray) -> NDArray[np.float64]:
     """1 - C(items - relevant, draws) / C(items, draws): at least one relevant among `draws` without replacement."""
-    miss = np.ones(np.broadcast(items, relevant, draws).shape)
+    miss = np.ones(items.shape)
     for i in range(int(draws.max(initial=0))):
         left = np.maximum(items - i, 1)
         miss = np.where(i < draws, miss * np.clip(items - relevant - i, 0, None) / left, miss)
@@ -109,40 +111,52 @@ def retrieve(
     if min(*pools, *ks, repeats) < 1:
         raise EvalError("a pool, k or repeat count below 1", why="no query is left", fix="give positive numbers")
     n = len(images)
-    _, first, group_N = np.unique(np.asarray(hashes_N), return_index=True, return_inverse=True)
-    # One similarity for each distinct text, then copied: identical texts tie exactly, whatever the BLAS rounds.
-    similarity_NN = (images @ texts[first].T)[:, group_N]
-    random_NN = np.random.Generator(np.random.Philox(seed + 1)).random((n, n))
+    group_N = np.unique(np.asarray(hashes_N), return_inverse=True)[1]
     out: list[Recall] = []
     for pool in pools:
         cut = cut_pools(n, pool, repeats, seed)
-        for direction in DIRECTIONS:
-            for k in ks:
-                if cut.shape[1] == 0:
-                    reason = f"{n} studies do not fill one pool of {pool}"
-                    out.append(Recall(direction, k, pool, None, min(k / pool, 1.0), studies=n, reason=reason))
-                    continue
-                out.append(_recall(similarity_NN, random_NN, group_N, cut, direction, k))
+        if cut.shape[1] == 0:
+            reason = f"{n} studies do not fill one pool of {pool}"
+            out += [
+                Recall(direction, k, pool, None, min(k / pool, 1.0), studies=n, reason=reason)
+                for direction in DIRECTIONS
+                for k in ks
+            ]
+        else:
+            out += _pooled(images, texts, group_N, cut, ks, seed)
     return tuple(out)
 
 
-def _recall(
-    similarity_NN: NDArray, random_NN: NDArray, group_N: NDArray, cut: NDArray, direction: Direction, k: int
-) -> Recall:
-    means, chances, randoms = [], [], []
-    for rows_QM in cut:
-        pairs = (rows_QM[:, :, None], rows_QM[:, None, :])
-        same_QMM = group_N[pairs[0]] == group_N[pairs[1]]
-        ours, random = similarity_NN[pairs], random_NN[pairs]
-        if direction == "text_to_image":  # queries are the texts: rows of the transposed block
-            ours, random = ours.swapaxes(1, 2), random.swapaxes(1, 2)
-        m = rows_QM.shape[1]
-        means.append(expected_hits(ours, same_QMM, k).mean())
-        randoms.append(expected_hits(random, same_QMM, k).mean())
-        chances.append(_hit_probability(np.full(same_QMM.shape[:2], m), same_QMM.sum(-1), np.array(min(k, m))).mean())
-    low, high = np.percentile(means, (2.5, 97.5))
-    pool = cut.shape[2]
-    return Recall(
-        direction, k, pool, float(np.mean(means)), min(k / pool, 1.0), float(np.mean(chances)), float(np.mean(randoms)),
-        float(low), float(high), cut.shape[1], cut.shape[0], len(group_N), len(np.unique(group_N)),
-    )  # fmt: skip
+def _pooled(
+    images: NDArray, texts: NDArray, group_N: NDArray, cut: NDArray, ks: Sequence[int], seed: int
+) -> list[Recall]:
+    """All recalls of one pool size; `cut` is [repeats, Q, M]."""
+    repeats, n_pools, pool = cut.shape
+    rng = np.random.Generator(np.random.Philox([seed, 1]))
+    ours, noise, chance = (np.empty((repeats, len(DIRECTIONS), len(ks))) for _ in range(3))
+    for i, rows_QM in enumerate(cut):
+        same_QMM = group_N[rows_QM][:, :, None] == group_N[rows_QM][:, None, :]
+        similarity_QMM = images[rows_QM] @ texts[rows_QM].swapaxes(1, 2)
+        # The column of a text's first copy stands for all copies: identical texts tie exactly, however BLAS rounds.
+        first_QM = same_QMM.argmax(axis=1)
+        similarity_QMM = np.take_along_axis(similarity_QMM, first_QM[:, None, :], axis=2)
+        random_QMM = rng.random(same_QMM.shape)
+        copies_QM = same_QMM.sum(axis=-1)
+        for d, direction in enumerate(DIRECTIONS):
+            # [query, item]: the block has images as rows, so texts as queries are its transpose (`same` is symmetric)
+            turn = (0, 2, 1) if direction == "text_to_image" else (0, 1, 2)
+            ours[i, d] = expected_hits(similarity_QMM.transpose(turn), same_QMM, ks).mean(axis=(0, 1))
+            noise[i, d] = expected_hits(random_QMM.transpose(turn), same_QMM, ks).mean(axis=(0, 1))
+            for j, k in enumerate(ks):
+                draws = np.full_like(copies_QM, min(k, pool))
+                chance[i, d, j] = _hit_probability(np.full_like(copies_QM, pool), copies_QM, draws).mean()
+    low, high = np.percentile(ours, (2.5, 97.5), axis=0)
+    ours, noise, chance = ours.mean(axis=0), noise.mean(axis=0), chance.mean(axis=0)
+    return [
+        Recall(
+            direction, k, pool, float(ours[d, j]), min(k / pool, 1.0), float(chance[d, j]), float(noise[d, j]),
+            float(low[d, j]), float(high[d, j]), n_pools, repeats, len(group_N), len(np.unique(group_N)),
+        )
+        for d, direction in enumerate(DIRECTIONS)
+        for j, k in enumerate(ks)
+    ]  # fmt: skip

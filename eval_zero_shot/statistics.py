@@ -3,10 +3,11 @@
 Shapes: N studies, P patients, L findings, R resamples, S runs (seeds).
 The unit of resampling is the patient: a patient's studies come and go together. A resample is a vector of multinomial
 patient weights, so each finding is sorted once and all resamples are one cumulative sum over it.
-Runs on the same patients share the draw (their errors on one patient go together); runs on different patients draw apart.
-Both follow from drawing weights over the union of all patients. Where there are several runs they are resampled too, with
-their spread widened by sqrt(S / (S - 1)), without which few seeds give too narrow an interval (Hesterberg 2015,
-arXiv 1411.5279 §3.2 'narrowness bias').
+Runs on the same patients share the draw (their errors on one patient go together); runs on different patients draw
+apart. Both follow from drawing weights over the union of all patients. Several runs are resampled too, with their
+spread widened by sqrt(S / (S - 1)), without which few seeds give too narrow an interval ("narrowness bias", Hesterberg
+2015, arXiv 1411.5279). A run's own errors are in the draw of patients and in the draw of runs, so the interval errs on
+the wide side where seeds hardly differ, most where each run has its own patients.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Run:
 
 
 def weighted_auroc(scores_N: ArrayLike, labels_N: ArrayLike, weights_RN: ArrayLike) -> Array:
-    """AUROC for each row of weights [R]; ties count one half, nan labels are masked, nan where a class has no weight."""
+    """AUROC of each row of weights; ties count one half, nan labels are masked; nan where a class has no weight."""
     scores, labels = np.asarray(scores_N, dtype=np.float64), np.asarray(labels_N, dtype=np.float64)
     weights_RN = np.atleast_2d(np.asarray(weights_RN))
     rows = np.flatnonzero(~np.isnan(labels))
@@ -113,7 +114,7 @@ def bootstrap_aurocs(runs: Sequence[Run], resamples: int, seed: int) -> tuple[Ar
 def percentile_interval(
     value: float, drawn_R: Array, *, level: float = 0.95, patients: int = 0, runs: int = 1
 ) -> Interval:
-    """Percentiles of the resamples that are numbers. No interval where a class has one value or half of them is lost."""
+    """Percentiles of the resamples that are numbers. No interval where a class is missing or half of them is lost."""
     kept = drawn_R[~np.isnan(drawn_R)]
     skipped, total = int(len(drawn_R) - len(kept)), len(drawn_R)
     reason = None
@@ -136,8 +137,8 @@ def auroc_intervals(
 ) -> tuple[tuple[Interval, ...], Interval]:
     """(an interval for each finding, one for their macro mean) of one set of scores.
 
-    The macro mean is over the findings with both classes in the data; it is taken inside each resample, and resamples in
-    which one of these loses a class are skipped and counted, so every resample averages the same findings.
+    The macro mean is over the findings with both classes in the data; it is taken inside each resample, and resamples
+    in which one of these loses a class are skipped and counted, so every resample averages the same findings.
     """
     (estimate_L,), (drawn_RL,) = bootstrap_aurocs([run], resamples, seed)
     usable = ~np.isnan(estimate_L)

@@ -89,9 +89,8 @@ class Task(BaseModel):
         """Every distinct prompt, synonyms included, in file order."""
         seen: dict[str, None] = {}
         for finding in self.classes.values():
-            for which in ("main", "synonyms"):
-                for side in finding.prompts(which):  # type: ignore[arg-type]
-                    seen.update(dict.fromkeys(side))
+            for side in (*finding.prompts("main"), *finding.prompts("synonyms")):
+                seen.update(dict.fromkeys(side))
         return tuple(seen)
 
 
@@ -132,7 +131,7 @@ def load_task(name_or_path: str | Path) -> Task:
                 fix=f"give a file, or one of: {', '.join(known) or '(none packaged)'}",
             )
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise EvalError(
             f"task {path.name} is not readable YAML: {error}", why="no prompt can be taken from it", fix="correct it"

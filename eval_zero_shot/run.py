@@ -1,0 +1,268 @@
+"""Zero-shot evaluation of one model on one shard set.
+
+    python -m eval_zero_shot.run --model RELEASE_DIR --data SHARDS --task NAME [--split test] [--out DIR]
+
+Images and texts are embedded once; classification, synonyms, retrieval and intervals are arithmetic on those vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_zero_shot.errors import EvalError
+from eval_zero_shot.tasks import Task, load_task
+
+if TYPE_CHECKING:
+    from eval_zero_shot.classify import Classification
+    from eval_zero_shot.embed import Precision
+    from eval_zero_shot.results import Results
+    from eval_zero_shot.retrieve import Recall
+    from eval_zero_shot.statistics import Interval
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    shards: Any,
+    rows: Sequence[int] | NDArray,
+    geometry: Any,
+    view: Any,
+    task: Task,
+    *,
+    stored_geometry: Any = None,
+    allow_geometry_mismatch: bool = False,
+    batch_size: int = 8,
+    precision: Precision = "fp32",
+    pools: Sequence[int] = (64,),
+    ks: Sequence[int] = (1, 5, 10),
+    repeats: int = 100,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    out: str | Path | None = None,
+    progress: bool = False,
+    provenance: dict[str, Any] | None = None,
+) -> Results:
+    """Score a model on `rows` of a ShardSet. Nothing of the model, its mode or any random state is changed.
+
+    Args:
+        model, tokenizer: see `eval_zero_shot.embed`.
+        geometry, view: how studies are read; `stored_geometry` is the one the model was trained with, where known.
+        pools, ks, repeats: retrieval (`eval_zero_shot.retrieve`); no pools, no retrieval.
+        resamples: patient bootstrap; 0 leaves intervals out, for scoring while training.
+        out: folder for `results.json` and `scores.csv`.
+        provenance: more entries for the results (weights hash, split).
+
+    Raises:
+        EvalError: geometries differ, the task names no label of the data, no study, features that are not finite.
+    """
+    from eval_zero_shot.classify import class_embeddings, classify
+    from eval_zero_shot.embed import embed_images, embed_texts, study_texts
+    from eval_zero_shot.results import Cases, FindingResult, Results
+    from eval_zero_shot.retrieve import retrieve, text_hash
+    from eval_zero_shot.statistics import Run, auroc_intervals
+
+    require_same_geometry(stored_geometry, geometry, allow_geometry_mismatch)
+    rows = np.asarray(rows)
+    labels_NL = task_labels(shards, rows, task)
+    studies = embed_images(
+        model, shards, rows, geometry, view, batch_size=batch_size, precision=precision, progress=progress
+    )
+    reports = [study_texts(shards.json(int(row))["texts"]) for row in rows] if pools else []
+    vectors = embed_texts(model, tokenizer, (*task.texts(), *(r for r in reports if r)), precision=precision)
+
+    scored = classify(studies.features_ND, class_embeddings(task, vectors), labels_NL)
+    with_synonyms = tuple(name for name in task.names if task.classes[name].synonyms_positive)
+    columns = [task.names.index(name) for name in with_synonyms]
+    synonyms: Classification | None = None
+    if with_synonyms:
+        prompts = class_embeddings(task, vectors, "synonyms", with_synonyms)
+        synonyms = classify(studies.features_ND, prompts, labels_NL[:, columns])
+
+    def intervals(scores_NL: NDArray, labels: NDArray) -> tuple[Sequence[Interval | None], Interval | None]:
+        if resamples == 0:
+            return [None] * labels.shape[1], None
+        run = Run.of(scores_NL, labels, studies.patients)
+        return auroc_intervals(run, resamples=resamples, seed=seed, level=level)
+
+    each, macro_interval = intervals(scored.scores_NL, labels_NL)
+    synonym_interval = intervals(synonyms.scores_NL, labels_NL[:, columns])[1] if synonyms else None
+    per_finding = {}
+    for j, (name, score) in enumerate(scored.findings.items()):
+        per_finding[name] = FindingResult(
+            score.auroc, score.auprc, each[j] if score.reason is None else None,
+            score.n_pos, score.n_neg, score.n_unknown,
+            pos_patients=len(np.unique(studies.patients[labels_NL[:, j] == 1])),
+            neg_patients=len(np.unique(studies.patients[labels_NL[:, j] == 0])),
+            synonym_auroc=synonyms.findings[name].auroc if synonyms and name in with_synonyms else None,
+            reason=score.reason,
+        )  # fmt: skip
+
+    told = [i for i, report in enumerate(reports) if report]
+    retrieval: tuple[Recall, ...] = ()
+    if told:
+        texts_ND = np.stack([vectors[reports[i]] for i in told])
+        hashes = [text_hash(reports[i]) for i in told]
+        retrieval = retrieve(
+            studies.features_ND[told], texts_ND, hashes, pools=pools, ks=ks, repeats=repeats, seed=seed
+        )
+
+    unscored_NL = np.full(labels_NL.shape, np.nan)
+    synonym_positive_NL, synonym_negative_NL = unscored_NL.copy(), unscored_NL.copy()
+    if synonyms:
+        synonym_positive_NL[:, columns], synonym_negative_NL[:, columns] = synonyms.positive_NL, synonyms.negative_NL
+    results = Results(
+        task=task.name,
+        macro=scored.macro_auroc,
+        macro_auprc=scored.macro_auprc,
+        macro_interval=macro_interval,
+        per_finding=per_finding,
+        excluded=scored.excluded,
+        synonym_macro=synonyms.macro_auroc if synonyms else None,
+        synonym_interval=synonym_interval,
+        retrieval=retrieval,
+        studies=len(rows),
+        patients=len(np.unique(studies.patients)),
+        provenance={
+            "task_sha256": task.identity,
+            "prompts": task.model_dump(mode="json")["classes"],
+            "geometry_sha256": getattr(geometry, "identity", None),
+            "stored_geometry_sha256": getattr(stored_geometry, "identity", None),
+            "view_sha256": getattr(view, "identity", None),
+            "data_sha256": getattr(shards, "manifest_hash", None),
+            "rows_sha256": hashlib.sha256("\n".join(studies.keys).encode()).hexdigest(),
+            "without_report": len(reports) - len(told),
+            "precision": precision,
+            "seed": seed,
+            **(provenance or {}),
+        },
+        cases=Cases(
+            task.names, studies.keys, tuple(map(str, studies.patients)), labels_NL,
+            scored.positive_NL, scored.negative_NL, synonym_positive_NL, synonym_negative_NL,
+        ),
+    )  # fmt: skip
+    if out is not None:
+        results.write(out)
+    return results
+
+
+def task_labels(shards: Any, rows: NDArray, task: Task) -> NDArray[np.float64]:
+    """Labels [N, L] in the task's order: 1, 0, nan where unknown or where the shards do not have the label.
+
+    Raises EvalError when the shards have none of the task's findings, or there is no row.
+    """
+    if len(rows) == 0:
+        raise EvalError("no study to evaluate", why="the split is empty", fix="name a split that the shard set has")
+    known = [name for name in task.names if name in shards.label_names]
+    if not known:
+        raise EvalError(
+            f"no finding of task {task.name} is a label of these shards",
+            why="every score would be compared with nothing",
+            fix=f"choose a task for their labels: {', '.join(shards.label_names) or '(they have none)'}",
+        )
+    labels_NL = np.full((len(rows), len(task.names)), np.nan)
+    labels_NL[:, [task.names.index(name) for name in known]] = shards.labels(tuple(known))[rows]
+    return labels_NL
+
+
+def require_same_geometry(stored: Any, asked: Any, allow_mismatch: bool = False) -> None:
+    """Raise EvalError when a model would see volumes prepared otherwise than it was trained with."""
+    if stored is None or stored.identity == asked.identity or allow_mismatch:
+        return
+    raise EvalError(
+        "the model was trained with another geometry; trained against asked: " + "; ".join(stored.differences(asked)),
+        why="mismatched preprocessing is known to turn an AUROC of 0.80 into chance",
+        fix="leave --geometry out to use the model's own, or say --allow-geometry-mismatch if this is the question",
+    )
+
+
+def choose_rows(rows: Sequence[int] | NDArray, max_studies: int | None, seed: int = 0) -> NDArray:
+    """At most `max_studies` of the rows, the same ones at every call with the same seed, in ascending order."""
+    rows = np.sort(np.asarray(rows))
+    if max_studies is None or len(rows) <= max_studies:
+        return rows
+    return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(rows)[:max_studies])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval_zero_shot.run", description="Zero-shot classification and retrieval of a released model."
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="release folder (python -m encoders.release)")
+    add("--data", required=True, metavar="DIR", help="shard set (python -m data_shards.build)")
+    add("--task", required=True, metavar="NAME", help="packaged task or a YAML file of prompts")
+    add("--split", default="test", help="split of the shard set to score (default: test)")
+    add("--out", metavar="DIR", help="folder for results.json and scores.csv")
+    add("--max-studies", type=int, metavar="N", help="score a fixed choice of N studies")
+    add("--batch-size", type=int, default=8, metavar="N", help="studies encoded together (default: 8)")
+    add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--pool", type=int, nargs="*", default=[64], metavar="N", help="retrieval pool sizes; none: no retrieval")
+    add("--resamples", type=int, default=1000, metavar="N", help="patient bootstrap (default: 1000; 0: no intervals)")
+    add("--seed", type=int, default=0, help="of resamples and pools (default: 0)")
+    add("--geometry", metavar="FILE", help="JSON of the geometry to read studies with (default: the model's own)")
+    add("--allow-geometry-mismatch", action="store_true", help="score although --geometry is not the model's")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, or 1 with the reason on stderr."""
+    args = _parser().parse_args(argv)
+    from data_shards.errors import DataError
+    from encoders.errors import ReleaseError
+
+    try:
+        _evaluate_release(args, load_task(args.task))
+    except (EvalError, DataError, ReleaseError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _evaluate_release(args: argparse.Namespace, task: Task) -> None:
+    from data_shards.geometry import geometry_from_dict
+    from data_shards.shard_set import ShardSet
+
+    shards = ShardSet.open(args.data)
+    rows = choose_rows(shards.rows(args.split), args.max_studies, args.seed)
+    import torch
+
+    import encoders
+    from eval_zero_shot.results import print_table
+
+    loaded = encoders.load(args.model)
+    geometry = geometry_from_dict(_json(args.geometry)) if args.geometry else loaded.geometry
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    results = evaluate(
+        loaded.model.to(device), loaded.tokenizer, shards, rows, geometry, loaded.view, task,
+        stored_geometry=loaded.geometry, allow_geometry_mismatch=args.allow_geometry_mismatch,
+        batch_size=args.batch_size, precision=args.precision, pools=args.pool, resamples=args.resamples,
+        seed=args.seed, out=args.out, progress=sys.stderr.isatty(), provenance={"split": args.split},
+    )  # fmt: skip
+    print_table(results)
+    if args.out:
+        print(f"wrote {Path(args.out) / 'results.json'} and scores.csv")
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvalError(f"geometry file is not readable JSON ({error})", fix="give one written by to_json()") from None
+    if not isinstance(data, dict):
+        raise EvalError("geometry file is not a JSON object", fix="give one written by to_json()")
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""A whole evaluation over real shards with a toy encoder: numbers, files, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from data_shards.shard_set import ShardSet
+from eval_zero_shot import EvalError, Finding, Task
+from eval_zero_shot.results import Results, print_table
+from eval_zero_shot.run import choose_rows, evaluate, main
+
+from .conftest import GEOMETRY, TASK, VIEW, ToyEncoder, tokenize
+
+
+def run(shards: ShardSet, model: ToyEncoder, **options: object) -> Results:
+    options = {"resamples": 50, "pools": (8,), "repeats": 5, **options}
+    rows = options.pop("rows", shards.rows("test"))
+    return evaluate(model, tokenize, shards, rows, GEOMETRY, VIEW, options.pop("task", TASK), **options)
+
+
+def test_toy_task_is_solved(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
+    out = run(toy_shards, toy_encoder)
+    assert out.macro == 1.0
+    assert out.per_finding["bright"].n_unknown == 4
+    assert out.per_finding["dark"].n_unknown == 0
+    assert (out.studies, out.patients) == (24, 12)
+    assert out.per_finding["dark"].pos_patients == 12
+    assert out.per_finding["dark"].too_few
+    assert out.excluded == {"absent_from_the_shards": "no study with a known label"}
+    assert out.synonym_macro == 1.0
+    assert out.per_finding["bright"].synonym_auroc is None
+    recall = out.recall("text_to_image", k=1, pool=8)
+    assert recall is not None
+    assert recall.value > recall.chance > recall.chance_plain
+
+
+def test_files_hold_what_the_results_say(toy_shards: ShardSet, toy_encoder: ToyEncoder, tmp_path: Path) -> None:
+    out = run(toy_shards, toy_encoder, out=tmp_path / "a" / "b", provenance={"split": "test"})
+    folder = tmp_path / "a" / "b"
+    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "scores.csv"]
+    stored = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+    assert stored == json.loads(json.dumps(out.to_dict()))
+    assert stored["results_version"] == 1
+    assert stored["provenance"]["split"] == "test"
+    assert stored["provenance"]["geometry_sha256"] == GEOMETRY.identity
+    assert stored["provenance"]["data_sha256"] == toy_shards.manifest_hash
+    with (folder / "scores.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if (line["finding"], line["prompts"]) == ("bright", "main")]
+    assert len(lines) == 24
+    known = [line for line in lines if line["label"]]
+    auroc = roc_auc_score([int(line["label"]) for line in known], [float(line["score"]) for line in known])
+    assert auroc == out.per_finding["bright"].auroc
+
+
+def test_two_evaluations_write_the_same_bytes(toy_shards: ShardSet, toy_encoder: ToyEncoder, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        torch.rand(1), np.random.rand()  # the world moves on between them
+        run(toy_shards, toy_encoder, out=tmp_path / name)
+    for file in ("results.json", "scores.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_without_resamples_and_pools_it_is_cheap(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
+    out = run(toy_shards, toy_encoder, resamples=0, pools=())
+    assert out.macro == 1.0
+    assert out.macro_interval is None
+    assert out.retrieval == ()
+    assert len(toy_encoder.texts_seen) == len(TASK.texts())  # no report was encoded
+    json.dumps(out.to_dict(), allow_nan=False)
+
+
+def test_another_geometry_is_refused_unless_told(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
+    stored = replace(GEOMETRY, spacing_mm=(1.0, 1.0, 1.0))
+    with pytest.raises(EvalError, match=r"another geometry.*spacing_mm"):
+        run(toy_shards, toy_encoder, stored_geometry=stored)
+    out = run(toy_shards, toy_encoder, stored_geometry=stored, allow_geometry_mismatch=True)
+    assert out.provenance["stored_geometry_sha256"] != out.provenance["geometry_sha256"]
+    run(toy_shards, toy_encoder, stored_geometry=replace(stored, spacing_mm=GEOMETRY.spacing_mm))
+
+
+def test_task_for_other_labels_is_refused(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
+    task = Task(name="other", classes={"stone": Finding(positive=("scan",), negative=("no scan",))})
+    with pytest.raises(EvalError, match=r"no finding of task other is a label.*\n.*\n.*bright, dark"):
+        run(toy_shards, toy_encoder, task=task)
+
+
+def test_no_study_is_refused(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
+    with pytest.raises(EvalError, match="no study to evaluate"):
+        run(toy_shards, toy_encoder, rows=np.array([], dtype=int))
+
+
+def test_table_shows_excluded_findings_and_chance(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
+    from rich.console import Console
+
+    console = Console(record=True, width=140, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_table(run(toy_shards, toy_encoder), console)
+    shown = console.export_text()
+    for part in (
+        "24 studies of 12 patients",
+        "too few cases",
+        "Not in the macro mean: absent_from_the_shards",
+        "× chance",
+    ):
+        assert part in shown
+
+
+def test_choice_of_rows_is_fixed() -> None:
+    rows = np.arange(100, 200)
+    chosen = choose_rows(rows, 10)
+    assert len(np.unique(chosen)) == 10
+    assert np.array_equal(chosen, choose_rows(rows[::-1], 10))
+    assert np.array_equal(choose_rows(rows, None), rows)
+    assert np.array_equal(choose_rows(rows, 500), rows)
+
+
+def test_command_line_says_what_is_wrong(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "nowhere", "--data", str(toy_folder), "--task", "nonesuch"]) == 1
+    assert "no zero-shot task 'nonesuch'" in capsys.readouterr().err
+
+
+def test_command_line_names_a_missing_split(
+    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "toy.yaml"
+    task.write_text(json.dumps(TASK.model_dump(mode="json")))
+    assert main(["--model", "nowhere", "--data", str(toy_folder), "--task", str(task), "--split", "tset"]) == 1
+    assert "no sample in split 'tset'" in capsys.readouterr().err
+
+
+def test_the_dual_encoder_of_this_project_is_evaluated(toy_shards: ShardSet) -> None:
+    from encoders.dual import build_dual
+    from encoders.tokenize import BPE
+
+    torch.manual_seed(0)
+    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
+    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
+    model = build_dual(config).train()
+    rows = toy_shards.rows("test")
+    out = evaluate(model, BPE(32), toy_shards, rows, GEOMETRY, VIEW, TASK, resamples=20, pools=(8,), repeats=2)
+    assert out.macro is not None
+    assert 0 <= out.macro <= 1
+    assert model.training
+    again = evaluate(model, BPE(32), toy_shards, rows, GEOMETRY, VIEW, TASK, resamples=20, pools=(8,), repeats=2)
+    assert np.array_equal(out.cases.scores_NL, again.cases.scores_NL)
