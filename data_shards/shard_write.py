@@ -172,8 +172,6 @@ class ShardWriter:
         self.manifest_hash = hashlib.sha256(body).hexdigest()
         old = self.tmp.with_suffix(".old")
         if self.out.exists():
-            if (self.out / REJECTED).exists():
-                shutil.copy2(self.out / REJECTED, self.tmp / REJECTED)
             os.replace(self.out, old)
         os.replace(self.tmp, self.out)
         shutil.rmtree(old, ignore_errors=True)

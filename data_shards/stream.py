@@ -102,9 +102,12 @@ class _Steps(Dataset):
     def __init__(self, samples: Samples, plan: Any) -> None:
         self.samples, self.plan = samples, plan
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | DataError:
         rows, seeds = self.plan(step)
-        return self.samples.batch(step, rows, seeds)
+        try:
+            return self.samples.batch(step, rows, seeds)
+        except DataError as error:
+            return error  # raised by the reader: torch would wrap it in a worker's traceback
 
 
 class Order:
@@ -243,7 +246,7 @@ def ordered_pass(
 def _load(dataset: _Steps, steps: range, workers: int, pin_memory: bool) -> Iterator[Batch]:
     workers = min(workers, len(steps))
     if workers == 0:
-        return (dataset[step] for step in steps)
+        return map(_whole, map(dataset.__getitem__, steps))
     batch_bytes = 4 * int(np.prod(dataset.samples.image_shape)) * len(dataset.plan(steps[0])[0])
     loader = DataLoader(
         dataset,
@@ -258,7 +261,7 @@ def _load(dataset: _Steps, steps: range, workers: int, pin_memory: bool) -> Iter
         # fork shares the index for free; but a process that has started CUDA must not be forked.
         multiprocessing_context="spawn" if torch.cuda.is_initialized() else "fork",
     )
-    return iter(loader)
+    return map(_whole, loader)
 
 
 def _empty(shape: tuple[int, ...]) -> torch.Tensor:
@@ -268,6 +271,12 @@ def _empty(shape: tuple[int, ...]) -> torch.Tensor:
     count = int(np.prod(shape))
     storage = torch.UntypedStorage._new_shared(4 * count)  # as torch's own default_collate does
     return torch.empty(0).set_(storage, 0, shape, torch.empty(shape, device="meta").stride())
+
+
+def _whole(batch: Batch | DataError) -> Batch:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
 
 
 def _same(batch: Any) -> Any:
