@@ -55,7 +55,10 @@ def find(name: str) -> tuple[str, str]:
     """
     given = FilePath(name)
     if given.is_file():
-        return given.read_text(encoding="utf-8"), name
+        try:
+            return given.read_text(encoding="utf-8"), name
+        except UnicodeDecodeError:
+            raise ConfigError(f"{name} is not a text file in UTF-8", fix="save it as UTF-8 text") from None
     for candidate in (name, f"{name}.yaml"):
         if candidate in packaged():
             file = resources.files("configs").joinpath(candidate)
@@ -80,11 +83,11 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, smoke: bool = False
     text, label = find(name)
     try:
         document = read(text, label)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(
-            f"{label}{line} is not YAML: {error.problem}", fix="check indentation and colons there"
-        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{label}{line} is not YAML: {what}", fix="check indentation and colons there") from None
     if not isinstance(document.data, dict):
         raise ConfigError(f"{label} holds no keys", fix="start from a packaged recipe: --print-config prints one")
     if smoke:

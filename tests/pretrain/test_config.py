@@ -289,6 +289,35 @@ def test_a_broken_yaml_names_its_line(recipe_file: Path) -> None:
     assert "not YAML" in message
 
 
+@pytest.mark.parametrize("content", [b"name: \x00", b"\xff\xfe\x00", b"\tname: x"])
+def test_a_file_that_is_no_yaml_text_is_refused(recipe_file: Path, content: bytes) -> None:
+    recipe_file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"is not (YAML|a text file)"):
+        load_recipe(str(recipe_file))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x [*x]",
+        "? [1, 2]\n: 3",
+        "name: !!float abc",
+        "objectives: 3",
+        "objectives: [3]",
+        "objectives: [{name: 3}, {name: contrastive, units: report}]",
+        "data: {source: 3, geometry: [1], train_view: null}",
+        "data: {source: {kind: [1]}, splits: {train: 1}}",
+        "optim: [1]",
+        "model: {image: {name: 3}}",
+        "evaluate: {task: 3}\ntrain: {steps: {}}",
+    ],
+)
+def test_any_shape_of_nonsense_is_explained(recipe_file: Path, text: str) -> None:
+    recipe_file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="problems in"):
+        load_recipe(str(recipe_file))
+
+
 def test_an_empty_file_is_refused(recipe_file: Path) -> None:
     recipe_file.write_text("- 1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds no keys"):
