@@ -72,7 +72,10 @@ def study_units(texts: dict[str, Any], policy: UnitPolicy, rng: np.random.Genera
         units += [_unit("section", text) for text in (findings, impression) if text.strip()]
     if policy.sentences:
         every = sentences(findings) + sentences(impression) if findings or impression else sentences(report)
-        distinct = list({text_identity(s): s for s in reversed(every)}.values())[::-1]
+        first: dict[int, str] = {}
+        for text in every:
+            first.setdefault(text_identity(text), text)
+        distinct = list(first.values())
         if len(distinct) > policy.max_sentences:
             n = policy.max_sentences
             keep = range(n) if rng is None else sorted(rng.choice(len(distinct), n, replace=False))

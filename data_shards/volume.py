@@ -50,7 +50,7 @@ def read_volume(
         raise DataError("the file is missing", "the study would be lost in silence", "check the path in the table")
     try:
         if path.is_dir():
-            from data_shards.sources.dicom import read_series
+            from data_shards.dicom import read_series
 
             image, found = read_series(path)
             modality = modality or found

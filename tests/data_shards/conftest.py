@@ -1,0 +1,46 @@
+"""Small studies and shard sets, written through the public doors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_shards import Caption, Scan, Study, Texts
+from data_shards.shard_set import ShardSet, ShardWriter
+
+
+def _study(i: int, split: str = "train", shape: tuple[int, int, int] = (10, 14, 18)) -> Study:
+    rng = np.random.default_rng(i)
+    array = rng.integers(-1000, 1000, shape).astype(np.int16)
+    texts = Texts(
+        findings=f"The lungs are clear. Nodule number {i}. The heart is normal.",
+        impression="No acute disease." if i % 2 else f"Nodule {i}.",
+        captions=(Caption(f"caption {i}"), Caption("a chest CT", 0.5)),
+    )
+    labels = {"nodule": 1, "effusion": i % 2 if i % 3 else None}
+    scan = Scan(array=array, spacing_mm=(3.0, 2.0, 2.0))
+    return Study(f"study{i}", f"patient{i // 2}", split, (scan,), texts, labels, "made up", "CC0-1.0")
+
+
+@pytest.fixture(scope="session")
+def study() -> Callable[..., Study]:
+    """study(i, split, shape): the i-th made-up study; two follow each other per patient."""
+    return _study
+
+
+@pytest.fixture(scope="session")
+def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set of 14 volumes in shards of 5: 10 train, 4 val. Do not change it; copy it."""
+    out = tmp_path_factory.mktemp("shards") / "set"
+    with ShardWriter(out, max_samples=5) as writer:
+        for i in range(14):
+            writer.write(_study(i, "train" if i < 10 else "val", (10 + i % 3, 14, 18)))
+    return out
+
+
+@pytest.fixture
+def shards(shard_folder: Path) -> ShardSet:
+    return ShardSet.open(shard_folder)

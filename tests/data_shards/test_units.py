@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_shards import DataError
+from data_shards.batch import TextBatch
+from data_shards.schema import UNIT_KINDS
+from data_shards.units import UnitPolicy, study_units, text_identity
+
+TEXTS = {
+    "report": "FINDINGS: Lungs are clear. Heart is normal. A cyst of 1.5 cm. IMPRESSION: Cyst. Heart is  NORMAL.",
+    "findings": "",
+    "impression": "",
+    "captions": [{"text": "rare", "weight": 0.0}, {"text": "common", "weight": 2.0}],
+}
+
+
+def tokenize(text: str) -> list[int]:
+    return [1, *(ord(c) for c in text), 2]
+
+
+def kinds(policy: UnitPolicy, seed: int | None = None) -> list[tuple[str, str]]:
+    rng = None if seed is None else np.random.default_rng(seed)
+    return [(UNIT_KINDS[u.kind], u.text) for u in study_units(TEXTS, policy, rng)]
+
+
+def test_units_of_a_study() -> None:
+    everything = UnitPolicy(sentences=True, sections=True, captions=True)
+    assert kinds(everything) == [
+        ("report", TEXTS["report"]),
+        ("section", "Lungs are clear. Heart is normal. A cyst of 1.5 cm."),
+        ("section", "Cyst. Heart is  NORMAL."),
+        ("sentence", "Lungs are clear."),
+        ("sentence", "Heart is normal."),
+        ("sentence", "A cyst of 1.5 cm."),
+        ("sentence", "Cyst."),
+        ("caption", "common"),
+    ]
+
+
+def test_sentences_can_be_limited_and_drawn() -> None:
+    policy = UnitPolicy(report=False, sentences=True, max_sentences=2)
+    assert [t for _, t in kinds(policy)] == ["Lungs are clear.", "Heart is normal."]
+    drawn = {tuple(t for _, t in kinds(policy, seed)) for seed in range(20)}
+    assert len(drawn) > 3
+    assert all(len(d) == 2 for d in drawn)
+
+
+def test_shuffling_changes_the_words_and_not_the_identity() -> None:
+    policy = UnitPolicy(shuffle_sentences=True)
+    plain = study_units(TEXTS, policy, None)[0]
+    texts = set()
+    for seed in range(20):
+        unit = study_units(TEXTS, policy, np.random.default_rng(seed))[0]
+        assert unit.identity == plain.identity
+        assert unit.text.startswith("FINDINGS: ")
+        assert unit.text.endswith("IMPRESSION: Cyst. Heart is  NORMAL.")
+        assert sorted(unit.text.split()) == sorted(plain.text.split())
+        texts.add(unit.text)
+    assert len(texts) > 3
+
+
+def test_findings_and_impression_make_a_report() -> None:
+    texts = {"report": "", "findings": "Clear.", "impression": "Normal.", "captions": []}
+    assert study_units(texts, UnitPolicy(), None)[0].text == "FINDINGS: Clear.\nIMPRESSION: Normal."
+    assert study_units({"report": " ", "findings": ""}, UnitPolicy(), None) == []
+
+
+def test_identity_ignores_case_and_white_space() -> None:
+    assert text_identity("No  Mass.\n") == text_identity(" no mass.")
+    assert text_identity("No mass") != text_identity("No masses")
+
+
+def test_packing_merges_equal_texts_of_a_batch() -> None:
+    policy = UnitPolicy(sentences=True)
+    first = study_units({"report": "Clear. Normal."}, policy, None)
+    second = study_units({"report": "Normal. Cyst."}, policy, None)
+    texts = TextBatch.of([first, second, first], tokenize)
+    assert len(texts.lengths) == 5
+    assert [UNIT_KINDS[k] for k in texts.kind_U] == ["report", "sentence", "sentence", "report", "sentence"]
+    assert texts.pair_sample_P.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert texts.pair_unit_P.tolist() == [0, 1, 2, 3, 2, 4, 0, 1, 2]
+    bounds = texts.cu_seqlens_U1.tolist()
+    assert np.diff(bounds).tolist() == texts.lengths
+    assert texts.tokens_T[bounds[4] : bounds[5]].tolist() == tokenize("Cyst.")
+
+
+def test_refusals() -> None:
+    with pytest.raises(DataError, match="no kind of text unit"):
+        UnitPolicy(report=False)
+    with pytest.raises(DataError, match="no tokens"):
+        TextBatch.of([study_units({"report": "A."}, UnitPolicy(), None)], lambda text: [])
