@@ -18,10 +18,7 @@ from pretrain.config import options_of
 from pretrain.errors import ConfigError
 from pretrain.objectives import find_objective
 from pretrain.objectives.base import Objective
-from pretrain.schema import PhantomSource, Recipe
-
-LOGIT_BIAS = -10.0  # SigLIP's start (arXiv 2303.15343, sec. 3.2)
-
+from pretrain.schema import PhantomSource, Recipe, SigmoidOptions
 
 @dataclass(frozen=True)
 class Data:
@@ -126,8 +123,9 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
             "heads": text.heads,
             "layers": text.layers,
         }
-    if any(objective.name == "sigmoid" for objective in recipe.objectives):
-        cfg["init_logit_bias"] = LOGIT_BIAS
+    for i, objective in enumerate(recipe.objectives):
+        if objective.name == "sigmoid":
+            cfg["init_logit_bias"] = options_of(recipe, i, SigmoidOptions).init_bias
     return cfg
 
 

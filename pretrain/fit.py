@@ -5,10 +5,46 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain import launch
 from pretrain.config import dump, load_recipe, schema_help, split_argv
 from pretrain.errors import ConfigError
+from pretrain.schema import Recipe
+
+
+class ZeroShotTask:
+    """Zero-shot scores for `pretrain.training`, which takes evaluators from here and knows none itself."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        from eval_zero_shot.tasks import load_task
+
+        assert recipe.evaluate.task is not None
+        self.recipe, self.task = recipe, load_task(recipe.evaluate.task)
+
+    def select(self, model: Any, data: Any, tokenize: Any, precision: Any) -> dict[str, float]:
+        from eval_zero_shot.run import choose_rows, evaluate
+
+        rows = choose_rows(data.select_rows, self.recipe.evaluate.max_studies)
+        results = evaluate(
+            model, tokenize, data.shards, rows, data.geometry, data.eval_view, self.task,
+            batch_size=self.recipe.train.batch_size, precision=precision, resamples=0, pools=(),
+        )  # fmt: skip
+        scores = {name: float(r.auroc) for name, r in results.per_finding.items() if r.auroc is not None}
+        return {"macro_auroc": float("nan") if results.macro is None else float(results.macro), **scores}
+
+    def test(self, release: Path, data: Any, precision: Any, out: Path) -> None:
+        import encoders
+        from eval_zero_shot.results import print_table
+        from eval_zero_shot.run import evaluate
+
+        loaded = encoders.load(str(release))
+        results = evaluate(
+            loaded.model, loaded.tokenizer, data.shards, data.test_rows, data.geometry, data.eval_view, self.task,
+            stored_geometry=loaded.geometry, batch_size=self.recipe.train.batch_size, precision=precision,
+            out=out, provenance={"split": self.recipe.data.splits.test},
+        )  # fmt: skip
+        print_table(results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pretrain.training import train
 
     try:
-        return train(recipe, folder, resume is not None)
+        return train(recipe, folder, resume is not None, ZeroShotTask(recipe) if recipe.evaluate.task else None)
     except (ConfigError, DataError, ReleaseError, EvalError, CheckpointError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -69,18 +69,27 @@ class Pretraining(L.LightningModule):
         return self.batches_done // self.recipe.optim.accumulate
 
     @property
+    def step_finished(self) -> bool:
+        """Whether the last batch completed an optimiser step; half an accumulated step is no place to stop or save."""
+        return self.batches_done % self.recipe.optim.accumulate == 0
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.recipe.train.strategy == "fsdp2" and world_size() > 1
+
+    @property
     def evaluated(self) -> DualEncoder:
         """The weights that are scored and released: the moving average where there is one."""
         return self.dual if self.ema is None else self.ema.module
 
     def configure_model(self) -> None:
-        if self.recipe.train.strategy == "fsdp2" and world_size() > 1:
+        if self.is_sharded:
             from pretrain.sharding import shard
 
             shard(self, self.device_mesh)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self, self.recipe.optim, fused=self.recipe.train.strategy != "fsdp2")
+        return adamw(self, self.recipe.optim, fused=not self.is_sharded)
 
     def compute(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the global batch and what to log."""
@@ -112,7 +121,7 @@ class Pretraining(L.LightningModule):
     def _update(self, batch: Any) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.recipe.train.strategy == "fsdp2" and world_size() > 1:
+        if self.is_sharded:
             from pretrain.sharding import reduce_replicated
 
             reduce_replicated(self)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
 
+from encoders.dual import DualEncoder
 from encoders.features import rank, world_size
-from eval_zero_shot.tasks import load_task
+from encoders.release import release_run
 from pretrain import build, runs
 from pretrain.callbacks.checkpoints import Checkpoints
 from pretrain.callbacks.metrics import Metrics
@@ -22,12 +24,21 @@ from pretrain.callbacks.restoring import Restore
 from pretrain.callbacks.zero_shot import ZeroShot
 from pretrain.checkpoint import read_trainer
 from pretrain.config import dump
-from pretrain.finish import finish
 from pretrain.module import Pretraining
 from pretrain.schema import Recipe
 
 
-def train(recipe: Recipe, folder: Path, resume: bool) -> int:
+class Evaluation(Protocol):
+    """What `pretrain.fit` lends to a run: evaluators, which this package does not know."""
+
+    def select(self, model: DualEncoder, data: build.Data, tokenize: Any, precision: str) -> dict[str, float]:
+        """Scores of the selection split by name, `macro_auroc` among them."""
+
+    def test(self, release: Path, data: build.Data, precision: str, out: Path) -> None:
+        """Score a release on the test split, write the results into `out` and print them."""
+
+
+def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | None) -> int:
     """Train in `folder`, from its last checkpoint with `resume`. Returns the process's exit code: 0, or 143 when stopped."""
     quiet()
     local_rank_zero = _rank_from_environment() == 0
@@ -36,7 +47,6 @@ def train(recipe: Recipe, folder: Path, resume: bool) -> int:
 
     torch.manual_seed(recipe.seed)  # weights at birth
     dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
-    task = load_task(recipe.evaluate.task) if recipe.evaluate.task else None
     data = build.build_data(recipe)
     if local_rank_zero and not resume:
         runs.create(folder, recipe)
@@ -45,9 +55,9 @@ def train(recipe: Recipe, folder: Path, resume: bool) -> int:
 
     preemption = Preemption()
     zero_shot = None
-    if task is not None:
-        evaluate = recipe.evaluate
-        zero_shot = ZeroShot(data, task, tokenize, evaluate.every_steps, evaluate.max_studies, _short(precision))
+    if evaluation is not None and len(data.select_rows):
+        scorer = functools.partial(evaluation.select, data=data, tokenize=tokenize, precision=_short(precision))
+        zero_shot = ZeroShot(scorer, recipe.evaluate.every_steps)
     checkpoints = Checkpoints(
         folder / runs.CHECKPOINTS,
         recipe.checkpoint.every_steps,
@@ -79,10 +89,24 @@ def train(recipe: Recipe, folder: Path, resume: bool) -> int:
         preemption.requeue()
         return STOPPED
     if rank() == 0:
-        finish(recipe, folder, data, task, _short(precision))
+        finish(recipe, folder, data, evaluation, _short(precision))
     if world_size() > 1:
         torch.distributed.barrier()
     return 0
+
+
+def finish(recipe: Recipe, folder: Path, data: build.Data, evaluation: Evaluation | None, precision: str) -> None:
+    """Release the best checkpoint, score it as its users will load it, and say how to load it."""
+    release = folder / runs.RELEASE
+    release_run(folder, release, checkpoint="best", overwrite=True)
+    if evaluation is not None and recipe.evaluate.final and len(data.test_rows):
+        evaluation.test(release, data, precision, folder / runs.RESULTS)
+    planar = recipe.data.geometry.kind == "image"
+    print(f"\nrun      {folder}\nrelease  {release}\n\nload it with plain open_clip:\n")
+    print("    import open_clip" if planar else "    import encoders, open_clip  # encoders registers the 3D towers")
+    print(f"    model, _, preprocess = open_clip.create_model_and_transforms('local-dir:{release}')")
+    print("\nor together with its own preprocessing and tokenizer:\n")
+    print(f"    import encoders\n    release = encoders.load('{release}')  # .model, .preprocess, .tokenizer")
 
 
 def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) -> L.Trainer:
@@ -135,7 +159,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def _short(precision: str) -> Any:
+def _short(precision: str) -> str:
     return "bf16" if precision.startswith("bf16") else "fp32"
 
 

@@ -53,7 +53,7 @@ class Checkpoints(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Pretraining, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if module.batches_done % module.recipe.optim.accumulate:
+        if not module.step_finished:
             return
         step = module.step_number
         score = self.zero_shot.score if self.zero_shot is not None else None

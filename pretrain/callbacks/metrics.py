@@ -46,7 +46,7 @@ class Metrics(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Pretraining, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if rank() != 0 or module.batches_done % module.recipe.optim.accumulate:
+        if rank() != 0 or not module.step_finished:
             return
         step = module.step_number
         scored = any(name.startswith("select/") for name in module.logged)

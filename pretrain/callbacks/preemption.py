@@ -49,8 +49,8 @@ class Preemption(L.Callback):
         self._seen = REQUEUE
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if module.batches_done % module.recipe.optim.accumulate:
-            return  # half an accumulated step cannot be checkpointed
+        if not module.step_finished:
+            return
         seen = self._seen
         if world_size() > 1:
             flag = torch.tensor([seen], device=module.device)

@@ -46,7 +46,7 @@ class Progress(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Pretraining, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if rank() != 0 or module.batches_done % module.recipe.optim.accumulate:
+        if rank() != 0 or not module.step_finished:
             return
         now = time.monotonic()
         self._marks.append((now, module.step_number, trainer.train_dataloader.wait_seconds))

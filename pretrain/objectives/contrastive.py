@@ -13,11 +13,14 @@ from pretrain.objectives.base import GlobalBatch, Objective, pairing
 from pretrain.schema import ContrastiveOptions
 
 
-def multi_positive_nce(logits_NM: Tensor, positive_NM: Tensor, negative_NM: Tensor) -> Tensor:
+def multi_positive_nce(
+    logits_NM: Tensor, positive_NM: Tensor, negative_NM: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean over rows of the mean over their positives p of -log( e^{s_p} / (e^{s_p} + sum over negatives e^{s_n}) ).
 
     Other positives of the row stay out of the denominator (they are no mistakes), and so do pairs that are neither. With one
-    positive a row and all else negative this is cross-entropy. Rows without a positive do not count.
+    positive a row and all else negative this is cross-entropy. Rows without a positive do not count. With `label_smoothing` e a
+    row's target is 1 - e on its positives and e spread evenly over all its pairs, as in torch's cross_entropy.
     """
     against_N1 = logits_NM.masked_fill(~negative_NM, float("-inf")).logsumexp(1, keepdim=True)
     # softplus(lse - s) = log(1 + e^{lse - s}); a row without negatives has lse = -inf and loss 0, kept finite here.
@@ -25,7 +28,13 @@ def multi_positive_nce(logits_NM: Tensor, positive_NM: Tensor, negative_NM: Tens
     loss_NM = F.softplus(against_N1 - logits_NM) * positive_NM
     positives_N = positive_NM.sum(1)
     rows = positives_N > 0
-    return (loss_NM.sum(1)[rows] / positives_N[rows]).mean()
+    loss_N = loss_NM.sum(1) / positives_N.clamp(min=1)
+    if label_smoothing:
+        taken_NM = positive_NM | negative_NM
+        all_N = logits_NM.masked_fill(~taken_NM, float("-inf")).logsumexp(1)
+        mean_N = (logits_NM * taken_NM).sum(1) / taken_NM.sum(1).clamp(min=1)
+        loss_N = (1 - label_smoothing) * loss_N + label_smoothing * (all_N - mean_N)
+    return loss_N[rows].mean()
 
 
 class Contrastive(Objective):
@@ -37,6 +46,7 @@ class Contrastive(Objective):
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         pairs = pairing(batch, self.options.units)
         logits_BU = batch.logit_scale.exp() * batch.images_BD @ pairs.units_UD.T
-        to_text = multi_positive_nce(logits_BU, pairs.positive_BU, pairs.negative_BU)
-        to_image = multi_positive_nce(logits_BU.T, pairs.positive_BU.T, pairs.negative_BU.T)
+        smoothing = self.options.label_smoothing
+        to_text = multi_positive_nce(logits_BU, pairs.positive_BU, pairs.negative_BU, smoothing)
+        to_image = multi_positive_nce(logits_BU.T, pairs.positive_BU.T, pairs.negative_BU.T, smoothing)
         return (to_text + to_image) / 2, {"units": torch.tensor(float(len(pairs.units_UD)))}
