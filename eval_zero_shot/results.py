@@ -105,8 +105,12 @@ class Results:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         results, scores = folder / "results.json", folder / "scores.csv"
-        _replace(scores, scores_csv(self.cases))
-        _replace(results, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        contents = {
+            scores: scores_csv(self.cases),
+            results: json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n",
+        }
+        for path, text in contents.items():
+            _replace(path, text)
         return results, scores
 
 

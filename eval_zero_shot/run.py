@@ -240,14 +240,21 @@ def _evaluate_release(args: argparse.Namespace, task: Task) -> None:
     import encoders
     from eval_zero_shot.results import print_table
 
-    loaded = encoders.load(args.model)
-    geometry = geometry_from_dict(_json(args.geometry)) if args.geometry else loaded.geometry
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    loaded = encoders.load(args.model, device=device)
+    if loaded.tokenizer is None:
+        raise EvalError(
+            "this release is an image tower alone",
+            why="zero-shot scores compare images with texts, and it has no text tower",
+            fix="give the release of a dual encoder, or probe these features with labels",
+        )
+    geometry = geometry_from_dict(_json(args.geometry)) if args.geometry else loaded.geometry
     results = evaluate(
-        loaded.model.to(device), loaded.tokenizer, shards, rows, geometry, loaded.view, task,
+        loaded.model, loaded.tokenizer, shards, rows, geometry, loaded.view, task,
         stored_geometry=loaded.geometry, allow_geometry_mismatch=args.allow_geometry_mismatch,
         batch_size=args.batch_size, precision=args.precision, pools=args.pool, resamples=args.resamples,
-        seed=args.seed, out=args.out, progress=sys.stderr.isatty(), provenance={"split": args.split},
+        seed=args.seed, out=args.out, progress=sys.stderr.isatty(),
+        provenance={"split": args.split, "release_sha256": loaded.sha256},
     )  # fmt: skip
     print_table(results)
     if args.out:

@@ -12,7 +12,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+import encoders
 from data_shards.shard_set import ShardSet
+from encoders.dual import build_dual
+from encoders.release import write_release
 from eval_zero_shot import EvalError, Finding, Task
 from eval_zero_shot.results import Results, print_table
 from eval_zero_shot.run import choose_rows, evaluate, main
@@ -66,6 +69,16 @@ def test_two_evaluations_write_the_same_bytes(toy_shards: ShardSet, toy_encoder:
         run(toy_shards, toy_encoder, out=tmp_path / name)
     for file in ("results.json", "scores.csv"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_results_that_cannot_be_written_leave_the_old_ones(
+    toy_shards: ShardSet, toy_encoder: ToyEncoder, tmp_path: Path
+) -> None:
+    out = run(toy_shards, toy_encoder, out=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError):
+        replace(out, macro=float("nan"), cases=replace(out.cases, keys=out.cases.keys[::-1])).write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_without_resamples_and_pools_it_is_cheap(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
@@ -135,19 +148,36 @@ def test_command_line_names_a_missing_split(
     assert "no sample in split 'tset'" in capsys.readouterr().err
 
 
-def test_the_dual_encoder_of_this_project_is_evaluated(toy_shards: ShardSet) -> None:
-    from encoders.dual import build_dual
-    from encoders.tokenize import BPE
-
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained dual encoder of this project, released."""
     torch.manual_seed(0)
     vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
     text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
-    model = build_dual(config).train()
-    rows = toy_shards.rows("test")
-    out = evaluate(model, BPE(32), toy_shards, rows, GEOMETRY, VIEW, TASK, resamples=20, pools=(8,), repeats=2)
-    assert out.macro is not None
-    assert 0 <= out.macro <= 1
+    folder = tmp_path_factory.mktemp("release") / "toy"
+    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
+
+
+def test_a_release_is_evaluated_from_the_command_line(
+    release: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, other, out = tmp_path / "toy.yaml", tmp_path / "geometry.json", tmp_path / "out"
+    task.write_text(json.dumps(TASK.model_dump(mode="json")))
+    other.write_text(replace(GEOMETRY, pad_hu=0.0).to_json())
+    arguments = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "20"]
+    arguments += ["--pool", "8", "--device", "cpu"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    stored = json.loads((out / "results.json").read_text())
+    loaded = encoders.load(str(release))
+    assert stored["provenance"]["release_sha256"] == loaded.sha256
+    assert "macro" in capsys.readouterr().out
+    assert main([*arguments, "--geometry", str(other)]) == 1
+    assert "pad_hu: -1024.0 against 0.0" in capsys.readouterr().err
+    assert main([*arguments, "--geometry", str(other), "--allow-geometry-mismatch"]) == 0
+
+    shards = ShardSet.open(toy_folder)  # the same through the library, model left in training mode
+    model, options = loaded.model.train(), {"resamples": 20, "pools": (8,)}
+    again = evaluate(model, loaded.tokenizer, shards, shards.rows("test"), GEOMETRY, VIEW, TASK, **options)
+    assert again.macro == stored["macro"]
     assert model.training
-    again = evaluate(model, BPE(32), toy_shards, rows, GEOMETRY, VIEW, TASK, resamples=20, pools=(8,), repeats=2)
-    assert np.array_equal(out.cases.scores_NL, again.cases.scores_NL)
