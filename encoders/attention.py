@@ -3,7 +3,7 @@
 Legend: T tokens of all sequences, H heads, D head width, B sequences of one bucket, L its padded length.
 
 Sequences of different length stand one after another (`qkv_T3HD`, bounds in `Packing`). Backends:
-  sdpa     torch's scaled_dot_product_attention; ragged input goes through length buckets with right padding. Exact, any device.
+  sdpa     torch's scaled_dot_product_attention; ragged input goes through right-padded length buckets. Any device.
   varlen   torch.nn.attention.varlen (torch >= 2.10, CUDA, fp16/bf16).
   xformers memory_efficient_attention with a block-diagonal mask (CUDA, extra `gpu`).
 Slicing sequence by sequence is a trap: 30 times slower, backward included (benchmarks/packed_text.py).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,17 +106,18 @@ def _groups(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 class _Move(torch.autograd.Function):
-    """Rows `source` of x to rows `target` of a zero block. Both index sets are free of repeats, so the backward pass is a
-    plain move as well; torch's own index backward must add up and is several times slower on CPU."""
+    """Rows `source` of x to rows `target` of a zero block. Both index sets are free of repeats, so the backward pass is
+    a plain move as well; torch's own index backward must add up and is several times slower on CPU."""
 
     @staticmethod
-    def forward(ctx, x, source, target, rows):  # type: ignore[no-untyped-def,override]
+    def forward(ctx: Any, x: Tensor, source: Tensor, target: Tensor, rows: int) -> Tensor:
         ctx.save_for_backward(source, target)
         ctx.rows = x.shape[0]
         return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, target, x.index_select(0, source))
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        grad = grads[0]
         source, target = ctx.saved_tensors
         out = grad.new_zeros(ctx.rows, *grad.shape[1:])
         return out.index_copy_(0, source, grad.index_select(0, target)), None, None, None
@@ -193,8 +195,9 @@ def _dense(qkv_BL3HD: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
 
 
 def _varlen(qkv_T3HD: Tensor, packing: Packing, causal: bool) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
+    varlen_attn: Any = varlen.varlen_attn
     q, k, v = qkv_T3HD.unbind(1)
     bounds, longest = packing.cu_seqlens, max(packing.lengths)
     # torch 2.10 says causality by `is_causal`, later releases by a window whose right side is 0.

@@ -31,8 +31,8 @@ class DualFeatures:
 class DualEncoder(nn.Module):
     """Image and text tower with one embedding space.
 
-    `clip` is an `open_clip.CustomTextCLIP`; its state dict is exactly the released weights file. Images go through its image
-    tower, texts through its text tower in packed form.
+    `clip` is an `open_clip.CustomTextCLIP`; its state dict is exactly the released weights file. Images go through its
+    image tower, texts through its text tower in packed form.
 
     Args:
         clip: the open_clip model.
@@ -41,7 +41,7 @@ class DualEncoder(nn.Module):
 
     def __init__(self, clip: nn.Module, model_cfg: dict[str, Any]) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip: Any = clip
         self.model_cfg = model_cfg
         self.attention_backend = "auto"
         self.pad_id = 0
@@ -97,8 +97,10 @@ class DualEncoder(nn.Module):
         )
 
 
-def _patch_tokens(trunk: nn.Module, features: Tensor, size: torch.Size) -> tuple[Tensor, tuple[int, ...]]:
-    if features.ndim == 4:  # convolutional timm trunks: B, C, H, W
+def _patch_tokens(trunk: Any, features: Tensor, size: torch.Size) -> tuple[Tensor, tuple[int, ...]]:
+    if features.ndim == 4:  # convolutional timm trunks: B, C, H, W; Swin and its kin: B, H, W, C
+        if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
         return features.flatten(2).transpose(1, 2), tuple(features.shape[2:])
     if hasattr(trunk, "token_grid"):
         grid = trunk.token_grid(tuple(size))

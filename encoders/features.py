@@ -15,8 +15,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Features of a batch of studies. `pooled_SD` one row a scan, `study_S` the study of each scan, `study_BD` one row a study.
+    """Features of a batch of studies.
 
+    `pooled_SD` has one row a scan, `study_S` says the study of each scan, `study_BD` has one row a study.
     `tokens_SND` are the tower's patch tokens (None when not asked for), `grid` their (D, H, W) or (H, W).
     """
 
@@ -31,8 +32,8 @@ class ImageFeatures:
 class TextFeatures:
     """Features of the distinct texts of a batch and which sample each belongs to.
 
-    `units_UD` one row a distinct text; `kind_U` its kind; `hash64_U` its identity; pair p says that sample `pair_sample_P[p]`
-    has text `pair_unit_P[p]`. A text that several samples share is one row with several pairs.
+    `units_UD` one row a distinct text; `kind_U` its kind; `hash64_U` its identity; pair p says that sample
+    `pair_sample_P[p]` has text `pair_unit_P[p]`. A text that several samples share is one row with several pairs.
     """
 
     units_UD: Tensor
@@ -68,8 +69,8 @@ def rank() -> int:
 
 
 class _GatherRagged(torch.autograd.Function):
-    """Rows of all ranks, in rank order. Counts differ, so ranks pad to the maximum and trim: all_gather with uneven rows
-    aborts or returns wrong shapes. Backward adds up what every rank's loss says about the rows this rank sent."""
+    """Rows of all ranks, in rank order. Counts differ, so ranks pad to the maximum and trim: all_gather with uneven
+    rows aborts or returns wrong shapes. Backward adds up what every rank's loss says about the rows this rank sent."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
@@ -102,8 +103,8 @@ def gather_rows(x: Tensor) -> tuple[Tensor, list[int]]:
 def gather_text(text: TextFeatures, samples: int) -> TextFeatures:
     """Text features of the global batch: duplicates merged by hash, samples numbered over ranks.
 
-    A text that several ranks encoded becomes the mean of its copies (they are equal unless dropout is on), so that each copy
-    receives its share of the gradient and the sum is that of one process.
+    A text that several ranks encoded becomes the mean of its copies (they are equal unless dropout is on), so that each
+    copy receives its share of the gradient and the sum is that of one process.
 
     Args:
         text: this rank's units.

@@ -1,7 +1,8 @@
 """Registers the volumetric encoders in timm the moment timm is there.
 
-`import encoders` has to be enough for open_clip to find our names, and `python -m encoders.release --help` or a recipe's check
-must not pay seconds for importing torch. So registration waits for `timm.models`: now if it is loaded, else right after it loads.
+`import encoders` has to be enough for open_clip to find our names, and `python -m encoders.release --help` or a
+recipe's check must not pay seconds for importing torch. So registration waits for `timm.models`: now if it is loaded,
+else right after it loads.
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ def _import_towers() -> None:
 class _AfterTimm(MetaPathFinder):
     """Finds `timm.models` as usual, with a loader that registers our towers after it has run."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != TRIGGER:
             return None
         sys.meta_path.remove(self)
@@ -54,4 +53,6 @@ class _Then(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
+        if module.__spec__ is not None:  # timm is itself again: resources and sources are found through the real loader
+            module.__spec__.loader = module.__loader__ = self.loader
         _import_towers()

@@ -1,8 +1,8 @@
 """The tag after the dot: a volumetric encoder's whole geometry in its name.
 
-open_clip 3.3 hands a timm tower nothing but its name, so `voxvit_tiny.p-8x16x16_i-96x192x192_c-3` has to say everything.
-Fields are `key-value` joined by `_`; the canonical form leaves out every field that has its default. Pure Python: recipes
-are checked against it before torch is imported.
+open_clip 3.3 hands a timm tower nothing but its name, so `voxvit_tiny.p-8x16x16_i-96x192x192_c-3` has to say all of
+it. Fields are `key-value` joined by `_`; the canonical form leaves out every field that has its default. Pure Python:
+recipes are checked against it before torch is imported.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ ATTENTIONS = ("full", "slice3")
 class Tag:
     """Geometry of one `voxvit`. Sizes are (depth, height, width) in voxels.
 
-    `stem`: `patch` is one strided convolution; `conv` is a pyramid of strided 3x3x3 convolutions with GroupNorm (arXiv 2106.14881).
-    `attention`: `slice3` attends inside a slice of tokens, every third block over the whole volume (HLIP, arXiv 2505.21862).
+    `stem`: `patch` is one strided convolution; `conv` is a pyramid of strided 3x3x3 convolutions with GroupNorm
+        (arXiv 2106.14881).
+    `attention`: `slice3` attends inside a slice of tokens, every third block over the whole volume
+        (HLIP, arXiv 2505.21862).
     `layers`: 0 keeps the size's own depth.
     """
 
@@ -80,7 +82,7 @@ def parse_tag(name: str) -> Tag:
     """Read `voxvit_SIZE[.TAG]` into a `Tag`.
 
     Raises:
-        ValueError: unknown size, unknown or repeated field, a value outside its choices, a grid that the patch does not divide.
+        ValueError: unknown size, unknown or repeated field, value outside its choices, grid the patch does not divide.
     """
     base, _, text = name.partition(".")
     size = base.removeprefix("voxvit_")

@@ -15,7 +15,7 @@ from encoders.attention import Packing, attend, unpack
 
 
 def is_packable(tower: nn.Module) -> bool:
-    """Whether `encode_packed` reproduces this tower: open_clip's causal transformer with its plain blocks and EOT pooling."""
+    """Whether `encode_packed` reproduces this tower: open_clip's causal transformer, plain blocks, EOT pooling."""
     return (
         isinstance(tower, TextTransformer)
         and tower.attn_mask is not None
@@ -37,7 +37,8 @@ def encode_packed(tower: TextTransformer, tokens_T: Tensor, packing: Packing, ba
     if max(packing.lengths) > tower.context_length:
         raise ValueError(
             f"a text of {max(packing.lengths)} tokens exceeds the context of {tower.context_length}\n"
-            "  why: positions past the context do not exist\n  fix: tokenise with the release's own tokenizer, which truncates"
+            "  why: positions past the context do not exist\n"
+            "  fix: tokenise with the release's own tokenizer, which truncates"
         )
     x = tower.token_embedding(tokens_T) + tower.positional_embedding[packing.positions]
     for block in tower.transformer.resblocks:
@@ -62,7 +63,7 @@ def _block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, backen
 
 
 def encode_foreign(tower: nn.Module, tokens_T: Tensor, packing: Packing, pad_id: int) -> Tensor:
-    """Any other tower (Hugging Face, bidirectional): unpack into length buckets, run it as it is, put rows back in order."""
+    """Any other tower (Hugging Face, bidirectional): unpack into length buckets, run it, put rows back in order."""
     out: list[Tensor] = []
     first = (torch.cumsum(torch.tensor(packing.lengths), 0) - torch.tensor(packing.lengths)).tolist()
     unit_of_start = {start: unit for unit, start in enumerate(first)}

@@ -1,6 +1,6 @@
 """Texts to token ids without padding, by the tokenizer a release names.
 
-open_clip pads every text to the context; packed towers need the ids alone. Ids are remembered: reports repeat sentences.
+open_clip pads every text to the context; packed towers need the ids alone. They are kept: reports repeat sentences.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ MEMORY = 100_000  # texts whose ids are kept
 
 
 class BPE:
-    """open_clip's byte-pair tokenizer: start-of-text, lower-cased pieces, end-of-text; truncated to `context_length` with the
-    end-of-text token kept, exactly as open_clip does. Pickles as its context length alone."""
+    """open_clip's byte-pair tokenizer: start-of-text, lower-cased pieces, end-of-text; truncated to `context_length`
+    with the end-of-text token kept, exactly as open_clip does. Pickles as its context length alone."""
 
     pad_id = 0
 
@@ -64,7 +64,12 @@ class HFTokenizer:
         return self._tokenizer
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._load()(text, truncation=True, max_length=self.context_length)["input_ids"])  # type: ignore[operator]
+        from open_clip.tokenizer import get_clean_fn
+
+        clean = get_clean_fn(
+            "whitespace"
+        )  # as open_clip's own wrapper does, so that a release reads texts as in training
+        return tuple(self._load()(clean(text), truncation=True, max_length=self.context_length)["input_ids"])  # type: ignore[operator]
 
     def __call__(self, text: str) -> list[int]:
         return list(self._ids(text))

@@ -5,66 +5,20 @@ Legend: B volumes, C width, (D, H, W) token grid, S = H·W tokens of one slice, 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_model
+from timm.models import load_pretrained, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoders.attention import Packing, attend
+from encoders.stem import ConvStem, PatchStem
 from encoders.tag import SIZES, Size3, Tag, parse_tag
 
 MLP_RATIO = 4
-STEM_MIN_WIDTH = 24
-
-
-class PatchStem(nn.Sequential):
-    """One strided convolution: a linear map of every patch (arXiv 2010.11929)."""
-
-    def __init__(self, channels: int, width: int, patch: Size3) -> None:
-        super().__init__(nn.Conv3d(channels, width, patch, stride=patch))
-
-
-def _norm(width: int) -> nn.GroupNorm:
-    # GroupNorm, not BatchNorm: batches of volumes are small and differ between ranks.
-    return nn.GroupNorm(math.gcd(8, width), width)
-
-
-class ConvResidual(nn.Module):
-    """x + conv(gelu(norm(x))), the second half of one stem stage."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = _norm(width)
-        self.conv = nn.Conv3d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(F.gelu(self.norm(x)))
-
-
-class ConvStem(nn.Sequential):
-    """Strided 3x3x3 convolutions that halve each axis until the patch size is reached (arXiv 2106.14881).
-
-    Small bright or dark things survive here that a linear map of an 8x16x16 patch averages away. Each stage after the first,
-    which works at almost full resolution, has a residual convolution.
-    """
-
-    def __init__(self, channels: int, width: int, patch: Size3) -> None:
-        halvings = [int(math.log2(p)) for p in patch]
-        stages = max(halvings)
-        layers: list[nn.Module] = []
-        previous = channels
-        for stage in range(stages):
-            out = width if stage == stages - 1 else max(STEM_MIN_WIDTH, width >> (stages - 1 - stage))
-            stride = tuple(2 if stage < h else 1 for h in halvings)
-            layers += [nn.Conv3d(previous, out, 3, stride=stride, padding=1)]
-            if stage > 0:
-                layers += [ConvResidual(out)]
-            layers += [_norm(out), nn.GELU()]
-            previous = out
-        super().__init__(*layers, nn.Conv3d(width, width, 1))
 
 
 def rope_tables(grid: Size3, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -246,11 +200,11 @@ class VoxViT(nn.Module):
         return (order + torch.arange(grid[0], device=device)[None, :, None] * per_slice).flatten(1)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, channels, D, H, W] in the release's windows to normalised tokens [B, (1+)N, C]; CLS first where there is one."""
+        """[B, channels, D, H, W] in the release's windows to normalised tokens [B, (1+)N, C], CLS (if any) first."""
         grid = self.token_grid(x.shape[2:])  # type: ignore[arg-type]
         x = self.patch_embed(x)
         if self.pos_embed is not None:
-            place = self.pos_embed
+            place: Tensor = self.pos_embed
             if grid != self.tag.tokens:
                 place = F.interpolate(place, size=grid, mode="trilinear", align_corners=False)
             x = x + place
@@ -291,43 +245,61 @@ class VoxViT(nn.Module):
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed", "cls_token", "attn_pool.query"}
 
 
-def _create(size: str, pretrained: bool = False, pretrained_cfg: object = None, **kwargs: object) -> VoxViT:
-    """timm calls this with what stood after the dot in `pretrained_cfg`."""
-    if pretrained:
+def _create(size: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> VoxViT:
+    """timm calls this with what stood after the dot in `pretrained_cfg`, or with a folder's config (`local-dir:`).
+
+    Raises:
+        TypeError: an argument that this tower would have to ignore.
+        RuntimeError: `pretrained` without a folder: no weights are published under these names.
+    """
+    folder = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else None
+    if pretrained and folder is None:
         raise RuntimeError(f"voxvit_{size} has no weights to download: load a release folder instead (encoders.load)")
-    name = f"voxvit_{size}" + (f".{pretrained_cfg}" if isinstance(pretrained_cfg, str) and pretrained_cfg else "")
-    return VoxViT(
-        parse_tag(name),
-        num_classes=int(kwargs.get("num_classes") or 0),  # type: ignore[call-overload]
-        token_dropout=float(kwargs.get("patch_drop_rate") or 0.0),  # type: ignore[arg-type]
-    )
+    if folder is not None:
+        tag = parse_tag(folder["architecture"])
+    else:
+        tag = parse_tag(f"voxvit_{size}" + (f".{pretrained_cfg}" if pretrained_cfg else ""))
+    num_classes, dropout = kwargs.pop("num_classes", None) or 0, kwargs.pop("patch_drop_rate", None) or 0.0
+    stated = {"in_chans": tag.channels, "img_size": tag.grid, "global_pool": tag.pool}
+    for key in ("pretrained_cfg_overlay", "cache_dir", "pretrained_model_args"):  # timm's own, of no use here
+        kwargs.pop(key, None)
+    strange = {k: v for k, v in kwargs.items() if v not in (None, "", stated.get(k))}
+    if strange:
+        raise TypeError(f"{tag.name} takes no {strange}: its geometry is in its name")
+    model = VoxViT(tag, num_classes=num_classes, token_dropout=dropout)
+    if folder is not None:
+        model.default_cfg = model.pretrained_cfg = {**model.default_cfg, **folder}
+        if pretrained:
+            load_pretrained(model, model.pretrained_cfg, num_classes=num_classes, in_chans=tag.channels, strict=True)
+    return model
 
 
 @register_model
-def voxvit_tiny(pretrained: bool = False, **kwargs: object) -> VoxViT:
+def voxvit_tiny(pretrained: bool = False, **kwargs: Any) -> VoxViT:
     """Width 192, 12 blocks, 3 heads."""
     return _create("tiny", pretrained, **kwargs)
 
 
 @register_model
-def voxvit_small(pretrained: bool = False, **kwargs: object) -> VoxViT:
+def voxvit_small(pretrained: bool = False, **kwargs: Any) -> VoxViT:
     """Width 384, 12 blocks, 6 heads."""
     return _create("small", pretrained, **kwargs)
 
 
 @register_model
-def voxvit_base(pretrained: bool = False, **kwargs: object) -> VoxViT:
+def voxvit_base(pretrained: bool = False, **kwargs: Any) -> VoxViT:
     """Width 768, 12 blocks, 12 heads."""
     return _create("base", pretrained, **kwargs)
 
 
 @register_model
-def voxvit_large(pretrained: bool = False, **kwargs: object) -> VoxViT:
+def voxvit_large(pretrained: bool = False, **kwargs: Any) -> VoxViT:
     """Width 1024, 24 blocks, 16 heads."""
     return _create("large", pretrained, **kwargs)
