@@ -1,10 +1,9 @@
-"""Identifiers leave the hospital only as salted hashes, and logs name files only by a short tag."""
+"""Identifiers leave the hospital only as salted hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from data_shards.errors import DataError
 
 SALT_ENV = "VOXCLIP_SALT"
 SALT_FILE = ".voxclip-salt"
-_SUFFIX = re.compile(r"\.(nii\.gz|nii|dcm|npy|png|jpe?g|webp|tiff?|csv|tar|json|parquet)$", re.IGNORECASE)
 
 
 def hashed(value: str, salt: str) -> str:
@@ -46,11 +44,3 @@ def resolve_salt(beside: Path, salt: str | None = None) -> str:
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(16) + "\n")
     return path.read_text().strip()
-
-
-def file_tag(path: str | os.PathLike[str]) -> str:
-    """A name for a file that is safe in logs: its kind and a hash of its base name (paths often name patients)."""
-    name = os.path.basename(os.fspath(path).rstrip("/"))
-    found = _SUFFIX.search(name)
-    suffix = found.group(1).lower() if found else "unnamed"
-    return f"{suffix} file {hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"

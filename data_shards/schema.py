@@ -42,10 +42,6 @@ class Scan:
     phase: str | None = None
     role: str = "primary"
 
-    @property
-    def is_volume(self) -> bool:
-        return self.array is not None
-
     def to_json(self) -> dict[str, Any]:
         """The entry of this scan in the sample's json."""
         return {

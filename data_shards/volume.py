@@ -6,6 +6,7 @@ Messages name the problem, never the file.
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,10 +20,8 @@ from data_shards.planar import decode_image
 from data_shards.schema import Scan
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".npy")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 _FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "TIFF": "tif"}
 INT16 = np.iinfo(np.int16)
-SLICE_GAP = 0.05  # how much slice distances may differ, as a part of their median
 
 
 def is_volume(path: str | os.PathLike[str]) -> bool:
@@ -101,8 +100,6 @@ def read_image(path: str | os.PathLike[str], modality: str | None = None) -> Sca
             f"the image file cannot be read ({error.strerror})", fix="check the path in the table"
         ) from None
     image = decode_image(data)  # refuses what does not decode whole
-    import io
-
     with Image.open(io.BytesIO(data)) as opened:
         kind, frames = opened.format, getattr(opened, "n_frames", 1)
     if kind not in _FORMATS:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_shards import DataError
-from data_shards.privacy import file_tag, hashed, resolve_salt
+from data_shards.privacy import hashed, resolve_salt
 
 
 def test_hashes_depend_on_value_and_salt() -> None:
@@ -28,10 +28,3 @@ def test_the_salt_is_made_once_beside_the_shards(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("VOXCLIP_SALT", " ")
     with pytest.raises(DataError, match="salt is empty"):
         resolve_salt(tmp_path)
-
-
-def test_file_tags_hide_the_name() -> None:
-    tag = file_tag("/data/Doe.Jane/Doe.Jane.4711.nii.gz")
-    assert tag.startswith("nii.gz file ")
-    assert "Doe" not in tag
-    assert "Jane" not in file_tag("Doe.Jane")
