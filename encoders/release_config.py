@@ -46,14 +46,11 @@ def released_cfg(model_cfg: dict[str, Any], geometry: Geometry | PlanarGeometry,
 
 def check_input(architecture: str, geometry: Geometry | PlanarGeometry, view: View) -> None:
     """Refuse a geometry or view that the image tower cannot take. Raises ReleaseError."""
-    ours, volume = architecture.startswith("voxvit_"), geometry.kind == "volume"
-    tag = parse_tag(architecture) if ours else None
-    if volume and len(view.size) != 3:
+    tag = parse_tag(architecture) if architecture.startswith("voxvit_") else None
+    if geometry.kind == "volume" and len(view.size) != 3:
         problem = f"view size {list(view.size)} is not D, H, W"
-    elif ours != volume:
-        problem = (
-            f"'{architecture or 'the image tower'}' takes {'volumes' if ours else 'images'}, the geometry does not"
-        )
+    elif tag and geometry.kind != "volume":
+        problem = f"'{tag.name}' takes volumes, the geometry is for images"
     elif tag and tag.channels != geometry.channels:
         problem = f"'{tag.name}' takes {tag.channels} channels, the geometry has {geometry.channels} windows"
     elif tag and any(s % p for s, p in zip(view.size, tag.patch, strict=True)):

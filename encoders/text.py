@@ -72,7 +72,11 @@ def encode_foreign(tower: nn.Module, tokens_T: Tensor, packing: Packing, pad_id:
         unpack(tokens_T, packing), packing.buckets, strict=True
     ):
         inside = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        out.append(tower(torch.where(inside, block, pad_id)))
+        padded = torch.where(inside, block, pad_id)
+        if isinstance(tower, TextTransformer):
+            # open_clip's own towers do not mask padding, so it is part of their numbers: always the whole context.
+            padded = F.pad(padded, (0, tower.context_length - longest), value=pad_id)
+        out.append(tower(padded))
         starts = tokens[(slots % longest) == 0].tolist()
         order += [unit_of_start[s] for s in starts]
         assert len(starts) == count

@@ -1,0 +1,47 @@
+"""`import encoders` is all that open_clip and timm need, in any order, and costs nothing until they are there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+NAME = "voxvit_tiny.p-4x8x8_i-8x16x16_l-1"
+FOUND = f"assert timm.create_model('{NAME}').tag.grid == (8, 16, 16); assert len(timm.list_models('voxvit_*')) == 4"
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import encoders, timm",
+        "import timm, encoders",
+        "import open_clip, encoders, timm",
+        "import encoders, open_clip, timm",
+        "import encoders.release, timm",
+    ],
+)
+def test_either_order(imports: str) -> None:
+    run(f"{imports}; {FOUND}")
+
+
+def test_without_us_the_names_are_unknown() -> None:
+    run(f"import timm; assert not timm.is_model('{NAME}')")
+
+
+def test_importing_is_light() -> None:
+    run("import encoders, sys; assert not {'torch', 'timm', 'open_clip'} & set(sys.modules)")
+
+
+def test_timm_keeps_its_own_loader() -> None:
+    run(
+        "import encoders, timm.models, importlib.resources, sys;"
+        "assert type(timm.models.__loader__).__module__ != 'encoders.registration';"
+        "assert importlib.resources.files('timm.models').joinpath('resnet.py').is_file();"
+        "assert not any(type(f).__module__ == 'encoders.registration' for f in sys.meta_path)"
+    )
