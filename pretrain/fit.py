@@ -23,13 +23,18 @@ class ZeroShotTask:
         self.recipe, self.task = recipe, load_task(recipe.evaluate.task)
 
     def select(self, model: Any, data: Any, tokenize: Any, precision: Any) -> dict[str, float]:
+        from eval_zero_shot.errors import EvalError
         from eval_zero_shot.run import choose_rows, evaluate
 
         rows = choose_rows(data.select_rows, self.recipe.evaluate.max_studies)
-        results = evaluate(
-            model, tokenize, data.shards, rows, data.geometry, data.eval_view, self.task,
-            batch_size=self.recipe.train.batch_size, precision=precision, resamples=0, pools=(),
-        )  # fmt: skip
+        try:
+            results = evaluate(
+                model, tokenize, data.shards, rows, data.geometry, data.eval_view, self.task,
+                batch_size=self.recipe.train.batch_size, precision=precision, resamples=0, pools=(),
+            )  # fmt: skip
+        except EvalError as error:  # a model that has diverged is no reason to hang the ranks that wait for its score
+            print(f"warning: no zero-shot score: {error}", file=sys.stderr)
+            return {"macro_auroc": float("nan")}
         scores = {name: float(r.auroc) for name, r in results.per_finding.items() if r.auroc is not None}
         return {"macro_auroc": float("nan") if results.macro is None else float(results.macro), **scores}
 

@@ -24,6 +24,7 @@ from pretrain.callbacks.restoring import Restore
 from pretrain.callbacks.zero_shot import ZeroShot
 from pretrain.checkpoint import read_trainer
 from pretrain.config import dump
+from pretrain.memory import keep_freed_memory
 from pretrain.module import Pretraining
 from pretrain.schema import Recipe
 
@@ -41,6 +42,8 @@ class Evaluation(Protocol):
 def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | None) -> int:
     """Train in `folder`, from its last checkpoint with `resume`. Returns the process's exit code: 0, or 143 when stopped."""
     quiet()
+    if recipe.train.accelerator != "gpu" and not torch.cuda.is_available():
+        keep_freed_memory()
     local_rank_zero = _rank_from_environment() == 0
     checkpoint = runs.checkpoint_to_resume(folder) if resume else None
     state = read_trainer(checkpoint) if checkpoint else None
