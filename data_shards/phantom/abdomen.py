@@ -52,7 +52,11 @@ def _spleen(scene: Scene) -> None:
     hu = SPLEEN[p.phase] + 4 * bell(p.rng("attenuation"))
     organ = p.rng("organs")
     organ.random(192)
-    centre = (-34 - 26 * s + _drop(scene) + 5 * bell(organ), -32 + 5 * bell(organ), -84 + 4 * bell(organ) + 12 * (s - 1))
+    centre = (
+        -34 - 26 * s + _drop(scene) + 5 * bell(organ),
+        -32 + 5 * bell(organ),
+        -84 + 4 * bell(organ) + 12 * (s - 1),
+    )
     box, distance = canvas.ellipsoid(centre, (50 * s, 36 * s, 23 * s), lean=(0.18, -0.12), bend=(0.0, 0.2, 0.35))
     z, _, _ = canvas.local(box)
     under = (z - scene.dome_HW[box[1:]][None] + 3) * np.float32(0.8)
@@ -89,7 +93,9 @@ def _liver(scene: Scene) -> None:
     for end in ((top - 55, -18.0, 72.0), (top - 78, 18.0, 78.0), (top - 42, 34.0, 10.0)):
         canvas.paint_tube(gate, tuple(e + 6 * bell(organ) for e in end), 5.5, 2.5, vein)  # type: ignore[arg-type]
     gall = (top - 104 + 5 * bell(organ), 34 + 5 * bell(organ), 40 + 5 * bell(organ))
-    canvas.paint_ellipsoid(gall, (between(organ, 18, 26), between(organ, 9, 13), between(organ, 9, 13)), 10.0, lean=(-0.4, 0))
+    canvas.paint_ellipsoid(
+        gall, (between(organ, 18, 26), between(organ, 9, 13), between(organ, 9, 13)), 10.0, lean=(-0.4, 0)
+    )
     _cysts(scene, box, distance)
 
 
@@ -98,9 +104,7 @@ def _cysts(scene: Scene, box: tuple[slice, slice, slice], liver: np.ndarray) -> 
     canvas, p = scene.canvas, scene.p
     rng = p.rng("hepatic_cyst")
     count = 1 + int(rng.random() < 0.45) + int(rng.random() < 0.25)
-    tries = [
-        (between(rng, -125, -10) + _drop(scene), between(rng, -58, 60), between(rng, 22, 108)) for _ in range(120)
-    ]
+    tries = [(between(rng, -125, -10) + _drop(scene), between(rng, -58, 60), between(rng, 22, 108)) for _ in range(120)]
     radii = [5.0 + 17.5 * (0.25 + 0.75 * float(rng.random())) for _ in range(count)]
     radii.sort(reverse=True)
     hu = 4 + 3 * bell(rng)

@@ -40,7 +40,10 @@ def trunk(p: Parameters) -> Scene:
     uu, vv = u * u, v * v
     radius = np.sqrt(uu + vv)
     # |grad radius| = sqrt((u/a)^2 + (v/b)^2) / radius: turns the level set into mm.
-    to_mm = radius / (np.sqrt(uu * np.float32(1 / HALF_WIDTH**2) + vv * np.float32(1 / HALF_DEPTH**2)) + np.float32(1e-6))
+    to_mm = radius / (
+        np.sqrt(uu * np.float32(1 / (HALF_WIDTH * HALF_WIDTH)) + vv * np.float32(1 / (HALF_DEPTH * HALF_DEPTH)))
+        + np.float32(1e-6)
+    )
     high = np.clip((z - 70) * np.float32(1 / 120), 0, 1.3)
     low = np.clip((-z - 40) * np.float32(1 / 160), 0, 1.2)
     outer = 1.0 + 0.05 * high - 0.05 * low * (2 - low)
@@ -140,7 +143,7 @@ def _flanks(scene: Scene) -> None:
         inside = soft(scene.wall_DHW[:top] + 7, canvas.edge)
         inside = inside * np.clip((canvas.y_HW + 42) * np.float32(1 / 12), 0, 1)[None]
         loops = np.clip((field_ + np.float32(between(rng, -0.1, 0.35))) * 2.2, 0, 1) * inside
-        canvas.blend((slice(0, top), slice(None), slice(None)), loops, np.float32(between(rng, 28, 45)))
+        canvas.blend((slice(0, top), slice(None), slice(None)), loops, between(rng, 28, 45))
     for _ in range(10):
         centre = (between(rng, -215, -95), between(rng, -5, 62), between(rng, -85, 85))
         radii = (between(rng, 8, 17), between(rng, 7, 14), between(rng, 8, 20))

@@ -24,7 +24,8 @@ MAX_SAMPLES = 128
 
 def frozen_digest() -> str:
     """The committed digest of the generator's output: it names the cache, so a changed phantom is never mixed in."""
-    return DIGEST_FILE.read_text().split()[0] if DIGEST_FILE.exists() else "unfrozen"
+    text = DIGEST_FILE.read_text() if DIGEST_FILE.exists() else ""
+    return text.strip() or "unfrozen"
 
 
 VERSION = frozen_digest()
@@ -58,15 +59,23 @@ def _stream(studies: int, seed: int, workers: int) -> Iterator[EncodedStudy]:
             yield from pool.map(task, range(start, min(start + window, studies)), chunksize=_CHUNK)
 
 
-def write(out: str | os.PathLike[str], studies: int, seed: int = 0, workers: int = 1, quiet: bool = False) -> Path:
-    """Write studies 0..N-1 of `seed` as a shard set. Raises DataError when `out` holds something already."""
+def write(
+    out: str | os.PathLike[str],
+    studies: int,
+    seed: int = 0,
+    workers: int = 1,
+    quiet: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write studies 0..N-1 of `seed` as a shard set. Raises DataError when `out` holds files, unless `overwrite`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("phantom studies"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, disable=quiet) as bar, ShardWriter(out, max_samples=MAX_SAMPLES) as writer:
+    writer = ShardWriter(out, max_samples=MAX_SAMPLES, overwrite=overwrite)
+    with Progress(*columns, disable=quiet) as bar, writer:
         task = bar.add_task("", total=studies, rate="")
         for encoded in _stream(studies, seed, workers):
             writer.write(encoded)
@@ -80,18 +89,12 @@ def cache_dir(root: str | os.PathLike[str], studies: int, seed: int) -> Path:
     return Path(root).expanduser() / f"phantom-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def ensure(
-    root: str | os.PathLike[str], studies: int, seed: int = 0, workers: int = 1, quiet: bool = False
-) -> Path:
+def ensure(root: str | os.PathLike[str], studies: int, seed: int = 0, workers: int = 1, quiet: bool = False) -> Path:
     """The shard set of (phantom version, studies, seed) under `root`: written the first time, found afterwards.
 
-    The writer renames a finished folder into place, so a folder with a manifest is whole; one without is begun anew.
+    The writer renames a finished folder into place, so a folder with a manifest is whole; one without is replaced.
     """
     folder = cache_dir(root, studies, seed)
     if (folder / "manifest.json").exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return write(folder, studies, seed, workers, quiet)
-    except FileExistsError:  # another process finished first
-        return folder
+    return write(folder, studies, seed, workers, quiet, overwrite=True)

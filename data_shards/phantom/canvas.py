@@ -1,8 +1,9 @@
 """The drawing surface: a volume in HU with patient coordinates in mm, and shapes with partial-volume edges.
 
-Only + - * / and sqrt touch the values: those are exactly rounded everywhere, whereas exp, sin or pow differ between CPUs
-in the last bit, which would break the frozen digest. Shapes work inside their bounding boxes. Axes: Z up (superior), Y to
-the front, X to the patient's right; coordinates are those of a reference patient (divided by the body's scale).
+Only + - * / and sqrt touch the values: those are exactly rounded everywhere, whereas exp, sin, pow or a BLAS dot differ
+between CPUs in the last bit, which would break the frozen digest. Shapes work inside their bounding boxes. Axes: Z up
+(superior), Y to the front, X to the patient's right; coordinates are those of a reference patient (divided by the
+body's scale).
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ class Canvas:
         shift: tuple[float, float, float], turn: float,
     ) -> None:  # fmt: skip
         self.shape, self.spacing, self.scale = shape, spacing, scale
-        axes = [
-            (np.arange(n, dtype=np.float64) - (n - 1) / 2) * s - o for n, s, o in zip(shape, spacing, shift)
-        ]
+        axes = [(np.arange(n, dtype=np.float64) - (n - 1) / 2) * s - o for n, s, o in zip(shape, spacing, shift)]
         self.cos, self.sin = (1 - turn * turn) / (1 + turn * turn), 2 * turn / (1 + turn * turn)
         self._axes = axes
         y, x = axes[1][:, None], axes[2][None, :]
@@ -84,7 +83,7 @@ class Canvas:
             x = x - z * np.float32(lean[1] * rz / rx)
         zz, yy, xx = z * z, y * y, x * x
         value = zz + (yy + xx)
-        slope = zz * np.float32(1 / rz**2) + (yy * np.float32(1 / ry**2) + xx * np.float32(1 / rx**2))
+        slope = zz * np.float32(1 / (rz * rz)) + (yy * np.float32(1 / (ry * ry)) + xx * np.float32(1 / (rx * rx)))
         if any(bend):
             value = value + np.float32(bend[0]) * z * y + np.float32(bend[1]) * z * x + np.float32(bend[2]) * (y * x)
         return box, (value - 1) / (2 * np.sqrt(slope) + np.float32(1e-3))
@@ -102,10 +101,10 @@ class Canvas:
         """Box and signed distance of a straight tube whose radius goes from r0 to r1; the ends are round."""
         a, b = np.array(start), np.array(end)
         middle, half = (a + b) / 2, np.abs(b - a) / 2 + max(r0, r1)
-        box = self.box(tuple(middle), tuple(half))  # type: ignore[arg-type]
+        box = self.box(tuple(middle), tuple(half))
         z, y, x = self.local(box)
         along = b - a
-        unit = along / max(float(along @ along), 1e-6)
+        unit = along / max(float(along[0] * along[0] + along[1] * along[1] + along[2] * along[2]), 1e-6)
         z, y, x = z - np.float32(a[0]), y - np.float32(a[1]), x - np.float32(a[2])
         t = np.clip(z * np.float32(unit[0]) + (y * np.float32(unit[1]) + x * np.float32(unit[2])), 0, 1)
         dz, dy, dx = z - t * np.float32(along[0]), y - t * np.float32(along[1]), x - t * np.float32(along[2])
@@ -120,10 +119,12 @@ class Canvas:
         thin = min(1.0, (r0 + r1) / self.edge)
         self.blend(box, share * np.float32(thin), hu)
 
-    def ball_share(self, centre: tuple[float, float, float], radius_mm: float, squash: float = 1.0) -> tuple[Box, Array]:
+    def ball_share(
+        self, centre: tuple[float, float, float], radius_mm: float, squash: float = 1.0
+    ) -> tuple[Box, Array]:
         """Share of each voxel inside a small ball of true radius (mm), by 4x4x4 sub-voxels: volume is kept."""
-        reach = tuple(radius_mm / s for s in self.scale)
-        box = self.box(centre, reach)  # type: ignore[arg-type]
+        sz, sy, sx = self.scale
+        box = self.box(centre, (radius_mm / sz, radius_mm / sy, radius_mm / sx))
         n = 4
         offset = (np.arange(n) + 0.5) / n - 0.5
         cz, cy, cx = (c * s for c, s in zip(centre, self.scale))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .body import HALF_WIDTH, SHELL, Scene
@@ -116,7 +118,7 @@ def vessels(scene: Scene) -> None:
         leg = 2 + int(rng.random() * 6)
         t, diameter, hu = float(rng.random()), between(rng, 5.0, 10.0), between(rng, 650, 1100)
         turn = between(rng, -1, 1)
-        side, sign = turn, (1 - turn * turn) ** 0.5 * (1 if rng.random() < 0.5 else -1)
+        side, sign = turn, math.sqrt(1 - turn * turn) * (1 if rng.random() < 0.5 else -1)
         a, b = path[leg], path[leg + 1]
         rim = radii[leg] + t * (radii[leg + 1] - radii[leg])
         point = tuple(u + t * (w - u) for u, w in zip(a, b))
@@ -159,9 +161,7 @@ def nodules(scene: Scene) -> None:
     for side, sign in SIDES:
         rng = p.rng(f"nodule_{side}")
         count = 1 + int(rng.random() < 0.4) + int(rng.random() < 0.25)
-        tries = [
-            (between(rng, -45, 150), between(rng, -68, 66), between(rng, 30, 106) * sign) for _ in range(160)
-        ]
+        tries = [(between(rng, -45, 150), between(rng, -68, 66), between(rng, 30, 106) * sign) for _ in range(160)]
         diameters = [6.0 + 9.0 * max(float(rng.random()), float(rng.random())) for _ in range(count)]
         tones = [between(rng, 15, 60) for _ in range(count)]
         placed: list[float] = []
@@ -181,5 +181,3 @@ def nodules(scene: Scene) -> None:
                 canvas.paint_ball((60.0, 30.0, 70.0 * sign), diameters[0] / 2, tones[0])
                 placed.append(diameters[0])
         scene.sizes[f"nodule_{side}"] = placed
-
-

@@ -116,9 +116,7 @@ def sample_parameters(index: int, seed: int) -> Parameters:
     dz, dxy = round(between(rng, 6.5, 8.5), 2), round(between(rng, 4.0, 5.5), 2)
     extent = (between(rng, 385, 430), between(rng, 285, 335), between(rng, 355, 415))
     low, high = (48, 56, 72), (64, 84, 96)
-    shape = tuple(
-        int(min(max(round(e / s), lo), hi)) for e, s, lo, hi in zip(extent, (dz, dxy, dxy), low, high)
-    )
+    d, h, w = (int(min(max(round(e / s), lo), hi)) for e, s, lo, hi in zip(extent, (dz, dxy, dxy), low, high))
     phase = PHASES[(0, 1, 2, 2)[int(rng.random() * 4)]]
     nuisance = {
         "noise_hu": between(rng, 9.0, 15.0),
@@ -133,15 +131,18 @@ def sample_parameters(index: int, seed: int) -> Parameters:
         "gas": between(rng, 0.0, 1.0),
         "lung_hu": -848.0 + 16.0 * bell(rng),
     }
-    return Parameters(
-        index, seed, patient, split, truth, healthy, nuisance, shape, (dz, dxy, dxy), phase, body  # type: ignore[arg-type]
-    )
+    spacing = (dz, dxy, dxy)
+    return Parameters(index, seed, patient, split, truth, healthy, nuisance, (d, h, w), spacing, phase, body)
 
 
 def nuisance_vector(p: Parameters) -> dict[str, Any]:
     """Everything about a study that its findings must not be readable from."""
     phases = {f"phase_{name}": float(p.phase == name) for name in PHASES[1:]}
-    grid = {f"{what}_{axis}": float(v) for what, vs in (("shape", p.shape), ("spacing", p.spacing_mm[:2])) for axis, v in zip("zyx", vs)}  # noqa: E501
+    grid = {
+        f"{what}_{axis}": float(v)
+        for what, vs in (("shape", p.shape), ("spacing", p.spacing_mm[:2]))
+        for axis, v in zip("zyx", vs)
+    }
     fov = {f"fov_{axis}": s * d for axis, s, d in zip("zyx", p.shape, p.spacing_mm)}
     body = {f"body_{k}": v for k, v in p.body.items()}
     return {**p.nuisance, **phases, **grid, **fov, **body}

@@ -68,7 +68,11 @@ PHRASES: dict[str, Phrases] = {
             "The {side} pleural space is free of fluid.",
             "No effusion in the {side} pleural space.",
         ),
-        impression=("{Grade} {side} effusion.", "{Side} pleural effusion, {grade}.", "{Side} pleural fluid collection."),
+        impression=(
+            "{Grade} {side} effusion.",
+            "{Side} pleural effusion, {grade}.",
+            "{Side} pleural fluid collection.",
+        ),
     ),
     "cardiomegaly": Phrases(
         "heart",
@@ -128,7 +132,11 @@ PHRASES: dict[str, Phrases] = {
             "No calcified plaques are seen in the aorta.",
             "No atherosclerotic changes of the aorta.",
         ),
-        impression=("Aortic atherosclerosis with calcification.", "Calcified aorta.", "Atherosclerotic aortic plaques."),
+        impression=(
+            "Aortic atherosclerosis with calcification.",
+            "Calcified aorta.",
+            "Atherosclerotic aortic plaques.",
+        ),
     ),
     "hepatic_cyst": Phrases(
         "liver",
@@ -209,7 +217,11 @@ PHRASES: dict[str, Phrases] = {
             "The {side} kidney contains no calculus.",
             "No renal stone is seen on the {side}.",
         ),
-        impression=("{Side} nephrolithiasis.", "{Side} renal calculus, {size} mm.", "Stone in the {side} kidney, {size} mm."),
+        impression=(
+            "{Side} nephrolithiasis.",
+            "{Side} renal calculus, {size} mm.",
+            "Stone in the {side} kidney, {size} mm.",
+        ),
         several=(
             "Several stones in the {side} kidney, the largest {size} mm.",
             "Multiple {side} renal stones up to {size} mm.",
@@ -276,8 +288,16 @@ DISTRACTORS: dict[str, tuple[str, ...]] = {
     "lungs": ("The central airways are patent.", "Minor apical scarring.", "Breathing artefacts at the lung bases."),
     "pleura": ("No pneumothorax.", "Minor pleural thickening at the apex."),
     "heart": ("A pacemaker is in place.", "No pericardial effusion.", "A central venous catheter is in place."),
-    "vessels": ("The great vessels are patent.", "No enlarged mediastinal lymph nodes.", "The thyroid is unremarkable."),
-    "liver": ("The portal vein is patent.", "The bile ducts are of normal width.", "Surgical clips after cholecystectomy."),
+    "vessels": (
+        "The great vessels are patent.",
+        "No enlarged mediastinal lymph nodes.",
+        "The thyroid is unremarkable.",
+    ),
+    "liver": (
+        "The portal vein is patent.",
+        "The bile ducts are of normal width.",
+        "Surgical clips after cholecystectomy.",
+    ),
     "spleen": ("An accessory spleen is noted.", "The pancreas is unremarkable."),
     "kidneys": ("The adrenal glands are unremarkable.", "The ureters are partly imaged."),
     "peritoneum": (
@@ -289,4 +309,8 @@ DISTRACTORS: dict[str, tuple[str, ...]] = {
     ),
 }
 NOTHING = ("No significant abnormality.", "Unremarkable examination.", "No acute finding.")
-CLOSING = ("Clinical correlation is advised.", "Follow-up as clinically indicated.", "Comparison with prior studies is advised.")
+CLOSING = (
+    "Clinical correlation is advised.",
+    "Follow-up as clinically indicated.",
+    "Comparison with prior studies is advised.",
+)
