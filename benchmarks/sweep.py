@@ -1,0 +1,281 @@
+"""Comparisons of recipes over seeds: every run a process, cached, resumable.
+
+    python -m benchmarks.sweep NAME [--out DIR] [--parallel N] [--rates LR LR LR] [--key.sub VALUE ...]
+
+A run's folder is named after arm, seed and a hash of its resolved recipe and of the code. A finished one is not
+repeated, one that was stopped goes on, and one of other code or another recipe is left alone. Numbers come from the
+per-study scores that each run leaves (benchmarks.sweep_summary).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pretrain.config import dump, load_recipe, split_argv
+from pretrain.errors import ConfigError
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGES = ("data_shards", "encoders", "pretrain", "eval_zero_shot")
+STOPPED = 143
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Arms of one comparison: overrides of one recipe. The difference reported is `ours` - `theirs`."""
+
+    config: str
+    arms: dict[str, tuple[str, ...]]
+    ours: str
+    theirs: str
+    seeds: int = 5
+
+
+SWEEPS = {
+    "infonce_vs_sentence": Sweep(
+        "ct3d.yaml",
+        {
+            "sentence": (),
+            # Without sentence units its text tower is spared what its loss would not read, so step times compare.
+            "infonce": (
+                "objectives=[{name: contrastive, weight: 1.0, units: [report]}]",
+                "data.units.sentences=false",
+            ),
+        },
+        ours="sentence",
+        theirs="infonce",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: `arm` with `seed` at learning rate `rate` (None: the recipe's), in folder `root/name`."""
+
+    arm: str
+    seed: int
+    rate: float | None
+    config: str
+    overrides: tuple[str, ...]
+    smoke: bool
+    root: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def done(self) -> bool:
+        """The last thing a run writes are its results, whole or not at all."""
+        return (self.folder / "results" / "results.json").is_file()
+
+    @property
+    def command(self) -> list[str]:
+        fit = [sys.executable, "-m", "pretrain.fit"]
+        if (self.folder / "recipe.yaml").is_file():
+            return [*fit, "--resume", str(self.folder)]
+        words = [word for item in self.overrides for word in ("--" + item.partition("=")[0], item.partition("=")[2])]
+        words += ["--output.root", str(self.root), "--output.run", self.name]
+        return [*fit, "--config", self.config, *(["--smoke"] if self.smoke else []), *words]
+
+
+def code_hash(root: Path = REPO) -> str:
+    """sha256 of what the four packages do: syntax trees without comments and docstrings, and their data files."""
+    sha = hashlib.sha256()
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*")):
+            if file.suffix not in (".py", ".yaml", ".txt") or not file.is_file():
+                continue
+            text = file.read_text(encoding="utf-8")
+            sha.update(f"{file.relative_to(root)}\0{_bare(text) if file.suffix == '.py' else text}\0".encode())
+    return sha.hexdigest()
+
+
+def _bare(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                node.body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+    return ast.dump(tree)
+
+
+def make_job(
+    sweep: Sweep, arm: str, seed: int, rate: float | None, extra: Sequence[str], smoke: bool, root: Path, code: str
+) -> Job:
+    """Name a run after what determines it. The arm's own overrides come last: they are what makes it that arm.
+
+    Raises:
+        ConfigError: the recipe or an override is wrong.
+    """
+    rates = () if rate is None else (f"optim.lr={rate!r}",)
+    overrides = (*extra, *sweep.arms[arm], *rates, f"seed={seed}")
+    recipe = load_recipe(sweep.config, overrides, smoke=smoke)
+    identity = hashlib.sha256(f"{dump(recipe)}\0{code}".encode()).hexdigest()[:10]
+    label = "" if rate is None else f"-lr{rate:g}"
+    return Job(arm, seed, rate, sweep.config, overrides, smoke, root, f"{arm}{label}-s{seed}-{identity}")
+
+
+class Runner:
+    """Runs jobs, some at a time. A signal is handed on to them: they save, and the next call goes on from there."""
+
+    def __init__(self, parallel: int, code: str) -> None:
+        self.parallel, self.code = parallel, code
+        self.threads = max(1, cores() // parallel)
+        self.stopped = False
+        self._running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
+
+    def run(self, jobs: Sequence[Job]) -> list[Job]:
+        """Bring every job to its end; returns those that failed.
+
+        Raises:
+            ConfigError: the code was edited meanwhile: later runs would be of another program under the same name.
+        """
+        waiting = [job for job in jobs if not job.done]
+        print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done already", flush=True)
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        failed: list[Job] = []
+        total = len(waiting)
+        try:
+            while self._running or (waiting and not self.stopped):
+                while waiting and len(self._running) < self.parallel and not self.stopped:
+                    self._start(waiting.pop(0))
+                failed += self._collect(total, len(waiting))
+                time.sleep(0.2)
+        finally:
+            for _, process, _ in self._running:
+                process.terminate()
+            for _, process, _ in self._running:
+                process.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return failed
+
+    def _start(self, job: Job) -> None:
+        if code_hash() != self.code:
+            raise ConfigError(
+                "the code was edited while the sweep ran",
+                why="runs of two programs would be averaged",
+                fix="start the sweep again; runs of the old code are left alone",
+            )
+        logs = job.root / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        with (logs / f"{job.name}.log").open("ab") as log:
+            # A session of its own: Ctrl-C reaches it once, through `_stop`.
+            process = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        print(f"{'goes on' if '--resume' in job.command else 'starts'}: {job.name}", flush=True)
+        self._running.append((job, process, time.monotonic()))
+
+    def _collect(self, total: int, waiting: int) -> list[Job]:
+        failed = []
+        for item in list(self._running):
+            job, process, began = item
+            if process.poll() is None:
+                continue
+            self._running.remove(item)
+            ok = process.returncode == 0 and job.done
+            if not ok and not self.stopped:
+                failed.append(job)
+            count = total - waiting - len(self._running)
+            state = "done" if ok else "stopped" if self.stopped else f"FAILED ({process.returncode}), see its log"
+            print(f"[{count}/{total}] {job.name}: {state} after {time.monotonic() - began:.0f} s", flush=True)
+        return failed
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        for _, process, _ in self._running:
+            process.terminate()
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def validation_score(job: Job) -> float:
+    """The best macro AUROC a run had on the selection split; -1 where it has none."""
+    file = job.folder / "checkpoints" / "scores.json"
+    scores = json.loads(file.read_text()).values() if file.is_file() else ()
+    return max(scores, default=-1.0)
+
+
+def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> dict[str, list[Job]] | int:
+    """All runs of a sweep by arm, or the exit code where they did not come to their end.
+
+    With several learning rates, seed 0 of every arm is trained at each, and the rate with the best score on the
+    selection split serves that arm's other seeds. Test studies have no part in the choice.
+    """
+    code, root = code_hash(), Path(args.out)
+    runner = Runner(args.parallel, code)
+
+    def job(arm: str, seed: int, rate: float | None) -> Job:
+        return make_job(sweep, arm, seed, rate, extra, args.smoke, root, code)
+
+    def go(arms: dict[str, list[Job]]) -> int:
+        failed = runner.run([j for seed in zip(*arms.values(), strict=True) for j in seed])  # arms take turns
+        if runner.stopped:
+            print("stopped; the same command goes on")
+            return STOPPED
+        if failed:
+            print(f"error: {len(failed)} runs failed: {', '.join(j.name for j in failed)}", file=sys.stderr)
+        return int(bool(failed))
+
+    trials = {arm: [job(arm, 0, rate) for rate in args.rates or [None]] for arm in sweep.arms}
+    if args.rates and (status := go(trials)):
+        return status
+    arms: dict[str, list[Job]] = {}
+    for arm, jobs in trials.items():
+        best = max(jobs, key=validation_score)
+        arms[arm] = [best, *(job(arm, seed, best.rate) for seed in range(1, args.seeds))]
+    return go(arms) or arms
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, 1 with the reason on stderr, or 143 when stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sweep", description=(__doc__ or "").splitlines()[0], allow_abbrev=False,
+        epilog="Further --key.sub VALUE change the recipe of every arm.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("name", choices=sorted(SWEEPS), metavar="NAME", help=", ".join(SWEEPS))
+    add("--out", metavar="DIR", help="folder of the runs and of summary.json (default: runs/sweeps/NAME)")
+    add("--parallel", type=int, default=1, metavar="N", help="runs at a time; the cores are shared out (default: 1)")
+    add("--seeds", type=int, metavar="N", help="seeds of each arm (default: the comparison's own)")
+    add("--steps", type=int, metavar="N", help="optimiser steps (default: the recipe's)")
+    add("--rates", type=float, nargs="+", metavar="LR", help="learning rates each arm chooses from, on seed 0")
+    add("--smoke", action="store_true", help="two steps on a handful of studies: does everything work?")
+    args, rest = parser.parse_known_args(argv)
+    sweep = SWEEPS[args.name]
+    args.out, args.seeds = args.out or f"runs/sweeps/{args.name}", args.seeds or sweep.seeds
+    if args.parallel < 1 or args.seeds < 1:
+        parser.error("--parallel and --seeds must be at least 1")
+    try:
+        extra = [*split_argv(rest).overrides, *([f"train.steps={args.steps}"] if args.steps else [])]
+        runs = sweep_runs(sweep, args, extra)
+        if isinstance(runs, int):
+            return runs
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    from benchmarks.sweep_summary import markdown, summarise, write
+
+    summary = summarise({arm: [j.folder for j in jobs] for arm, jobs in runs.items()}, sweep.ours, sweep.theirs)
+    print(markdown(summary))
+    print(f"wrote {write(Path(args.out), summary)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

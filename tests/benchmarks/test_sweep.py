@@ -1,0 +1,102 @@
+"""Sweeps: what names a run, what is repeated and what is not, stopping and going on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.sweep import SWEEPS, code_hash, main, make_job
+from pretrain.config import load_recipe
+from pretrain.errors import ConfigError
+
+SWEEP = SWEEPS["infonce_vs_sentence"]
+
+
+def name(
+    arm: str = "sentence", seed: int = 0, rate: float | None = None, extra: tuple[str, ...] = (), code: str = "c"
+) -> str:
+    return make_job(SWEEP, arm, seed, rate, extra, True, Path("out"), code).name
+
+
+def test_a_run_is_named_after_what_determines_it() -> None:
+    assert name() == name()
+    others = [name("infonce"), name(seed=1), name(rate=5e-4), name(extra=("train.batch_size=4",)), name(code="d")]
+    assert len({name(), *others}) == 6
+    assert name("infonce", 3, 5e-4).startswith("infonce-lr0.0005-s3-")
+
+
+def test_arms_differ_in_the_objective_alone() -> None:
+    jobs = [make_job(SWEEP, arm, 2, None, (), False, Path("out"), "c") for arm in ("sentence", "infonce")]
+    ours, plain = (load_recipe(job.config, job.overrides).model_dump() for job in jobs)
+    assert [(o["name"], o["weight"]) for o in plain["objectives"]] == [("contrastive", 1.0)]
+    assert ours["seed"] == plain["seed"] == 2
+    for recipe in (ours, plain):
+        recipe.pop("objectives")
+        recipe["data"]["units"].pop("sentences")
+    assert ours == plain
+
+
+def test_a_wrong_override_is_told_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["infonce_vs_sentence", "--out", str(tmp_path), "--optim.lrr", "1"]) == 1
+    assert "did you mean optim.lr?" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError):
+        name(extra=("train.steps=0",))
+
+
+def test_comments_do_not_change_the_code_and_constants_do(tmp_path: Path) -> None:
+    for package in ("data_shards", "encoders", "pretrain", "eval_zero_shot"):
+        (tmp_path / package).mkdir()
+    module, data = tmp_path / "pretrain" / "a.py", tmp_path / "eval_zero_shot" / "task.yaml"
+    module.write_text('"""One."""\n\n\ndef f():\n    """Two."""\n    return 1\n')
+    data.write_text("a: 1\n")
+    before = code_hash(tmp_path)
+    module.write_text('"""Other words."""\n\ndef f():\n    return 1  # why\n')
+    assert code_hash(tmp_path) == before
+    module.write_text("def f():\n    return 2\n")
+    changed = code_hash(tmp_path)
+    data.write_text("a: 2\n")
+    assert len({before, changed, code_hash(tmp_path)}) == 3
+
+
+@pytest.mark.full
+def test_a_sweep_is_stopped_goes_on_and_repeats_nothing(tmp_path: Path, repo: Path) -> None:
+    out = tmp_path / "out"
+    words = [
+        "infonce_vs_sentence",
+        "--out",
+        str(out),
+        "--seeds",
+        "2",
+        "--smoke",
+        "--data.cache",
+        str(tmp_path / "cache"),
+    ]
+    command = [sys.executable, "-m", "benchmarks.sweep", *words]
+    with subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE, text=True) as sweep:
+        assert sweep.stdout is not None
+        next(line for line in sweep.stdout if line.startswith("starts:"))
+        sweep.send_signal(signal.SIGTERM)
+    assert sweep.returncode == 143
+    assert not (out / "summary.json").exists()
+
+    assert main(words) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert {arm: len(found["runs"]) for arm, found in summary["arms"].items()} == {"sentence": 2, "infonce": 2}
+    assert all(found["step_seconds"] > 0 for found in summary["arms"].values())
+
+    written = {file: file.stat().st_mtime_ns for file in out.glob("*/results/results.json")}
+    assert len(written) == 4
+    interrupted = sorted(written)[0]
+    shutil.rmtree(interrupted.parent)  # as if it had been killed before its last step
+    assert main(words) == 0
+    after = {file: file.stat().st_mtime_ns for file in out.glob("*/results/results.json")}
+    assert after.pop(interrupted) > written.pop(interrupted)
+    assert after == written
+    assert json.loads((out / "summary.json").read_text())["arms"] == summary["arms"]

@@ -1,0 +1,90 @@
+"""Summaries of sweeps, from run folders as `pretrain.fit` leaves them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.scores import read_scores
+from benchmarks.sweep_summary import markdown, step_seconds, summarise, write
+from eval_zero_shot.results import Cases, scores_csv
+
+FINDINGS = ("cyst", "effusion", "stone")
+
+
+def finished_run(
+    folder: Path, skill: float, seed: int, rows: str = "same", steps: Sequence[float] = (0, 5, 10)
+) -> Path:
+    """A run whose scores follow the labels by `skill`; 60 studies of 40 patients; stones are always absent."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    labels = np.random.default_rng(7).integers(0, 2, (60, 3)).astype(float)
+    labels[:, 2], labels[0, 0] = 0.0, np.nan
+    positive = skill * np.nan_to_num(labels) + np.random.default_rng(seed).normal(size=labels.shape)
+    nothing = np.full_like(labels, np.nan)
+    keys, patients = tuple(f"{i:04x}" for i in range(60)), tuple(f"p{i % 40}" for i in range(60))
+    cases = Cases(FINDINGS, keys, patients, labels, positive, np.zeros_like(labels), nothing, nothing)
+    entry = {"direction": "text_to_image", "k": 1, "pool": 16, "chance": 0.0625, "value": skill / 10}
+    results: dict[str, Any] = {"macro": 0.5, "synonym_macro": None, "retrieval": [entry]}
+    results["provenance"] = {"rows_sha256": rows}
+    (folder / "results").mkdir(parents=True)
+    (folder / "results" / "scores.csv").write_text(scores_csv(cases))
+    (folder / "results" / "results.json").write_text(json.dumps(results))
+    (folder / "environment.json").write_text(json.dumps({"cores": 2}))
+    board = SummaryWriter(str(folder / "tensorboard"))
+    for number, seconds in enumerate(steps):
+        board.add_scalar("loss", 1.0, 10 * number, walltime=1000.0 + seconds)
+    board.close()
+    return folder
+
+
+def test_a_better_arm_is_told_from_a_worse_one(tmp_path: Path) -> None:
+    arms = {
+        "good": [finished_run(tmp_path / f"good{s}", 2.0, s) for s in range(3)],
+        "poor": [finished_run(tmp_path / f"poor{s}", 0.0, 10 + s) for s in range(3)],
+    }
+    summary = summarise(arms, "good", "poor", resamples=200)
+    difference, good = summary["difference"], summary["arms"]["good"]
+    assert difference["of"] == "good - poor"
+    assert difference["macro"]["low"] > 0.2
+    assert difference["macro"]["runs"] == 3 and difference["macro"]["patients"] == 40
+    assert good["macro"]["low"] < good["macro"]["value"] < good["macro"]["high"]
+    each = [good["findings"][name]["value"] for name in ("cyst", "effusion")]
+    assert good["macro"]["value"] == pytest.approx(np.mean(each)), "findings without both classes are left out"
+    assert good["findings"]["stone"]["value"] is None
+    assert good["retrieval"][0]["value"] == pytest.approx(0.2)
+
+    told = markdown(summary)
+    assert "text to image R@1 of 16 (chance 0.062) | 0.200 | 0.000" in told
+    assert f"{difference['macro']['value']:+.3f}" in told
+    assert json.loads(write(tmp_path / "out", summary).read_text()) == json.loads(json.dumps(summary))
+
+
+def test_runs_on_other_studies_are_refused(tmp_path: Path) -> None:
+    arms = {"a": [finished_run(tmp_path / "a", 1.0, 0)], "b": [finished_run(tmp_path / "b", 1.0, 0, rows="other")]}
+    with pytest.raises(ValueError, match="rows_sha256"):
+        summarise(arms, "a", "b", resamples=10)
+
+
+def test_step_time_leaves_pauses_out(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run", 1.0, 0, steps=(0, 5, 10, 100, 105, 110))
+    assert step_seconds(folder) == pytest.approx(0.5)
+    assert step_seconds(finished_run(tmp_path / "short", 1.0, 0, steps=(0,))) is None
+
+
+def test_scores_come_back_as_written(tmp_path: Path) -> None:
+    file = finished_run(tmp_path / "run", 1.0, 0) / "results" / "scores.csv"
+    scores = read_scores(file)
+    assert scores.findings == FINDINGS and len(scores.keys) == 60
+    assert np.isnan(scores.run.labels_NL[0, 0]) and scores.run.patients_N[41] == "p1"
+    assert scores.finding("stone").scores_NL[:, 0].tolist() == scores.run.scores_NL[:, 2].tolist()
+    with pytest.raises(ValueError, match="synonyms"):
+        read_scores(file, "synonyms")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match="cut short"):
+        read_scores(file)
