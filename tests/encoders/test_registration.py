@@ -12,26 +12,17 @@ FOUND = f"assert timm.create_model('{NAME}').tag.grid == (8, 16, 16); assert len
 
 
 def run(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
     "imports",
-    [
-        "import encoders, timm",
-        "import timm, encoders",
-        "import open_clip, encoders, timm",
-        "import encoders, open_clip, timm",
-        "import encoders.release, timm",
-    ],
+    ["import encoders, timm", "import timm, encoders", "import open_clip, encoders, timm"],
 )
 def test_either_order(imports: str) -> None:
+    """Each in a process of its own: what is imported stays imported."""
     run(f"{imports}; {FOUND}")
-
-
-def test_without_us_the_names_are_unknown() -> None:
-    run(f"import timm; assert not timm.is_model('{NAME}')")
 
 
 def test_importing_is_light() -> None:

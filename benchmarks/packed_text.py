@@ -1,0 +1,180 @@
+"""Packed text against padding and against a loop: `python -m benchmarks.packed_text`.
+
+1,000 short sequences, forward and backward on the CPU through the quickstart's text tower (width 192, 4 blocks,
+4 heads, context 256), as a batch of report sentences has them: lengths drawn evenly from 5..40 tokens, and in a second
+measurement a share of long ones from 100..256 (whole reports). Four ways that give the same features and gradients:
+
+  packed    ours: encoders.text.encode_packed
+  batch     open_clip's tower on one batch, right-padded to its longest sequence
+  context   open_clip's tower on one batch, right-padded to the context, which is what its tokenizer returns
+  loop      open_clip's tower, one sequence at a time
+
+Runs are interleaved and their order rotates, so that a machine that slows down slows all of them; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONTEXT, WIDTH, LAYERS, HEADS, DIM = 256, 192, 4, 4, 256
+SHORT, LONG = (5, 40), (100, 256)  # tokens, both ends included
+SOT, EOT = 49406, 49407
+
+
+def draw_lengths(sequences: int, long_share: float, seed: int) -> list[int]:
+    """Lengths in a fixed order: the first ones short, a share of them replaced by long ones."""
+    import numpy as np
+
+    rng = np.random.Generator(np.random.Philox(seed))
+    lengths = rng.integers(SHORT[0], SHORT[1] + 1, sequences)
+    tail = rng.permutation(sequences)[: round(long_share * sequences)]
+    lengths[tail] = rng.integers(LONG[0], LONG[1] + 1, len(tail))
+    return [int(n) for n in lengths]
+
+
+def draw_tokens(lengths: Sequence[int], seed: int) -> list[Tensor]:
+    """Token ids of each sequence: start, words, end."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for length in lengths:
+        ids = torch.randint(1, SOT, (length,), generator=generator)
+        ids[0], ids[-1] = SOT, EOT
+        out.append(ids)
+    return out
+
+
+def ways(tower: Any, sequences: list[Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """Each way's forward pass: features [sequences, DIM]."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from encoders.attention import Packing
+    from encoders.text import encode_packed
+
+    lengths = tuple(len(s) for s in sequences)
+    flat, batch = torch.cat(sequences), pad_sequence(sequences, batch_first=True)
+    context = torch.nn.functional.pad(batch, (0, CONTEXT - batch.shape[1]))
+
+    def padded(tokens_BL: Tensor) -> Tensor:
+        """open_clip's own blocks. Its `forward` takes full contexts only, so the mask is cut to the length here."""
+        length = tokens_BL.shape[1]
+        x = tower.token_embedding(tokens_BL) + tower.positional_embedding[:length]
+        x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
+        return x[torch.arange(len(x)), tokens_BL.argmax(1)] @ tower.text_projection
+
+    return {
+        # The packing is made inside: its bookkeeping is part of every training step.
+        "packed": lambda: encode_packed(tower, flat, Packing(lengths)),
+        "batch": lambda: padded(batch),
+        "context": lambda: tower(context),
+        "loop": lambda: torch.cat([padded(s[None]) for s in sequences]),
+    }
+
+
+def step(tower: Any, forward: Callable[[], Tensor], weight: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Seconds of one forward and backward pass, the features, and the gradient of the projection."""
+    tower.zero_grad(set_to_none=True)
+    start = time.perf_counter()
+    features = forward()
+    (features * weight).sum().backward()
+    return time.perf_counter() - start, features.detach(), tower.text_projection.grad
+
+
+def measure(sequences: list[Tensor], repeats: int, seed: int) -> dict[str, list[float]]:
+    """Seconds of each repeat of each way. Raises AssertionError when a way gives other features or gradients."""
+    import torch
+    from open_clip.model import CLIPTextCfg, _build_text_tower
+
+    torch.manual_seed(seed)
+    cfg = CLIPTextCfg(context_length=CONTEXT, width=WIDTH, layers=LAYERS, heads=HEADS)
+    tower = _build_text_tower(DIM, cfg)
+    weight = torch.randn(len(sequences), DIM)
+    chosen = ways(tower, sequences)
+    reference: tuple[Tensor, Tensor] | None = None
+    for name, forward in chosen.items():  # warm-up, and proof that all ways compute the same
+        _, *result = step(tower, forward, weight)
+        reference = reference or (result[0], result[1])
+        for ours, theirs in zip(result, reference, strict=True):
+            error = float((ours - theirs).norm() / theirs.norm())
+            assert error < 1e-4, f"{name} differs from packed by {error:.1e}"
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    names = list(chosen)
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            seconds[name].append(step(tower, chosen[name], weight)[0])
+        print(f"\rrepeat {repeat + 1}/{repeats}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return seconds
+
+
+def machine() -> str:
+    """What the numbers depend on."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    threads = torch.get_num_threads()
+    return f"{model}, {os.cpu_count()} cores, {threads} torch threads, load {load:.1f}, torch {torch.__version__}, fp32"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.packed_text",
+        description="Packed text against padding and against a loop, on the CPU.",
+    )
+    add = parser.add_argument
+    add("--repeats", type=int, default=7, metavar="N", help="timed runs of each way, interleaved (default: 7)")
+    add("--sequences", type=int, default=1000, metavar="N", help="sequences in the batch (default: 1000)")
+    add(
+        "--long",
+        type=float,
+        nargs="*",
+        default=[0.0, 0.02],
+        metavar="SHARE",
+        help="shares of long texts (default: 0 0.02)",
+    )
+    add("--threads", type=int, metavar="N", help="torch threads (default: torch's own choice)")
+    add("--seed", type=int, default=0, help="of lengths, tokens and weights (default: 0)")
+    args = parser.parse_args(argv)
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(machine())
+    for share in args.long:
+        lengths = draw_lengths(args.sequences, share, args.seed)
+        seconds = measure(draw_tokens(lengths, args.seed), args.repeats, args.seed)
+        tokens, longest = sum(lengths), max(lengths)
+        print(f"\n{len(lengths)} sequences, {share:.0%} long: {tokens} tokens, longest {longest}")
+        print(f"  {'way':8} {'median s':>8} {'min..max':>14} {'tokens computed':>16} {'packed is':>10}")
+        computed = {
+            "packed": tokens,
+            "batch": longest * len(lengths),
+            "context": CONTEXT * len(lengths),
+            "loop": tokens,
+        }
+        ours = statistics.median(seconds["packed"])
+        for name, runs in seconds.items():
+            median, spread = statistics.median(runs), f"{min(runs):.2f}..{max(runs):.2f}"
+            print(f"  {name:8} {median:8.2f} {spread:>14} {computed[name]:16} {median / ours:8.1f} x")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
