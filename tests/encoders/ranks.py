@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from encoders.features import TextFeatures, gather_rows, gather_text, normalised
+from encoders.features import TextFeatures, gather_rows, gather_text
 
 UNITS = (3, 5)  # what each rank encodes; the ranks share one text
 STUDIES = (2, 3)
@@ -48,7 +48,7 @@ def towers(x: dict[str, Tensor], studies: slice, units: slice) -> tuple[Tensor, 
 
 def loss(images_BD: Tensor, text: TextFeatures) -> Tensor:
     """A loss that couples every image with every unit of the global batch and does not forgive a wrong pair."""
-    logits = images_BD @ normalised(text).units_UD.to(images_BD.dtype).T
+    logits = images_BD @ torch.nn.functional.normalize(text.units_UD, dim=-1).T
     target = torch.zeros_like(logits)
     target[text.pair_sample_P, text.pair_unit_P] = 1
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, target) + logits.logsumexp(1).mean()

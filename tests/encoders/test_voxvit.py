@@ -48,16 +48,17 @@ def test_other_sizes_are_refused(size: tuple[int, ...]) -> None:
 def test_token_dropout_leaves_every_slice_equally_many() -> None:
     built = model("_l-1_o-mean", patch_drop_rate=0.5)
     places = built.tag.tokens
-    with torch.no_grad():  # tokens that carry nothing but the number of their slice
+    with torch.no_grad():  # tokens that carry nothing but their own number
         for parameter in built.patch_embed.parameters():
             parameter.zero_()
-        built.pos_embed.copy_(torch.arange(places[0]).view(1, 1, -1, 1, 1).expand_as(built.pos_embed))
+        built.pos_embed.copy_(torch.arange(48).view(1, 1, *places).expand_as(built.pos_embed))
     seen: list[Tensor] = []
     built.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0][..., 0]))
     built.train()(volumes(16, 32, 24))
     built.eval()(volumes(16, 32, 24))
     for row in seen[0]:
-        assert torch.bincount(row.long()).tolist() == [6, 6, 6, 6]  # of 12
+        assert torch.bincount(row.long() // 12).tolist() == [6, 6, 6, 6]  # of 12 in each of 4 slices
+        assert torch.equal(row, row.unique())  # none twice, in order
     assert seen[1].shape[1] == 48
 
 
@@ -87,6 +88,8 @@ def test_slice_attention_stays_in_its_slice(pool: str) -> None:
     assert by_slice[[0, 2, 3]].max() == 0
     if lead:
         assert per_token[0] > 1e-5  # CLS has been in every slice
+    if not lead:  # a second block by slice changes nothing; CLS would have carried news between them
+        assert difference("_l-2").view(4, 12)[[0, 2, 3]].max() == 0
     everywhere = difference("_l-3")[lead:].view(4, 12).amax(1)  # every third block sees the whole volume
     assert everywhere.min() > 1e-6
 
