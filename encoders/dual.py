@@ -102,8 +102,8 @@ def _patch_tokens(trunk: Any, features: Tensor, size: torch.Size) -> tuple[Tenso
         if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
             features = features.permute(0, 3, 1, 2)
         return features.flatten(2).transpose(1, 2), tuple(features.shape[2:])
-    if hasattr(trunk, "token_grid"):
-        grid = trunk.token_grid(tuple(size))
+    if hasattr(trunk, "features_grid"):
+        grid = trunk.features_grid(tuple(size))
         return features[:, int(trunk.cls_token is not None) :], grid
     prefix = int(getattr(trunk, "num_prefix_tokens", 0))
     return features[:, prefix:], tuple(trunk.patch_embed.grid_size)

@@ -5,7 +5,7 @@ Legend: B studies, S scans, U text units (each distinct text once), P sample-uni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -126,7 +126,3 @@ def gather_text(text: TextFeatures, samples: int) -> TextFeatures:
     pairs = torch.unique(torch.stack([pair_sample, inverse[pair_unit]], 1), dim=0)
     return TextFeatures(merged, distinct[:, 1].to(kinds.dtype), distinct[:, 0], pairs[:, 0], pairs[:, 1])
 
-
-def normalised(text: TextFeatures) -> TextFeatures:
-    """The same with unit-length rows in fp32."""
-    return replace(text, units_UD=torch.nn.functional.normalize(text.units_UD.float(), dim=-1))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from encoders.tag import Size3
 
-STEM_MIN_WIDTH = 24
+STEM_WIDTH = 16  # channels at half resolution, doubled with each stage
 
 
 class PatchStem(nn.Sequential):
@@ -40,23 +40,28 @@ class ConvResidual(nn.Module):
 
 
 class ConvStem(nn.Sequential):
-    """Strided 3x3x3 convolutions that halve each axis until the patch size is reached (arXiv 2106.14881).
+    """3x3x3 convolutions at falling resolution until the patch size is reached (early convolutions: arXiv 2106.14881).
 
-    Small bright or dark things survive here that a linear map of an 8x16x16 patch averages away. Each stage after the
-    first, which works at almost full resolution, has a residual convolution.
+    Only the first halves by stride, all later stages by max pooling before they convolve: a nodule of two voxels is kept
+    wherever it lies, while strides see it differently at every offset and a linear map of an 8x16x16 patch averages it away.
+    A last pooling leads to the token grid.
     """
 
     def __init__(self, channels: int, width: int, patch: Size3) -> None:
         halvings = [int(math.log2(p)) for p in patch]
-        stages = max(halvings)
+        stages = max(1, max(halvings) - 1)  # the last halving is the pooling that leads to the tokens
         layers: list[nn.Module] = []
         previous = channels
-        for stage in range(stages):
-            out = width if stage == stages - 1 else max(STEM_MIN_WIDTH, width >> (stages - 1 - stage))
-            stride: Size3 = tuple(2 if stage < h else 1 for h in halvings)  # type: ignore[assignment]
-            layers += [nn.Conv3d(previous, out, 3, stride=stride, padding=1)]
-            if stage > 0:
-                layers += [ConvResidual(out)]
-            layers += [_norm(out), nn.GELU()]
-            previous = out
-        super().__init__(*layers, nn.Conv3d(width, width, 1))
+        for stage in range(max(halvings)):
+            factor: Size3 = tuple(2 if stage < h else 1 for h in halvings)  # type: ignore[assignment]
+            out = max(STEM_WIDTH, width // 12) << stage
+            if stage == 0:
+                layers += [nn.Conv3d(previous, out, 3, stride=factor, padding=1)]
+            else:
+                layers += [nn.MaxPool3d(factor)]
+            if 0 < stage < stages:
+                layers += [nn.Conv3d(previous, out, 3, padding=1)]
+            if stage < stages:
+                layers += [ConvResidual(out), _norm(out), nn.GELU()]
+                previous = out
+        super().__init__(*layers, nn.Conv3d(previous, width, 1))

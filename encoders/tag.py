@@ -20,7 +20,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # name -> width, depth, heads (ViT-T
 }
 STEMS = ("patch", "conv")
 POSITIONS = ("learned", "rope")
-POOLS = ("cls", "mean", "attn")
+POOLS = ("cls", "mean", "attn", "max", "grid")
 ATTENTIONS = ("full", "slice3")
 
 
@@ -32,6 +32,7 @@ class Tag:
         (arXiv 2106.14881).
     `attention`: `slice3` attends inside a slice of tokens, every third block over the whole volume
         (HLIP, arXiv 2505.21862).
+    `pool`: `grid` reads every place of the token grid by itself, for scans that show the same region each time.
     `layers`: 0 keeps the size's own depth.
     """
 

@@ -5,6 +5,7 @@ Legend: B volumes, C width, (D, H, W) token grid, S = H·W tokens of one slice, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from encoders.stem import ConvStem, PatchStem
 from encoders.tag import SIZES, Size3, Tag, parse_tag
 
 MLP_RATIO = 4
+# Scans look alike and stem tokens are large: positions as faint as a 2D ViT's 0.02 are not heard for hundreds of steps.
+POSITION_STD = 0.2
+GRID_NUMBERS = 8  # numbers a place keeps in GridPool
 
 
 def rope_tables(grid: Size3, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -113,6 +117,22 @@ class AttentionPool(nn.Module):
         return out + self.mlp(self.norm(out))
 
 
+class GridPool(nn.Module):
+    """Each place of the native token grid by itself, plus the maximum over places.
+
+    A token is reduced to a few numbers, those of all places are joined and mapped back to the width. Where scans show the same
+    region each time, a stone in the left kidney is a number at one place; averages and attention must first learn where to look.
+    """
+
+    def __init__(self, width: int, places: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(width, GRID_NUMBERS)
+        self.join = nn.Linear(GRID_NUMBERS * places, width)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        return self.join(self.reduce(x_BNC).flatten(1)) + x_BNC.amax(1)
+
+
 class VoxViT(nn.Module):
     """Vision transformer over volumes [B, channels, D, H, W] of any size that is a multiple of the patch.
 
@@ -143,12 +163,13 @@ class VoxViT(nn.Module):
         self.patch_embed = stem(tag.channels, width, tag.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if tag.pool == "cls" else None
         if tag.positions == "learned":
-            self.pos_embed: nn.Parameter | None = nn.Parameter(torch.randn(1, width, *tag.tokens) * 0.02)
+            self.pos_embed: nn.Parameter | None = nn.Parameter(torch.randn(1, width, *tag.tokens) * POSITION_STD)
         else:
             self.pos_embed = None
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(tag.layers or depth))
         self.norm = nn.LayerNorm(width)
         self.attn_pool = AttentionPool(width, heads) if tag.pool == "attn" else None
+        self.grid_pool = GridPool(width, math.prod(tag.tokens)) if tag.pool == "grid" else None
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         self.apply(self._init)
 
@@ -172,6 +193,10 @@ class VoxViT(nn.Module):
                 "  fix: pad or crop to a multiple of the patch (the release's own preprocessing does)"
             )
         return tuple(s // p for s, p in zip(size, self.tag.patch, strict=True))  # type: ignore[return-value]
+
+    def features_grid(self, size: Size3) -> Size3:
+        """Grid of the tokens that `forward_features` gives for a volume of `size` voxels."""
+        return self.tag.tokens if self.grid_pool is not None else self.token_grid(size)
 
     def _rope(self, grid: Size3, keep: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         if self.tag.positions != "rope":
@@ -221,14 +246,31 @@ class VoxViT(nn.Module):
                 x = checkpoint(block, x, rope, slices, use_reentrant=False)
             else:
                 x = block(x, rope, slices)
-        return self.norm(x)
+        x = self.norm(x)
+        if self.grid_pool is not None and (keep is not None or grid != self.tag.tokens):
+            x = self._on_native_grid(x, keep, grid)
+        return x
+
+    def _on_native_grid(self, x: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
+        """Tokens put back to their places (dropped ones are zero) and resampled to the native grid."""
+        batch, _, width = x.shape
+        if keep is not None:
+            places = x.new_zeros(batch, math.prod(grid), width)
+            x = places.scatter(1, keep[..., None].expand(-1, -1, width), x)
+        block = x.transpose(1, 2).reshape(batch, width, *grid)
+        block = F.interpolate(block, size=self.tag.tokens, mode="trilinear", align_corners=False)
+        return block.flatten(2).transpose(1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens to one vector a volume [B, C], or classifier logits."""
         if self.attn_pool is not None:
             x = self.attn_pool(x)
+        elif self.grid_pool is not None:
+            x = self.grid_pool(x)
+        elif self.cls_token is not None:
+            x = x[:, 0]
         else:
-            x = x[:, 0] if self.cls_token is not None else x.mean(1)
+            x = x.amax(1) if self.tag.pool == "max" else x.mean(1)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
