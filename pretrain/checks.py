@@ -205,6 +205,8 @@ def check_schedule(optim: OptimSection, train: TrainSection) -> Iterator[Problem
     if optim.warmup_steps >= train.steps:
         what = f"{optim.warmup_steps} is not below train.steps {train.steps}: the peak rate is never reached"
         yield Problem(("optim", "warmup_steps"), what, "shorten the warm-up")
+    if not any(optim.lr_multipliers.model_dump().values()):
+        yield Problem(("optim", "lr_multipliers"), "every factor is 0: nothing would be trained", "give one above 0")
     if not all(0 <= b < 1 for b in optim.betas):
         yield Problem(("optim", "betas"), "each beta must be at least 0 and below 1")
 

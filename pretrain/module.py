@@ -6,7 +6,8 @@ Legend: B studies of this rank's batch.
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from encoders.dual import DualEncoder, DualFeatures
 from encoders.features import gather_rows, gather_text, normalised, rank, world_size
 from pretrain.objectives.base import GlobalBatch, Objective
-from pretrain.optim import adamw, learning_rate
+from pretrain.optim import adamw, freeze, learning_rate
 from pretrain.schema import Recipe
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -32,9 +33,9 @@ class NonFiniteError(RuntimeError):
 class Pretraining(L.LightningModule):
     """A dual encoder and its objectives.
 
-    Manual optimisation, because gradient caching (a later objective family) needs several backward passes a step. Randomness
-    (dropout, token dropout) is seeded from (seed, batch number, rank) at every batch, so a resumed run continues bit for bit
-    without any generator state in the checkpoint.
+    Manual optimisation, because gradient caching (a later objective family) needs several backward passes a step.
+    Randomness (dropout, token dropout) is seeded from (seed, batch number, rank) at every batch, so a resumed run
+    continues bit for bit without any generator state in the checkpoint.
 
     Args:
         recipe: the experiment.
@@ -54,6 +55,7 @@ class Pretraining(L.LightningModule):
         dual.clip.logit_scale.requires_grad_("logit_scale" in reads)
         if dual.clip.logit_bias is not None:
             dual.clip.logit_bias.requires_grad_("logit_bias" in reads)
+        freeze(self, recipe.optim)
         self.ema = None
         if recipe.optim.ema_decay is not None:
             self.ema = AveragedModel(dual, multi_avg_fn=get_ema_multi_avg_fn(recipe.optim.ema_decay))
@@ -62,6 +64,8 @@ class Pretraining(L.LightningModule):
         self.refused = 0
         self.logged: dict[str, float] = {}
         self._finite = True
+        self._keys: list[str] = []  # studies of the batches accumulated so far
+        self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
 
     @property
     def step_number(self) -> int:
@@ -80,7 +84,7 @@ class Pretraining(L.LightningModule):
     @property
     def evaluated(self) -> DualEncoder:
         """The weights that are scored and released: the moving average where there is one."""
-        return self.dual if self.ema is None else self.ema.module
+        return self.dual if self.ema is None else cast(DualEncoder, self.ema.module)
 
     def configure_model(self) -> None:
         if self.is_sharded:
@@ -107,6 +111,10 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         accumulate = self.recipe.optim.accumulate
+        if self.batches_done % accumulate == 0:
+            self._keys = []
+            self._statistics = {name: buffer.clone() for name, buffer in self._running()}
+        self._keys += batch.keys
         torch.manual_seed(_mixed(self.recipe.seed, self.batches_done, rank()))
         loss, logs = self.compute(batch)
         last = (self.batches_done + 1) % accumulate == 0
@@ -115,19 +123,19 @@ class Pretraining(L.LightningModule):
         self._finite &= bool(torch.isfinite(loss))
         self.logged = {name: float(value) for name, value in logs.items()}
         if last:
-            self._update(batch)
+            self._update()
         self.batches_done += 1
 
-    def _update(self, batch: Any) -> None:
-        optimizer = self.optimizers(use_pl_optimizer=False)
+    def _update(self) -> None:
+        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.is_sharded:
             from pretrain.sharding import reduce_replicated
 
             reduce_replicated(self)
         bound = self.recipe.optim.clip_norm
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound)
-        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        total: Any = nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound)
+        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
         finite = _all_agree(self._finite and math.isfinite(norm), self.device)
         self._finite = True
         step = self.step_number
@@ -142,16 +150,24 @@ class Pretraining(L.LightningModule):
             if self.ema is not None:
                 self.ema.update_parameters(self.dual)
             for objective in self.objectives:
-                objective.after_step(self)
+                cast(Objective, objective).after_step(self)
         else:
-            self._refuse(step, batch)
+            self._refuse(step + 1)
         optimizer.zero_grad(set_to_none=True)
 
-    def _refuse(self, step: int, batch: Any) -> None:
+    def _running(self) -> list[tuple[str, Tensor]]:
+        """Buffers that a forward pass may change, by name."""
+        modules = {"dual": self.dual, "objectives": self.objectives}
+        return [(f"{top}.{name}", buffer) for top, m in modules.items() for name, buffer in m.named_buffers()]
+
+    def _refuse(self, step: int) -> None:
+        with torch.no_grad():  # the forward pass has moved running statistics (BatchNorm) already
+            for name, buffer in self._running():
+                buffer.copy_(self._statistics[name])
         self.refused += 1
         self.logged["refused"] = float(self.refused)
         what = f"step {step}: loss or gradient is not finite; the update was refused, weights are unchanged"
-        keys = ", ".join(batch.keys)
+        keys = ", ".join(self._keys)
         limit = self.recipe.train.max_nonfinite
         if self.recipe.train.nonfinite == "stop" or self.refused > limit:
             raise NonFiniteError(
@@ -159,7 +175,7 @@ class Pretraining(L.LightningModule):
                 "  why: NaN in the weights cannot be undone, and a run that skips many steps no longer trains\n"
                 f"  fix: look at these studies, lower optim.lr or use train.precision fp32: {keys}"
             )
-        print(f"warning: {what}. Studies of this batch: {keys}", flush=True)
+        print(f"warning: {what}. Studies of this batch: {keys}", file=sys.stderr, flush=True)
 
 
 def global_batch(features: DualFeatures, patient_B: Tensor) -> GlobalBatch:

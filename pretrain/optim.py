@@ -9,12 +9,15 @@ from torch import nn
 
 from pretrain.schema import OptimSection
 
-NO_DECAY = ("embedding", "pos_embed", "cls_token", "logit_scale", "logit_bias", "query")
+# Last parts of parameter names that hold positions, prefixes and temperatures in our towers, timm's, open_clip's and
+# Hugging Face's.
+NO_DECAY = ("embed", "_token", "relative_position", "rel_pos", "logit_scale", "logit_bias")
+NO_DECAY_EXACT = ("query", "bias", "gamma", "temperature")  # a learned query; BERT's `query.weight` is a plain matrix
 
 
 def learning_rate(step: int, steps: int, optim: OptimSection) -> float:
-    """Linear warm-up over `warmup_steps`, then a cosine to `final_lr_fraction` of the peak. A pure function of the step, so that
-    a resumed run needs no scheduler state."""
+    """Linear warm-up over `warmup_steps`, then a cosine to `final_lr_fraction` of the peak. A pure function of the
+    step, so that a resumed run needs no scheduler state."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
@@ -31,24 +34,40 @@ def _tower(name: str) -> str:
     return "heads"
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    # Norms and biases are one-dimensional; embeddings and scalars by name.
-    return parameter.ndim > 1 and not any(part in name for part in NO_DECAY)
+def undecayed(module: nn.Module) -> set[str]:
+    """Names of the parameters without weight decay: norms, biases, embeddings, temperatures, and what a tower says
+    itself (timm's `no_weight_decay`)."""
+    names: set[str] = set()
+    for prefix, part in module.named_modules():
+        own = dict(part.named_parameters(recurse=False))
+        whole = isinstance(part, nn.Embedding) or "Norm" in type(part).__name__
+        said = {str(n) for n in part.no_weight_decay()} if hasattr(part, "no_weight_decay") else set()
+        named = {n for n in own if n in NO_DECAY_EXACT or any(word in n for word in NO_DECAY)}
+        plain = named | {n for n, p in own.items() if whole or p.ndim < 2}
+        names |= {f"{prefix}.{name}".lstrip(".") for name in plain | said}
+    return names
+
+
+def freeze(module: nn.Module, optim: OptimSection) -> None:
+    """Take the gradient from towers whose learning-rate multiplier is 0. To be done before DDP or FSDP2 wraps the
+    module, which would wait for these gradients."""
+    for name, parameter in module.named_parameters():
+        if getattr(optim.lr_multipliers, _tower(name)) == 0:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(module: nn.Module, optim: OptimSection) -> list[dict[str, object]]:
-    """AdamW groups: tower x decay. `lr_factor` scales the scheduled rate; a factor of 0 freezes the tower.
+    """AdamW groups: tower x decay. `lr_factor` scales the scheduled rate.
 
     Raises:
         ValueError: nothing is left to train.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    without_decay = undecayed(module)
     for name, parameter in module.named_parameters():
-        tower = _tower(name)
-        if getattr(optim.lr_multipliers, tower) == 0:
-            parameter.requires_grad_(False)
         if parameter.requires_grad:
-            groups.setdefault((tower, _decays(name, parameter)), []).append(parameter)
+            tower = _tower(name)
+            groups.setdefault((tower, name not in without_decay), []).append(parameter)
     if not groups:
         raise ValueError("no parameter is trained: every learning-rate multiplier is 0")
     return [
