@@ -7,23 +7,32 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from encoders.dual import DualEncoder
 from encoders.voxvit import Block
 from pretrain.module import Pretraining
 
 
 def shard(module: Pretraining, mesh: DeviceMesh) -> None:
-    """Shard the dual encoder in place: a unit for each transformer block of our image tower, one for the rest.
+    """Shard the dual encoder in place, and its moving average where there is one: a unit for each transformer block of
+    our image tower, one for the rest.
 
     FSDP2 takes no scalars, so the temperature and the objectives' own parameters stay whole on every rank
     (`reduce_replicated` averages their gradients).
     """
     mesh = mesh["data_parallel"] if mesh.mesh_dim_names and "data_parallel" in mesh.mesh_dim_names else mesh
-    scalars = {p for p in module.dual.parameters() if p.ndim == 0}
-    for block in (m for m in module.dual.modules() if isinstance(m, Block)):
-        fully_shard(block, mesh=mesh)
-    fully_shard(module.dual, mesh=mesh, ignored_params=scalars)
+    for dual in {module.dual, module.evaluated}:
+        _shard(dual, mesh)
+
+
+def _shard(dual: DualEncoder, mesh: DeviceMesh) -> None:
+    scalars = {p for p in dual.parameters() if p.ndim == 0}
+    # Put away after every forward, the outermost unit too: between steps the average is updated and the weights are
+    # saved shard by shard, and an evaluation is a forward without the backward that would put them away.
+    for block in (m for m in dual.modules() if isinstance(m, Block)):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(dual, mesh=mesh, ignored_params=scalars, reshard_after_forward=True)
     for name in ("encode_image", "encode_text"):  # evaluators call these, not forward
-        register_fsdp_forward_method(module.dual, name)
+        register_fsdp_forward_method(dual, name)
 
 
 def reduce_replicated(module: nn.Module) -> None:

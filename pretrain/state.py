@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -18,16 +18,18 @@ from torch.distributed.checkpoint.state_dict import (
 
 from pretrain.checkpoint import ENCODERS, CheckpointError
 from pretrain.module import Pretraining
+from pretrain.objectives.base import Objective
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def collect(module: Pretraining, stream: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Encoder weights, released heads and trainer state. Every rank must call it: sharded weights are brought together."""
+    """Encoder weights, released heads and trainer state. Every rank must call it: sharded weights are brought
+    together."""
     encoders = _weights(module.evaluated.clip)
     heads: dict[str, Tensor] = {}
     for objective in module.objectives:
-        for name, head in objective.released().items():
+        for name, head in cast(Objective, objective).released().items():
             heads |= {f"{name}.{key}": value for key, value in _weights(head).items()}
     trainer = {
         "batches_done": module.batches_done,
@@ -49,10 +51,10 @@ def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
         CheckpointError: damaged, or of another model or other objectives than this recipe builds.
     """
     try:
-        weights = load_file(folder / ENCODERS)
+        weights: dict[str, Any] = load_file(folder / ENCODERS)
         set_model_state_dict(module.dual.clip, state.get("trained", weights), options=WHOLE)
         if module.ema is not None:
-            module.evaluated.clip.load_state_dict(weights)
+            set_model_state_dict(module.evaluated.clip, weights, options=WHOLE)
             module.ema.n_averaged.fill_(state["averaged"])
         set_model_state_dict(module.objectives, state["objectives"], options=WHOLE)
         set_optimizer_state_dict(module, _optimizer(module), state["optimizer"], options=WHOLE)
@@ -66,7 +68,9 @@ def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return get_model_state_dict(module, options=WHOLE) if any(True for _ in module.parameters()) else {}
+    if not any(True for _ in module.parameters()):
+        return {}
+    return cast(dict[str, Tensor], get_model_state_dict(module, options=WHOLE))
 
 
 def _optimizer(module: Pretraining) -> torch.optim.Optimizer:
