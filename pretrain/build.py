@@ -1,5 +1,5 @@
-"""Recipe to objects: shards, streams, model, objectives. The second stage of a recipe's checks happens here, before any data
-is read and before a GPU is touched."""
+"""Recipe to objects: shards, streams, model, objectives. The second stage of a recipe's checks happens here, before any
+data is read and before a GPU is touched."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pretrain.errors import ConfigError
 from pretrain.objectives import find_objective
 from pretrain.objectives.base import Objective
 from pretrain.schema import PhantomSource, Recipe, SigmoidOptions
+
 
 @dataclass(frozen=True)
 class Data:
@@ -129,8 +130,9 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
     return cfg
 
 
-def build_model(recipe: Recipe) -> DualEncoder:
-    """The dual encoder with fresh weights, or with those of `model.init`.
+def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
+    """The dual encoder with fresh weights, or with those of `model.init` (a resumed run has its own, so it needs no
+    release).
 
     Raises:
         ConfigError: a tower that does not exist, or a release of another architecture.
@@ -146,7 +148,7 @@ def build_model(recipe: Recipe) -> DualEncoder:
         ) from error
     dual.clip.set_grad_checkpointing(recipe.model.image.grad_checkpointing)
     if recipe.model.image.token_dropout:
-        trunk = getattr(dual.clip.visual, "trunk", None)
+        trunk: Any = getattr(dual.clip.visual, "trunk", None)
         if not hasattr(trunk, "token_dropout"):
             raise ConfigError(
                 "model.image.token_dropout: this tower drops no tokens",
@@ -154,7 +156,7 @@ def build_model(recipe: Recipe) -> DualEncoder:
                 fix="use a voxvit, or set it to 0",
             )
         trunk.token_dropout = recipe.model.image.token_dropout
-    if recipe.model.init:
+    if recipe.model.init and with_init:
         _start_from(dual, recipe.model.init)
     return dual
 

@@ -1,15 +1,16 @@
 """Checkpoints as folders: written aside, flushed, then renamed, so that a name always means a whole checkpoint.
 
-    RUN/checkpoints/step-00000100/  encoders.safetensors   the dual encoder that is scored and released
-                                    heads.safetensors      released heads, where an objective has them
-                                    model.json             how to rebuild it: open_clip's model_cfg, geometry, view
-                                    recipe.yaml
-                                    trainer.ckpt           optimiser, objectives, counters (never read by a release)
-    RUN/checkpoints/last, best  -> links to such folders
+RUN/checkpoints/step-00000100/  encoders.safetensors   the dual encoder that is scored and released
+                                heads.safetensors      released heads, where an objective has them
+                                model.json             how to rebuild it: open_clip's model_cfg, geometry, view
+                                recipe.yaml
+                                trainer.ckpt           optimiser, objectives, counters (never read by a release)
+RUN/checkpoints/last, best  -> links to such folders
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ ENCODERS, HEADS, MODEL, RECIPE, TRAINER = (
     "trainer.ckpt",
 )
 ASIDE = ".writing-"
+NEARLY_FULL = 1 << 20  # bytes free when a write has failed for lack of them
 
 
 class CheckpointError(RuntimeError):
@@ -53,6 +55,7 @@ def write(
     Raises:
         CheckpointError: the disk is full or cannot be written; what was there before is untouched.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target, aside = root / folder_name(step), root / f"{ASIDE}{folder_name(step)}"
@@ -70,18 +73,16 @@ def write(
             _flush(file)
         _swap(aside, target)
         _flush(root)
-    except (OSError, RuntimeError) as error:  # torch.save and safetensors wrap a full disk in a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = root.is_dir() and shutil.disk_usage(root).free < NEARLY_FULL
         shutil.rmtree(aside, ignore_errors=True)
+        # torch.save says "unexpected pos 768 vs 662" when the disk is full
+        reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(
-            f"checkpoint of step {step} could not be written: {error}\n"
+            f"checkpoint of step {step} could not be written: {reason}\n"
             "  why: work since the last whole checkpoint would be lost if the run ended now\n"
             "  fix: free space under the run folder; earlier checkpoints there are whole"
         ) from error
-    except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if type(error).__name__ == "SafetensorError":
-            raise CheckpointError(f"checkpoint of step {step} could not be written: {error}") from error
-        raise
     return target
 
 
@@ -98,8 +99,12 @@ def _swap(aside: Path, target: Path) -> None:
         old = target.with_name(f"{ASIDE}old-{target.name}")
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-        aside.rename(target)
-        shutil.rmtree(old)
+        try:
+            aside.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)  # what stays of it is stale, and `prune` takes it
     else:
         aside.rename(target)
 
@@ -135,7 +140,8 @@ def read_trainer(folder: Path) -> dict[str, Any]:
 
 
 def prune(root: Path, keep: set[str], on_error: Callable[[str], None] = print) -> None:
-    """Delete step folders that are neither kept nor linked, and what an interrupted write left. Failures are only reported."""
+    """Delete step folders that are neither kept nor linked, and what an interrupted write left. Failures are only
+    reported."""
     linked = {os.readlink(p) for p in root.iterdir() if p.is_symlink()}
     for path in root.iterdir():
         stale = path.name.startswith(ASIDE)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain import launch
+from pretrain import launch, runs
+from pretrain.arguments import USAGE
 from pretrain.config import dump, load_recipe, schema_help, split_argv
 from pretrain.errors import ConfigError
 from pretrain.schema import Recipe
@@ -60,28 +63,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         args = split_argv(words)
-        if args.help or not (args.config or args.resume):
-            print(schema_help())
-            return 0 if args.help else 2
+        if args.help:
+            return _say(schema_help() + "\n", 0)
+        if not (args.config or args.resume):
+            print(f"{USAGE}  --help            every key of a recipe", file=sys.stderr)
+            return 2
         resume = Path(args.resume) if args.resume else None
         if resume is not None and (args.config or args.overrides or args.smoke):
             raise ConfigError(
                 "--resume goes on with a run exactly as it was and takes no other option",
                 fix="to start from its weights with other settings, use --config with --model.init RUN/release",
             )
-        recipe = load_recipe(str(resume / "recipe.yaml") if resume else str(args.config), args.overrides, smoke=args.smoke)
+        if resume is not None:
+            runs.require_run(resume)
+        name = str(resume / "recipe.yaml") if resume else str(args.config)
+        recipe = load_recipe(name, args.overrides, smoke=args.smoke)
+        if args.print_config:
+            return _say(dump(recipe), 0)
+        folder = resume or runs.name_run(recipe)
+        if launch.needed(recipe.train.devices):
+            if resume is None:
+                runs.refuse_existing(folder)  # said once here, not by one rank while the others wait for it
+            return launch.run_ranks(recipe.train.devices, words, {runs.RUN_VARIABLE: str(folder)})
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.print_config:
-        print(dump(recipe), end="")
-        return 0
-
-    from pretrain.runs import RUN_VARIABLE, name_run
-
-    folder = resume or name_run(recipe)
-    if launch.needed(recipe.train.devices):
-        return launch.run_ranks(recipe.train.devices, words, {RUN_VARIABLE: str(folder)})
 
     from data_shards.errors import DataError
     from encoders.errors import ReleaseError
@@ -94,7 +100,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(recipe, folder, resume is not None, ZeroShotTask(recipe) if recipe.evaluate.task else None)
     except (ConfigError, DataError, ReleaseError, EvalError, CheckpointError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"error: {error.strerror} under {folder}\n  why: what could not be written is missing from the run\n"
+            f"  fix: free space, then go on with: python -m pretrain.fit --resume {folder}",
+            file=sys.stderr,
+        )
+    return 1
+
+
+def _say(text: str, code: int) -> int:
+    """Print and return `code`; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+    return code
 
 
 if __name__ == "__main__":

@@ -9,13 +9,20 @@ import sys
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pretrain.config import dump
 from pretrain.errors import ConfigError
 from pretrain.schema import Recipe
 
-RECIPE, ENVIRONMENT, CHECKPOINTS, RESULTS, RELEASE = "recipe.yaml", "environment.json", "checkpoints", "results", "release"
+RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
+CHECKPOINTS, RESULTS, RELEASE = "checkpoints", "results", "release"
 RUN_VARIABLE = "VOXCLIP_RUN"  # the ranks of one run share the folder's name through it
+# What a resumed run may do otherwise: the weights do not depend on it. (Moved shards are known by their manifest.)
+MAY_CHANGE = ("data.workers", "data.cache", "data.source.path", "evaluate.", "checkpoint.", "output.", "model.init",
+              "train.nonfinite", "train.max_nonfinite")  # fmt: skip
 PACKAGES = ("torch", "lightning", "open_clip_torch", "timm", "monai", "webdataset", "torchmetrics", "numpy", "blosc2")
 
 
@@ -30,18 +37,32 @@ def name_run(recipe: Recipe) -> Path:
     return Path(recipe.output.root) / label
 
 
-def create(folder: Path, recipe: Recipe) -> None:
-    """Make the folder and write down recipe and environment.
-
-    Raises:
-        ConfigError: a run of this name exists.
-    """
+def refuse_existing(folder: Path) -> None:
+    """Raise ConfigError where a run of this name exists."""
     if (folder / RECIPE).exists():
         raise ConfigError(
             f"output.run: a run exists at {folder}",
             why="its checkpoints and results would be mixed with new ones",
             fix=f"go on with it (--resume {folder}) or choose another name (--output.run NAME)",
         )
+
+
+def require_run(folder: Path) -> None:
+    """Raise ConfigError where there is no run to go on with."""
+    if not (folder / RECIPE).is_file():
+        raise ConfigError(
+            f"--resume {folder}: no run there ({RECIPE} is missing)",
+            fix="name a folder under output.root, such as runs/ct3d-20260101-120000",
+        )
+
+
+def create(folder: Path, recipe: Recipe) -> None:
+    """Make the folder and write down recipe and environment.
+
+    Raises:
+        ConfigError: a run of this name exists.
+    """
+    refuse_existing(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / ENVIRONMENT, json.dumps(environment(), indent=1))
     _write(folder / RECIPE, dump(recipe))
@@ -50,16 +71,35 @@ def create(folder: Path, recipe: Recipe) -> None:
 def checkpoint_to_resume(folder: Path) -> Path | None:
     """The last whole checkpoint of a run; None where it was stopped before the first.
 
-    Raises:
-        ConfigError: not a run folder.
+    `last` may point nowhere when the machine died while links were being moved; a step folder is whole by its name.
     """
-    if not (folder / RECIPE).is_file():
-        raise ConfigError(
-            f"--resume {folder}: no run there ({RECIPE} is missing)",
-            fix="name a folder under output.root, such as runs/ct3d-20260101-120000",
-        )
     last = folder / CHECKPOINTS / "last"
-    return last.resolve() if last.exists() else None
+    if last.exists():
+        return last.resolve()
+    return max((folder / CHECKPOINTS).glob("step-*"), default=None)
+
+
+def refuse_changes(checkpoint: Path, recipe: Recipe) -> None:
+    """Raise ConfigError where the run's recipe was edited, since the checkpoint was written, in what the weights depend
+    on."""
+    trained, now = (_flat(yaml.safe_load(text)) for text in ((checkpoint / RECIPE).read_text(), dump(recipe)))
+    wrong = [
+        f"{key} {trained.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(trained.keys() | now.keys())
+        if trained.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"--resume: {RECIPE} differs from the one {checkpoint.name} was trained with: {'; '.join(wrong)}",
+            why="samples would be seen twice or never, and no single recipe would have made these weights",
+            fix="put the old values back, or start a new run from the weights: --config ... --model.init RUN/release",
+        )
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = {path: leaf for k, v in items for path, leaf in _flat(v, f"{key}.{k}" if key else str(k)).items()}
+    return inside if isinstance(value, dict | list) else {key: value}
 
 
 def environment() -> dict[str, object]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import functools
 import hashlib
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +17,8 @@ import lightning as L
 import torch
 
 from encoders.dual import DualEncoder
-from encoders.features import rank, world_size
 from encoders.release import release_run
-from pretrain import build, runs
+from pretrain import build, launch, runs
 from pretrain.callbacks.checkpoints import Checkpoints
 from pretrain.callbacks.metrics import Metrics
 from pretrain.callbacks.preemption import STOPPED, Preemption
@@ -40,18 +43,24 @@ class Evaluation(Protocol):
 
 
 def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | None) -> int:
-    """Train in `folder`, from its last checkpoint with `resume`. Returns the process's exit code: 0, or 143 when stopped."""
+    """Train in `folder`, from its last checkpoint with `resume`. Returns the process's exit code: 0, or 143 when
+    stopped."""
     quiet()
     if recipe.train.accelerator != "gpu" and not torch.cuda.is_available():
         keep_freed_memory()
-    local_rank_zero = _rank_from_environment() == 0
+    launch.follow_launcher()
+    first = launch.rank() == 0
     checkpoint = runs.checkpoint_to_resume(folder) if resume else None
     state = read_trainer(checkpoint) if checkpoint else None
+    if checkpoint:
+        runs.refuse_changes(checkpoint, recipe)
+    elif resume and first:
+        print(f"{folder} has no checkpoint yet: it starts again from step 0")
 
     torch.manual_seed(recipe.seed)  # weights at birth
-    dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
+    dual, objectives = build.build_model(recipe, with_init=state is None), build.build_objectives(recipe)
     data = build.build_data(recipe)
-    if local_rank_zero and not resume:
+    if first and not resume:
         runs.create(folder, recipe)
     module = Pretraining(recipe, dual, objectives)
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
@@ -71,31 +80,47 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         preemption,
     )
     noun = "volumes" if recipe.data.geometry.kind == "volume" else "images"
-    # Order matters: restored first; scored before saved; the signal agreed on before the checkpoint that it asks for.
+    # Order matters: restored first; scored before saved; the signal agreed on before the checkpoint that it asks for;
+    # numbers of a step on disk before its checkpoint, or a run killed between the two would lack them for ever.
     callbacks: list[L.Callback | None] = [
         Restore(checkpoint, state) if checkpoint and state else None,
         preemption,
         zero_shot,
-        checkpoints,
         Metrics(folder),
+        checkpoints,
         Progress(noun),
     ]
     trainer = make_trainer(recipe, precision, [c for c in callbacks if c is not None])
-    stream = build.training_stream(recipe, data, tokenize, _rank_from_environment(), recipe.train.devices, 0)
+    stream = build.training_stream(recipe, data, tokenize, launch.rank(), recipe.train.devices, 0)
     if state:
         stream.load_state_dict(state["stream"])
     if len(stream):
         trainer.fit(module, stream)
     if preemption.requested:
-        if rank() == 0:
-            print(f"stopped after step {module.step_number}; go on with: python -m pretrain.fit --resume {folder}")
-        preemption.requeue()
+        if first:
+            resume_words = f"python -m pretrain.fit --resume {folder}"
+            print(f"stopped after step {module.step_number}; go on with: {resume_words}", flush=True)
+            preemption.requeue()
         return STOPPED
-    if rank() == 0:
-        finish(recipe, folder, data, evaluation, _short(precision))
-    if world_size() > 1:
-        torch.distributed.barrier()
+    with _others_wait():
+        if first:
+            finish(recipe, folder, data, evaluation, _short(precision))
     return 0
+
+
+@contextlib.contextmanager
+def _others_wait() -> Iterator[None]:
+    """Rank 0 works while the others wait, as long as it takes: `srun --wait` would end it soon after they have left."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        yield  # one process, or a finished run that is only released again
+        return
+    patient: Any = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
+    yield
+    try:
+        torch.distributed.barrier(patient)
+    except RuntimeError:  # rank 0 has failed, and has said why
+        sys.exit(1)
+    torch.distributed.destroy_process_group()
 
 
 def finish(recipe: Recipe, folder: Path, data: build.Data, evaluation: Evaluation | None, precision: str) -> None:
@@ -114,7 +139,7 @@ def finish(recipe: Recipe, folder: Path, data: build.Data, evaluation: Evaluatio
 
 def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) -> L.Trainer:
     """Lightning's Trainer: devices, precision, DDP or FSDP2, SLURM. Loops, checkpoints and logs are ours."""
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
+    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
     strategy: Any = "auto"
     if recipe.train.devices > 1:
@@ -124,8 +149,10 @@ def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) ->
             strategy = ModelParallelStrategy(data_parallel_size=recipe.train.devices, tensor_parallel_size=1)
         else:
             strategy = "ddp"
-    plugins: list[Any] = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    return L.Trainer(
+    plugins: list[Any] = []
+    if not launch.by_torchrun():  # said outright: Lightning takes any process of a SLURM job for one of srun's
+        plugins = [SLURMEnvironment(auto_requeue=False) if launch.by_slurm() else LightningEnvironment()]
+    trainer = L.Trainer(
         accelerator=recipe.train.accelerator,
         devices=recipe.train.devices,
         strategy=strategy,
@@ -140,6 +167,10 @@ def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) ->
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+    # Lightning's SIGTERM handler broadcasts from inside the handler, a deadlock where one rank of two gets the signal;
+    # ours (callbacks.preemption) are in place before the first step.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def model_json(recipe: Recipe, model_cfg: dict[str, Any], data: build.Data) -> dict[str, Any]:
@@ -164,13 +195,3 @@ def quiet() -> None:
 
 def _short(precision: str) -> str:
     return "bf16" if precision.startswith("bf16") else "fp32"
-
-
-def _rank_from_environment() -> int:
-    """This process's rank before any process group exists: set by our launcher, torchrun or SLURM."""
-    import os
-
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0

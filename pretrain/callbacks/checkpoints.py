@@ -24,8 +24,8 @@ SCORES = "scores.json"
 class Checkpoints(L.Callback):
     """Writes a checkpoint every `every` steps, at every score, at the end, and when the run is asked to stop.
 
-    A periodic checkpoint that cannot be written is a loud warning, because the weights in memory are still good and the next one
-    may succeed; one that ends the run is an error.
+    A periodic checkpoint that cannot be written is a loud warning, because the weights in memory are still good and the
+    next one may succeed; one that ends the run is an error.
 
     Args:
         root: RUN/checkpoints.
@@ -59,7 +59,8 @@ class Checkpoints(L.Callback):
         score = self.zero_shot.score if self.zero_shot is not None else None
         final = bool(self.preemption.requested) or step == module.recipe.train.steps
         if final or score is not None or step % self.every == 0:
-            self.save(module, trainer.train_dataloader.state_dict(), score, must=final)
+            stream: Any = trainer.train_dataloader
+            self.save(module, stream.state_dict(), score, must=final)
 
     def save(self, module: Pretraining, stream: dict[str, Any], score: float | None, must: bool) -> None:
         """Write the checkpoint of the step just done. Every rank must call it.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +20,29 @@ HEADER = ["step", "name", "value"]
 class Metrics(L.Callback):
     """Writes what the module logged every `every` steps, and always when a score was taken.
 
-    A resumed run first drops the rows past its checkpoint, so that a step never stands there twice.
+    A resumed run first drops the rows past its checkpoint, so that a step never stands there twice. Rows that find no
+    room on the disk wait for the next ones: numbers are no reason to lose the weights that are in memory.
     """
 
     def __init__(self, folder: Path, every: int = 10) -> None:
-        self.folder, self.every = folder, every
+        self.path, self.board_folder, self.every = folder / "metrics.csv", folder / "tensorboard", every
+        self._pending = ""
+        self._board: Any = None
 
     def on_train_start(self, trainer: L.Trainer, module: Pretraining) -> None:
         if rank() != 0:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = self.folder / "metrics.csv"
         rows: list[list[str]] = []
-        if path.is_file():
-            with path.open(newline="") as file:
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
                 whole = (row for row in csv.reader(file) if len(row) == len(HEADER) and row != HEADER)
                 rows = [row for row in whole if row[0].isdigit() and int(row[0]) <= module.step_number]
-        temporary = path.with_name(".metrics.csv")
-        with temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([HEADER, *rows])
-        os.replace(temporary, path)
-        self._file = path.open("a", newline="")
-        self._rows = csv.writer(self._file)
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=module.step_number)
+        temporary = self.path.with_name(".metrics.csv")
+        temporary.write_text(_lines([HEADER, *rows]))
+        os.replace(temporary, self.path)
+        self._board = SummaryWriter(str(self.board_folder), purge_step=module.step_number + 1)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Pretraining, outputs: Any, batch: Any, batch_idx: int
@@ -52,12 +53,44 @@ class Metrics(L.Callback):
         scored = any(name.startswith("select/") for name in module.logged)
         if not (scored or step % self.every == 0 or step == 1):
             return
-        for name, value in module.logged.items():
-            self._rows.writerow([step, name, f"{value:.6g}"])
-            self._board.add_scalar(name, value, step)
-        self._file.flush()
+        self._pending += _lines([[str(step), name, f"{value:.6g}"] for name, value in module.logged.items()])
+        self._append()
+        self._show(step, module.logged)
+
+    def _append(self) -> None:
+        """Whole rows or none: a row cut short by a full disk would be read as another number."""
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="") as file:
+                file.write(self._pending)
+            self._pending = ""
+        except OSError as error:
+            os.truncate(self.path, size)
+            print(f"WARNING: metrics.csv could not be written ({error.strerror}); training goes on", file=sys.stderr)
+
+    def _show(self, step: int, logged: dict[str, float]) -> None:
+        if self._board is None:
+            return
+        try:
+            for name, value in logged.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:  # raised by the writer's thread, which has ended: nothing more can be written
+            self._board = None
+            print(f"WARNING: TensorBoard has stopped ({error.strerror}); metrics.csv goes on", file=sys.stderr)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
-            self._board.close()
+        board, self._board = self._board, None
+        if board is not None:
+            try:
+                board.close()
+            except OSError as error:
+                print(f"WARNING: TensorBoard could not be finished ({error.strerror})", file=sys.stderr)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")
+
+
+def _lines(rows: list[list[str]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

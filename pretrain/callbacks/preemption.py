@@ -1,4 +1,5 @@
-"""Stopping on request: a signal sets a flag, all ranks agree on it at the next step, then the checkpoint is written whole.
+"""Stopping on request: a signal sets a flag, all ranks agree on it at the next step, then the checkpoint is written
+whole.
 
 A handler that saves or broadcasts by itself deadlocks as soon as one rank of two gets the signal.
 """
@@ -9,6 +10,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -16,7 +19,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 
-from encoders.features import rank, world_size
+from encoders.features import world_size
 
 STOPPED = 143  # what a process ends with on SIGTERM: schedulers must not take it for success
 STOP, REQUEUE = 1, 2
@@ -33,8 +36,9 @@ class Preemption(L.Callback):
         self._seen = 0
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        # Lightning has put its own handlers in place by now; these replace them and are undone in `on_train_end`.
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may set handlers
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._stop)
         if "SLURM_JOB_ID" in os.environ:
@@ -65,11 +69,20 @@ class Preemption(L.Callback):
             signal.signal(number, handler)
         self._before.clear()
 
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")
+
     def requeue(self) -> None:
-        """Hand the job back to SLURM (rank 0), once the checkpoint is whole."""
-        if self.requested != REQUEUE or rank() != 0:
+        """Hand the job back to SLURM, once the checkpoint is whole. For rank 0 alone."""
+        if self.requested != REQUEUE:
             return
         array = os.environ.get("SLURM_ARRAY_JOB_ID")
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
         if re.fullmatch(r"\d+(_\d+)?", job):
-            subprocess.run(["scontrol", "requeue", job], check=False)
+            try:
+                failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+            except OSError as error:
+                failed = error.errno or 1
+            if failed:
+                what = f"warning: SLURM job {job} was not requeued (scontrol: {failed}); submit it again"
+                print(what, file=sys.stderr)

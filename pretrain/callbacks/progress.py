@@ -1,4 +1,5 @@
-"""One line that says how the run goes: step, loss, volumes a second, share of time spent waiting for data, time left."""
+"""One line that says how the run goes: step, loss, volumes a second, share of time spent waiting for data, time
+left."""
 
 from __future__ import annotations
 
@@ -48,8 +49,9 @@ class Progress(L.Callback):
     ) -> None:
         if rank() != 0 or not module.step_finished:
             return
+        stream: Any = trainer.train_dataloader
         now = time.monotonic()
-        self._marks.append((now, module.step_number, trainer.train_dataloader.wait_seconds))
+        self._marks.append((now, module.step_number, stream.wait_seconds))
         self._score = module.logged.get("select/macro_auroc", self._score)
         text = self._state(module)
         if self._bar is not None:
@@ -73,3 +75,6 @@ class Progress(L.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")

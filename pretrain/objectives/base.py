@@ -40,8 +40,8 @@ class Objective(nn.Module):
         coupling: `batch` needs all samples at once, `sample` can be computed chunk by chunk.
         Options: pydantic class of its own recipe keys.
 
-    `forward` returns the loss and what to log. Every rank computes the loss of the whole global batch: the gather sums what the
-    ranks say about a row and DDP takes the mean, which together is the gradient of one process.
+    `forward` returns the loss and what to log. Every rank computes the loss of the whole global batch: the gather sums
+    what the ranks say about a row and DDP takes the mean, which together is the gradient of one process.
     """
 
     passes: ClassVar[tuple[str, ...]] = ("image:global", "text:units")
@@ -66,7 +66,8 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which image goes with which unit: `positive_BU`, `negative_BU` (bool). What is neither is left out of every sum."""
+    """Which image goes with which unit: `positive_BU`, `negative_BU` (bool). What is neither is left out of every
+    sum."""
 
     units_UD: Tensor
     positive_BU: Tensor
@@ -76,8 +77,8 @@ class Pairing:
 def pairing(batch: GlobalBatch, kinds: tuple[str, ...]) -> Pairing:
     """Pair images with the units of some kinds.
 
-    A text that several studies share is one unit with several positive images, so identical texts are never negatives. A unit
-    of another study of the same patient is neither positive nor negative.
+    A text that several studies share is one unit with several positive images, so identical texts are never negatives.
+    A unit of another study of the same patient is neither positive nor negative.
 
     Raises:
         ValueError: the batch has no unit of these kinds.
@@ -85,8 +86,9 @@ def pairing(batch: GlobalBatch, kinds: tuple[str, ...]) -> Pairing:
     text = batch.text.only({UNIT_KINDS.index(kind) for kind in kinds})
     if len(text.units_UD) == 0:
         raise ValueError(
-            f"no text unit of kind {', '.join(kinds)} in this batch\n  why: the objective would train nothing, in silence\n"
-            f"  fix: switch the unit on in data.units, or change the objective's `units`"
+            f"no text unit of kind {', '.join(kinds)} in this batch\n"
+            "  why: the objective would train nothing, in silence\n"
+            "  fix: switch the unit on in data.units, or change the objective's `units`"
         )
     shape = (len(batch.images_BD), len(text.units_UD))
     positive = torch.zeros(shape, dtype=torch.bool, device=text.units_UD.device)

@@ -18,9 +18,10 @@ def multi_positive_nce(
 ) -> Tensor:
     """Mean over rows of the mean over their positives p of -log( e^{s_p} / (e^{s_p} + sum over negatives e^{s_n}) ).
 
-    Other positives of the row stay out of the denominator (they are no mistakes), and so do pairs that are neither. With one
-    positive a row and all else negative this is cross-entropy. Rows without a positive do not count. With `label_smoothing` e a
-    row's target is 1 - e on its positives and e spread evenly over all its pairs, as in torch's cross_entropy.
+    Other positives of the row stay out of the denominator (they are no mistakes), and so do pairs that are neither.
+    With one positive a row and all else negative this is cross-entropy. Rows without a positive do not count. With
+    `label_smoothing` e a row's target is 1 - e on its positives and e spread evenly over all its pairs, as in torch's
+    cross_entropy.
     """
     against_N1 = logits_NM.masked_fill(~negative_NM, float("-inf")).logsumexp(1, keepdim=True)
     # softplus(lse - s) = log(1 + e^{lse - s}); a row without negatives has lse = -inf and loss 0, kept finite here.

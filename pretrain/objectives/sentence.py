@@ -1,9 +1,9 @@
 """Every report sentence is a unit: one image against all distinct sentences of the global batch.
 
-A report names a dozen facts; as one vector they drown each other, as sentences each is a label of its own. Sentences repeat
-over reports, so identical ones are one unit with several positive images (merged by hash). The loss is the multi-positive
-pairwise sigmoid (SigLIP, arXiv 2303.15343, eq. 1, with a positive wherever the report holds the sentence); its scale and bias
-are its own, because sentences are shared by many images and reports are not.
+A report names a dozen facts; as one vector they drown each other, as sentences each is a label of its own. Sentences
+repeat over reports, so identical ones are one unit with several positive images (merged by hash). The loss is the
+multi-positive pairwise sigmoid (SigLIP, arXiv 2303.15343, eq. 1, with a positive wherever the report holds the
+sentence); its scale and bias are its own, because sentences are shared by many images and reports are not.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from pretrain.schema import SigmoidOptions
 
 
 def pairwise_sigmoid(logits_BU: Tensor, pairs: Pairing) -> Tensor:
-    """Sum over pairs of -log sigmoid(z·logit), z = +1 for positives and -1 for negatives, divided by the number of images."""
+    """Sum over pairs of -log sigmoid(z·logit), z = +1 for positives and -1 for negatives, divided by the number of
+    images."""
     loss_BU = F.softplus(torch.where(pairs.positive_BU, -logits_BU, logits_BU))
     return (loss_BU * (pairs.positive_BU | pairs.negative_BU)).sum() / len(logits_BU)
 
