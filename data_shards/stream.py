@@ -8,6 +8,7 @@ Philox generator keyed by (seed, epoch, row). The state is a few integers and tw
 from __future__ import annotations
 
 import hashlib
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -285,6 +286,10 @@ def _same(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A scheduler or a Ctrl-C signals every process of the job. The trainer answers by finishing its step, for which it
+    # needs its workers; they leave when it does.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @lru_cache(maxsize=4)
