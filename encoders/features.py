@@ -125,4 +125,3 @@ def gather_text(text: TextFeatures, samples: int) -> TextFeatures:
     merged = units.new_zeros(len(distinct), units.shape[1]).index_add(0, inverse, units) / copies[:, None]
     pairs = torch.unique(torch.stack([pair_sample, inverse[pair_unit]], 1), dim=0)
     return TextFeatures(merged, distinct[:, 1].to(kinds.dtype), distinct[:, 0], pairs[:, 0], pairs[:, 1])
-

@@ -42,9 +42,9 @@ class ConvResidual(nn.Module):
 class ConvStem(nn.Sequential):
     """3x3x3 convolutions at falling resolution until the patch size is reached (early convolutions: arXiv 2106.14881).
 
-    Only the first halves by stride, all later stages by max pooling before they convolve: a nodule of two voxels is kept
-    wherever it lies, while strides see it differently at every offset and a linear map of an 8x16x16 patch averages it away.
-    A last pooling leads to the token grid.
+    Only the first halves by stride, all later stages by max pooling before they convolve: a nodule of two voxels is
+    kept wherever it lies, while strides see it differently at every offset and a linear map of an 8x16x16 patch
+    averages it away. A last pooling leads to the token grid.
     """
 
     def __init__(self, channels: int, width: int, patch: Size3) -> None:

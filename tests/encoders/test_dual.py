@@ -13,6 +13,7 @@ from encoders.dual import DualEncoder, build_dual
 GRIDS = {
     "voxvit_tiny.p-4x8x8_i-8x16x16_c-2_l-1": (2, 2, 2),
     "voxvit_tiny.p-4x8x8_i-8x16x16_c-2_l-1_o-mean_s-conv": (2, 2, 2),
+    "voxvit_tiny.p-4x8x8_i-16x16x16_c-2_l-1_o-grid": (4, 2, 2),  # its native grid, for a smaller volume too
     "resnet10t": (1, 1),
     "vit_tiny_patch16_224": (14, 14),
     "swin_tiny_patch4_window7_224": (7, 7),
@@ -52,8 +53,8 @@ def test_texts_keep_kinds_hashes_and_pairs(
 def test_scale_and_bias(model_cfg: Callable[..., dict[str, Any]]) -> None:
     assert build_dual(model_cfg("resnet10t")).logit_bias is None
     dual = build_dual({**model_cfg("resnet10t"), "init_logit_bias": -10.0})
-    assert float(dual.logit_bias) == -10
-    assert float(dual.logit_scale) == pytest.approx(2.659, abs=1e-3)
+    assert dual.logit_bias.item() == -10
+    assert dual.logit_scale.item() == pytest.approx(2.659, abs=1e-3)
 
 
 def test_another_layout_is_refused(model_cfg: Callable[..., dict[str, Any]]) -> None:

@@ -94,6 +94,27 @@ def test_slice_attention_stays_in_its_slice(pool: str) -> None:
     assert everywhere.min() > 1e-6
 
 
+def test_grid_pool_puts_every_token_in_its_place() -> None:
+    built = model("_l-1_o-grid", patch_drop_rate=0.5)
+    with torch.no_grad():
+        for size in ((16, 32, 24), (24, 8, 40)):
+            tokens = built.forward_features(volumes(*size))
+            assert tokens.shape == (2, 48, 192)  # of the native grid, whatever the size
+            assert built.features_grid(size) == built.tag.tokens
+            assert built(volumes(*size)).shape == (2, 192)
+        tokens = built.train().forward_features(volumes(16, 32, 24))
+    kept = (tokens != 0).any(-1)
+    assert kept.view(2, 4, 12).sum(-1).tolist() == [[6] * 4] * 2
+    assert not torch.equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_pools_without_weights(pool: str) -> None:
+    built, x = model(f"_l-1_o-{pool}"), volumes(16, 32, 24)
+    tokens = built.forward_features(x)
+    assert torch.equal(built(x), tokens.mean(1) if pool == "mean" else tokens.amax(1))
+
+
 def test_slice_attention_of_one_slice_is_full_attention() -> None:
     x = volumes(4, 32, 24)
     full, sliced = model("_l-2_e-rope"), model("_l-2_e-rope_a-slice3")
