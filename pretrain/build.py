@@ -14,6 +14,7 @@ from data_shards.shard_set import ShardSet
 from data_shards.stream import Stream, UnitPolicy
 from encoders.dual import DualEncoder, build_dual
 from encoders.tokenize import BPE, HFTokenizer
+from pretrain.centring import bias_of
 from pretrain.config import options_of
 from pretrain.errors import ConfigError
 from pretrain.objectives import find_objective
@@ -124,6 +125,8 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
             "heads": text.heads,
             "layers": text.layers,
         }
+    if recipe.model.centred:  # the running means live in these biases
+        cfg["vision_cfg"]["timm_proj_bias"] = cfg["text_cfg"]["proj_bias"] = True
     for i, objective in enumerate(recipe.objectives):
         if objective.name == "sigmoid":
             cfg["init_logit_bias"] = options_of(recipe, i, SigmoidOptions).init_bias
@@ -146,6 +149,15 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
             why="timm, open_clip or Hugging Face refuse the name or its settings",
             fix="try a name from timm.list_models() or open_clip.list_models(), or a voxvit",
         ) from error
+    if recipe.model.centred:
+        try:
+            _ = bias_of(dual, "image"), bias_of(dual, "text")
+        except ValueError as error:
+            raise ConfigError(
+                f"model.centred: {error}",
+                why="the release would lack the mean that training subtracts",
+                fix="set it to false, or use a timm image tower and the native text tower",
+            ) from error
     dual.clip.set_grad_checkpointing(recipe.model.image.grad_checkpointing)
     if recipe.model.image.token_dropout:
         trunk: Any = getattr(dual.clip.visual, "trunk", None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from encoders.dual import DualEncoder, DualFeatures
-from encoders.features import gather_rows, gather_text, normalised, rank, world_size
+from encoders.features import gather_rows, gather_text, rank, world_size
+from pretrain.centring import bias_of, centred, follow
 from pretrain.objectives.base import GlobalBatch, Objective
 from pretrain.optim import adamw, freeze, learning_rate
 from pretrain.schema import Recipe
@@ -55,6 +57,8 @@ class Pretraining(L.LightningModule):
         dual.clip.logit_scale.requires_grad_("logit_scale" in reads)
         if dual.clip.logit_bias is not None:
             dual.clip.logit_bias.requires_grad_("logit_bias" in reads)
+        for bias in self._biases():
+            bias.requires_grad_(False)
         freeze(self, recipe.optim)
         self.ema = None
         if recipe.optim.ema_decay is not None:
@@ -99,7 +103,7 @@ class Pretraining(L.LightningModule):
         """Loss of the global batch and what to log."""
         features = self.dual(batch.images_BCDHW, batch.texts)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
-            shared = global_batch(features, batch.patient_B)
+            shared, self._means = global_batch(features, batch.patient_B, self.recipe.model.centred)
             total = torch.zeros((), device=self.device)
             logs: dict[str, Tensor] = {}
             for name, weight, objective in zip(self.names, self.weights, self.objectives, strict=True):
@@ -147,6 +151,8 @@ class Pretraining(L.LightningModule):
             optimizer.step()
             with torch.no_grad():
                 self.dual.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+            for bias, mean in zip(self._biases(), self._means, strict=False):
+                follow(bias, mean, step)
             if self.ema is not None:
                 self.ema.update_parameters(self.dual)
             for objective in self.objectives:
@@ -154,6 +160,10 @@ class Pretraining(L.LightningModule):
         else:
             self._refuse(step + 1)
         optimizer.zero_grad(set_to_none=True)
+
+    def _biases(self) -> list[nn.Parameter]:
+        """The biases that hold the running means. Looked up each time: FSDP2 puts other parameters in their place."""
+        return [bias_of(self.dual, tower) for tower in ("image", "text")] if self.recipe.model.centred else []
 
     def _running(self) -> list[tuple[str, Tensor]]:
         """Buffers that a forward pass may change, by name."""
@@ -178,12 +188,26 @@ class Pretraining(L.LightningModule):
         print(f"warning: {what}. Studies of this batch: {keys}", file=sys.stderr, flush=True)
 
 
-def global_batch(features: DualFeatures, patient_B: Tensor) -> GlobalBatch:
-    """This rank's features to those of the whole batch, unit length, fp32, duplicate texts merged."""
-    images = F.normalize(features.image.study_BD.float(), dim=-1)
-    text = gather_text(normalised(features.text), len(images))
+def global_batch(features: DualFeatures, patient_B: Tensor, centre: bool) -> tuple[GlobalBatch, tuple[Tensor, Tensor]]:
+    """This rank's features to those of the whole batch, unit length, fp32, duplicate texts merged.
+
+    With `centre` the mean of the global batch is subtracted before (pretrain.centring); the means are returned as well.
+    """
+    images = gather_rows(features.image.study_BD.float())[0]
+    text = gather_text(replace(features.text, units_UD=features.text.units_UD.float()), len(patient_B))
+    units = text.units_UD
+    (images_centred, image_mean), (units_centred, text_mean) = centred(images), centred(units)
+    if centre:
+        images, units = images_centred, units_centred
     patients, _ = gather_rows(patient_B)
-    return GlobalBatch(gather_rows(images)[0], text, patients, features.logit_scale, features.logit_bias)
+    shared = GlobalBatch(
+        F.normalize(images, dim=-1),
+        replace(text, units_UD=F.normalize(units, dim=-1)),
+        patients,
+        features.logit_scale,
+        features.logit_bias,
+    )
+    return shared, (image_mean, text_mean)
 
 
 def _distinct(names: list[str]) -> list[str]:

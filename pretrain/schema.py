@@ -152,6 +152,7 @@ class ModelSection(Section):
     image: ImageTower = Field(description="image tower")
     text: TextTower = Field(TextTower(), description="text tower")
     embed_dim: int = Field(256, gt=0, description="dimension of the joint space")
+    centred: bool = Field(False, description="subtract the batch mean from embeddings in training (pretrain.centring)")
     init: str | None = Field(None, description="release folder to start from")
 
 
