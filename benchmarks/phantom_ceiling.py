@@ -10,7 +10,6 @@ cross-entropy on the labels that the reports state (unknown ones masked). Zero-s
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import sys
@@ -22,153 +21,10 @@ from pretrain.config import dump, load_recipe, split_argv
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
-
-    from eval_zero_shot.statistics import Run
-    from pretrain.build import Data
-    from pretrain.schema import Recipe
+    from benchmarks.supervised import Supervised
 
 
-def masked_bce(logits_BL: Tensor, labels_BL: Tensor) -> Tensor:
-    """Mean binary cross-entropy over the labels that are known (not nan)."""
-    import torch.nn.functional as F
-
-    known_BL = ~labels_BL.isnan()
-    loss_BL = F.binary_cross_entropy_with_logits(logits_BL, labels_BL.nan_to_num(), reduction="none")
-    return (loss_BL * known_BL).sum() / known_BL.sum().clamp(min=1)
-
-
-class Ceiling:
-    """The image tower of a recipe with a linear head, its data, and how it is trained and scored.
-
-    Raises:
-        ConfigError: the recipe names no task, whose findings are what is learnt.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        import numpy as np
-        import torch
-        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-        from eval_zero_shot.run import task_labels
-        from eval_zero_shot.tasks import load_task
-        from pretrain import build
-        from pretrain.memory import keep_freed_memory
-
-        if recipe.evaluate.task is None:
-            raise ConfigError(
-                "evaluate.task: none", why="its findings are what is learnt", fix="--evaluate.task phantom"
-            )
-        cuda = torch.cuda.is_available() and recipe.train.accelerator != "cpu"
-        if not cuda:
-            keep_freed_memory()
-        self.recipe, self.device = recipe, torch.device("cuda" if cuda else "cpu")
-        self.bf16 = build.precision(recipe).startswith("bf16")
-        torch.manual_seed(recipe.seed)
-        dual = build.build_model(recipe)
-        self.data: Data = build.build_data(recipe)
-        task = load_task(recipe.evaluate.task)
-        self.findings = task.names
-        self.labels_NL: NDArray = task_labels(self.data.shards, np.arange(len(self.data.shards)), task)
-        # Named as in pretrain.module, so that pretrain.optim sorts the same parameters into the same groups.
-        self.module: nn.Module = torch.nn.Module()
-        self.module.dual = dual
-        self.module.head = torch.nn.Linear(recipe.model.embed_dim, len(self.findings))
-        dual.requires_grad_(False)
-        dual.clip.visual.requires_grad_(True)
-        self.module.to(self.device)
-        self.scored = self.module
-        if recipe.optim.ema_decay is not None:
-            average = get_ema_multi_avg_fn(recipe.optim.ema_decay)
-            self.scored = AveragedModel(self.module, multi_avg_fn=average).requires_grad_(False)
-
-    def logits(self, module: Any, images: Tensor) -> Tensor:
-        """Images [B, C, (D,) H, W] to logits [B, L] in fp32; the head sees the embedding that is released."""
-        import torch
-
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            study_BD = module.dual.encode_image(images).study_BD
-        return module.head(study_BD.float())
-
-    def train(self) -> float:
-        """Train, keep the weights that were best on the selection split, and return that score."""
-        import torch
-        from torch.optim.swa_utils import AveragedModel
-
-        from data_shards.progress import track
-        from pretrain import build
-        from pretrain.optim import adamw, learning_rate
-
-        recipe, optim = self.recipe, self.recipe.optim
-        optimizer = adamw(self.module, optim, fused=True)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        stream = build.training_stream(recipe, self.data, build.tokenizer(recipe), 0, 1, 0)
-        labels_NL = torch.from_numpy(self.labels_NL).float()
-        best, weights = -1.0, None
-        self.module.train()
-        for number, batch in enumerate(track(stream, len(stream), "supervised", "batches"), 1):
-            batch = batch.to(self.device)
-            loss = masked_bce(
-                self.logits(self.module, batch.images_BCDHW), labels_NL[batch.rows_B.cpu()].to(self.device)
-            )
-            (loss / optim.accumulate).backward()
-            if number % optim.accumulate:
-                continue
-            step = number // optim.accumulate
-            torch.nn.utils.clip_grad_norm_(trained, optim.clip_norm or float("inf"), error_if_nonfinite=True)
-            rate = learning_rate(step - 1, recipe.train.steps, optim)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["lr_factor"]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if isinstance(self.scored, AveragedModel):
-                self.scored.update_parameters(self.module)
-            if step % recipe.evaluate.every_steps == 0 or step == recipe.train.steps:
-                score = self.select()
-                if score >= best:
-                    best, weights = score, copy.deepcopy(self.scored.state_dict())
-        assert weights is not None
-        self.scored.load_state_dict(weights)
-        return best
-
-    def select(self) -> float:
-        """Macro AUROC of the selection split, as `pretrain.fit` takes it; -1 where no finding has both classes."""
-        import numpy as np
-
-        from eval_zero_shot.run import choose_rows
-        from eval_zero_shot.statistics import bootstrap_aurocs
-
-        if len(self.data.select_rows) == 0:
-            return -1.0
-        run = self.score(choose_rows(self.data.select_rows, self.recipe.evaluate.max_studies))[1]
-        aurocs = bootstrap_aurocs([run], 0, 0)[0][0]
-        return float(np.nanmean(aurocs)) if not np.isnan(aurocs).all() else -1.0
-
-    def score(self, rows: NDArray) -> tuple[tuple[str, ...], Run]:
-        """Keys and logits of some studies, read as evaluation reads them."""
-        import numpy as np
-        import torch
-        from torch.optim.swa_utils import AveragedModel
-
-        from eval_zero_shot.embed import evaluating, study_batches
-        from eval_zero_shot.statistics import Run
-
-        keys: list[str] = []
-        patients: list[str] = []
-        scores = []
-        module = self.scored.module if isinstance(self.scored, AveragedModel) else self.scored
-        with evaluating(module):
-            for batch in study_batches(
-                self.data.shards, rows, self.data.geometry, self.data.eval_view, self.recipe.train.batch_size
-            ):
-                scores.append(self.logits(module, torch.from_numpy(batch.images).to(self.device)).cpu().numpy())
-                keys += batch.keys
-                patients += batch.patients
-        return tuple(keys), Run.of(np.concatenate(scores), self.labels_NL[rows], patients)
-
-
-def report(ceiling: Ceiling, selected: float, beside: Path | None) -> dict[str, Any]:
+def report(ceiling: Supervised, selected: float, beside: Path | None) -> dict[str, Any]:
     """AUROC per finding and macro on the test split, with intervals over patients; beside it, a run's zero-shot scores.
 
     Raises:
@@ -233,12 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--beside", type=Path, metavar="RUN", help="finished run of the recipe: the paired difference to its scores")
     add("--smoke", action="store_true", help="two steps on a handful of studies: does everything work?")
     args, rest = parser.parse_known_args(argv)
-    from data_shards.errors import DataError
-    from eval_zero_shot.errors import EvalError
-
     try:
         recipe = load_recipe(args.config, split_argv(rest).overrides, smoke=args.smoke)
-        ceiling = Ceiling(recipe)
+        if recipe.evaluate.task is None:
+            raise ConfigError("evaluate.task: null", why="its findings are what is learnt", fix="--evaluate.task NAME")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+    from benchmarks.supervised import Supervised
+    from data_shards.errors import DataError
+    from eval_zero_shot.errors import EvalError
+    from eval_zero_shot.tasks import load_task
+
+    try:
+        ceiling = Supervised(recipe, load_task(recipe.evaluate.task))
         found = report(ceiling, ceiling.train(), args.beside)
     except (ConfigError, DataError, EvalError) as error:
         print(f"error: {error}", file=sys.stderr)
