@@ -3,6 +3,7 @@ data is read and before a GPU is touched."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ class Data:
     test_rows: np.ndarray
 
 
+def shard_folder(recipe: Recipe) -> Path:
+    """Where the shards of a recipe are; phantoms are made here the first time, on all cores."""
+    source = recipe.data.source
+    if not isinstance(source, PhantomSource):
+        return Path(source.path).expanduser()
+    from data_shards.phantom import ensure
+
+    return ensure(Path(recipe.data.cache).expanduser(), source.studies, source.seed, workers=os.cpu_count() or 1)
+
+
 def build_data(recipe: Recipe) -> Data:
     """Open (or, for phantoms, first make) the shards of a recipe.
 
@@ -42,14 +53,7 @@ def build_data(recipe: Recipe) -> Data:
         ConfigError: the training split is empty.
         DataError: the shard set is damaged.
     """
-    source = recipe.data.source
-    if isinstance(source, PhantomSource):
-        from data_shards.phantom import ensure
-
-        folder = ensure(Path(recipe.data.cache).expanduser(), source.studies, source.seed)
-    else:
-        folder = Path(source.path).expanduser()
-    shards = ShardSet.open(folder)
+    shards = ShardSet.open(shard_folder(recipe))
     splits = recipe.data.splits
     rows = {name: shards.rows(name) for name in (splits.train, splits.select, splits.test)}
     if len(rows[splits.train]) == 0:

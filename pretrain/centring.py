@@ -45,8 +45,9 @@ def centred(x_ND: Tensor) -> tuple[Tensor, Tensor]:
 def follow(bias: nn.Parameter, mean: Tensor, step: int) -> None:
     """Move `bias` toward minus the running mean. `mean` is that of features which already hold the bias."""
     share = max(1.0 - MOMENTUM, 1.0 / (step + 1))
-    if hasattr(bias, "placements"):  # a shard of it lies on each rank
-        from torch.distributed.tensor import distribute_tensor
+    if type(bias.data) is not Tensor:  # FSDP2: a shard of it lies on each rank
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
-        mean = distribute_tensor(mean, bias.device_mesh, bias.placements)
+        assert isinstance(bias.data, DTensor)
+        mean = distribute_tensor(mean, bias.data.device_mesh, bias.data.placements)
     bias.sub_(share * mean.to(bias.dtype))

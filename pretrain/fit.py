@@ -84,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if launch.needed(recipe.train.devices):
             if resume is None:
                 runs.refuse_existing(folder)  # said once here, not by one rank while the others wait for it
+            from pretrain.build import shard_folder
+
+            shard_folder(recipe)  # made once, before the ranks look for it
             return launch.run_ranks(recipe.train.devices, words, {runs.RUN_VARIABLE: str(folder)})
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
