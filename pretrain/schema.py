@@ -177,7 +177,7 @@ class SentenceOptions(Section):
     """Each image against every distinct sentence of the global batch, several positives, sigmoid."""
 
     units: tuple[Unit, ...] = Field(("sentence",), min_length=1, description="kinds of text that count as sentences")
-    init_bias: float = Field(-10.0, description="logit bias at the start")
+    init_bias: float = Field(-2.5, description="logit bias at the start: log-odds of a pair being positive")
 
 
 # Objectives whose options are known before torch is imported. Others are checked at stage 2 by their own class.
