@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .body import Scene
@@ -9,11 +11,11 @@ from .canvas import soft
 from .chest import SIDES
 from .parameters import bell, between
 
-LIVER = {"none": 57.0, "arterial": 68.0, "portal": 106.0}
-FATTY = {"none": 20.0, "arterial": 28.0, "portal": 60.0}
+LIVER = {"none": 60.0, "arterial": 70.0, "portal": 108.0}
+FATTY = {"none": 28.0, "arterial": 36.0, "portal": 66.0}
 SPLEEN = {"none": 50.0, "arterial": 96.0, "portal": 116.0}
 KIDNEY = {"none": 32.0, "arterial": 150.0, "portal": 182.0}
-PORTAL = {"none": 40.0, "arterial": 70.0, "portal": 160.0}
+PORTAL = {"none": 46.0, "arterial": 76.0, "portal": 150.0}
 
 
 def abdomen(scene: Scene) -> None:
@@ -68,7 +70,7 @@ def _liver(scene: Scene) -> None:
     canvas, p = scene.canvas, scene.p
     fatty = p.truth["hepatic_steatosis"]
     tone = p.rng("hepatic_steatosis")
-    low, plain = FATTY[p.phase] + 7 * bell(tone), LIVER[p.phase] + 5 * bell(tone)
+    low, plain = FATTY[p.phase] + 5 * bell(tone), LIVER[p.phase] + 4 * bell(tone)
     hu = low if fatty else plain
     organ = p.rng("organs")
     organ.random(256)
@@ -89,12 +91,12 @@ def _liver(scene: Scene) -> None:
     canvas.blend(box2, soft(distance2, canvas.edge), hu)
     vein = PORTAL[p.phase] + 0.25 * (hu - LIVER[p.phase])
     gate = (top - 70, 0.0, 24.0)
-    canvas.paint_tube((top - 100, -12.0, 8.0), gate, 6.5, 6.5, vein)
+    canvas.paint_tube((top - 100, -12.0, 8.0), gate, 5.5, 5.5, vein)
     for end in ((top - 55, -18.0, 72.0), (top - 78, 18.0, 78.0), (top - 42, 34.0, 10.0)):
-        canvas.paint_tube(gate, tuple(e + 6 * bell(organ) for e in end), 5.5, 2.5, vein)  # type: ignore[arg-type]
+        canvas.paint_tube(gate, tuple(e + 6 * bell(organ) for e in end), 4.5, 2.0, vein)  # type: ignore[arg-type]
     gall = (top - 104 + 5 * bell(organ), 34 + 5 * bell(organ), 40 + 5 * bell(organ))
     canvas.paint_ellipsoid(
-        gall, (between(organ, 18, 26), between(organ, 9, 13), between(organ, 9, 13)), 10.0, lean=(-0.4, 0)
+        gall, (between(organ, 16, 24), between(organ, 8, 12), between(organ, 8, 12)), 10.0, lean=(-0.4, 0)
     )
     _cysts(scene, box, distance)
 
@@ -103,21 +105,23 @@ def _cysts(scene: Scene, box: tuple[slice, slice, slice], liver: np.ndarray) -> 
     """Round fluid in the right lobe: 50 HU under the liver, so a wide window hardly shows it."""
     canvas, p = scene.canvas, scene.p
     rng = p.rng("hepatic_cyst")
-    count = 1 + int(rng.random() < 0.45) + int(rng.random() < 0.25)
+    count = 1 + int(rng.random() < 0.85) + int(rng.random() < 0.7) + int(rng.random() < 0.5)
     tries = [(between(rng, -125, -10) + _drop(scene), between(rng, -58, 60), between(rng, 22, 108)) for _ in range(120)]
-    radii = [5.0 + 17.5 * (0.25 + 0.75 * float(rng.random())) for _ in range(count)]
+    radii = [5.0 + 17.5 * (0.45 + 0.55 * max(float(rng.random()), float(rng.random()))) for _ in range(count)]
     radii.sort(reverse=True)
-    hu = 4 + 3 * bell(rng)
+    hu = 3 + 2.5 * bell(rng)
     placed: list[float] = []
+    taken: list[tuple[tuple[float, float, float], float]] = []
     if p.truth["hepatic_cyst"]:
         depth = np.full(p.shape, 99.0, dtype=np.float32)
         depth[box] = liver
         for shrink in (1.0, 0.75, 0.5):
             for spot in tries:
                 r = radii[len(placed)] * shrink
-                if canvas.at(depth, spot) < -0.75 * r:
+                if canvas.at(depth, spot) < -0.75 * r and all(math.dist(spot, o) > 0.9 * (r + b) for o, b in taken):
                     canvas.paint_ball(spot, r, hu)
                     placed.append(2 * r)
+                    taken.append((spot, r))
                     if len(placed) == count:
                         break
             if placed:
@@ -162,8 +166,11 @@ def _stones(scene: Scene, side: str, sign: float, centre: tuple[float, float, fl
     canvas, p = scene.canvas, scene.p
     rng = p.rng(f"renal_stone_{side}")
     sizes = []
-    for _ in range(1 + int(rng.random() < 0.4) + int(rng.random() < 0.2)):
-        diameter, hu = 5.0 + 7.0 * max(float(rng.random()), float(rng.random())), between(rng, 650, 1200)
+    for _ in range(1 + int(rng.random() < 0.75) + int(rng.random() < 0.6)):
+        diameter, hu = (
+            5.0 + 7.0 * max(float(rng.random()), float(rng.random()), float(rng.random())),
+            between(rng, 800, 1400),
+        )
         up, out, front = between(rng, -28, 28), between(rng, -4, 8), between(rng, -6, 6)
         if p.truth[f"renal_stone_{side}"]:
             spot = (centre[0] + up, centre[1] + front + 0.12 * up, centre[2] + (out - 0.16 * up) * sign)
@@ -176,7 +183,7 @@ def _ascites(scene: Scene) -> None:
     """Free fluid along the wall of the abdomen, in front of the kidneys, deeper toward the pelvis."""
     canvas, p = scene.canvas, scene.p
     rng = p.rng("ascites")
-    thick, hu = between(rng, 9.0, 22.0), 8 + 4 * bell(rng)
+    thick, hu = between(rng, 7.0, 18.0), 8 + 4 * bell(rng)
     scene.sizes["ascites"] = [thick]
     if not p.truth["ascites"]:
         return

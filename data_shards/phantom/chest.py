@@ -34,11 +34,11 @@ def lungs(scene: Scene) -> None:
     rng = p.rng("texture")
     texture = blobs(rng, distance.shape, (2, 2, 2))
     base = np.float32(p.nuisance["lung_hu"]) - y * np.float32(0.35)
-    hu = base[None] + texture * np.float32(between(rng, 14, 30))
+    hu = base[None] + texture * np.float32(between(rng, 8, 20))
     # Holes: a patchy field whose threshold sets how much lung is lost. Drawn in everybody, used when present.
     rng = p.rng("emphysema")
     field_ = blobs(rng, distance.shape, (2, 3, 3))
-    loss = between(rng, 0.05, 0.55)
+    loss = between(rng, 0.0, 0.45)
     scene.sizes["emphysema"] = [loss]
     if p.truth["emphysema"]:
         holes = np.clip((field_ + np.float32(loss - 0.25)) * np.float32(3.0), 0, 1)
@@ -54,24 +54,24 @@ def _lung_vessels(scene: Scene) -> None:
     hu = {"none": 40.0, "arterial": 180.0, "portal": 120.0}[p.phase]
     for _, side in SIDES:
         hilum = (72.0, -8.0, 34.0 * side)
-        for branch in range(8):
+        for branch in range(6):
             # Spread over the lung: up to down in order, front to back alternating, so no region is empty.
-            z = -25 + 150 * (branch + float(rng.random())) / 8
+            z = -25 + 150 * (branch + float(rng.random())) / 6
             y = between(rng, 5, 55) if branch % 2 else between(rng, -62, -10)
-            end = (z, y, (between(rng, 62, 96) - 0.22 * max(z - 60, 0)) * side)
+            end = (z, 0.8 * y, (between(rng, 54, 80) - 0.22 * max(z - 60, 0)) * side)
             knee = tuple(a + (b - a) * between(rng, 0.35, 0.6) + 7 * bell(rng) for a, b in zip(hilum, end))
-            r = between(rng, 2.6, 3.8)
+            r = between(rng, 2.2, 3.2)
             canvas.paint_tube(hilum, knee, r + 0.8, r * 0.7, hu)  # type: ignore[arg-type]
-            canvas.paint_tube(knee, end, r * 0.7, 0.9, hu)  # type: ignore[arg-type]
-            fork = (knee[0] + 22 * bell(rng), knee[1] + 16 * bell(rng), knee[2] + between(rng, 14, 34) * side)
-            canvas.paint_tube(knee, fork, r * 0.55, 0.8, hu)  # type: ignore[arg-type]
+            canvas.paint_tube(knee, end, r * 0.7, 0.5, hu)  # type: ignore[arg-type]
+            fork = (knee[0] + 22 * bell(rng), knee[1] + 16 * bell(rng), knee[2] + between(rng, 8, 24) * side)
+            canvas.paint_tube(knee, fork, r * 0.55, 0.5, hu)  # type: ignore[arg-type]
 
 
 def heart(scene: Scene) -> None:
     """Heart on the diaphragm; its width over the chest's inner width is the cardiothoracic ratio."""
     canvas, p = scene.canvas, scene.p
     rng = p.rng("cardiomegaly")
-    wide, normal = 0.575 + 0.034 * bell(rng), 0.448 + 0.026 * bell(rng)
+    wide, normal = 0.562 + 0.034 * bell(rng), 0.452 + 0.028 * bell(rng)
     ratio = wide if p.truth["cardiomegaly"] else normal
     scene.sizes["cardiomegaly"] = [ratio]
     rx = ratio * (HALF_WIDTH - SHELL)
@@ -114,11 +114,11 @@ def vessels(scene: Scene) -> None:
         canvas.paint_tube(a, b, ra, rb, blood)
     rng = p.rng("aortic_calcification")
     sizes = []
-    for _ in range(4 + int(rng.random() * 5)):
+    for _ in range(6 + int(rng.random() * 7)):
         leg = 2 + int(rng.random() * 6)
-        t, diameter, hu = float(rng.random()), between(rng, 5.0, 10.0), between(rng, 650, 1100)
-        turn = between(rng, -1, 1)
-        side, sign = turn, math.sqrt(1 - turn * turn) * (1 if rng.random() < 0.5 else -1)
+        t, diameter, hu = float(rng.random()), between(rng, 6.0, 11.0), between(rng, 700, 1300)
+        turn = between(rng, -1, 0.6)
+        side, sign = turn, math.sqrt(1 - turn * turn) * (1 if rng.random() < 0.85 else -1)
         a, b = path[leg], path[leg + 1]
         rim = radii[leg] + t * (radii[leg + 1] - radii[leg])
         point = tuple(u + t * (w - u) for u, w in zip(a, b))
@@ -140,7 +140,7 @@ def effusions(scene: Scene) -> None:
     part = canvas.hu[first:last]
     for side, sign in SIDES:
         rng = p.rng(f"effusion_{side}")
-        depth, hu = between(rng, 26.0, 62.0), 5.0 + 4 * bell(rng)
+        depth, hu = between(rng, 18.0, 52.0), 5.0 + 4 * bell(rng)
         here = np.where(x * np.float32(sign) > 0, np.float32(0), np.float32(99))[None]
         band = np.float32(p.nuisance[f"atelectasis_{side}"])
         if band > 0:
@@ -160,9 +160,9 @@ def nodules(scene: Scene) -> None:
     assert scene.lung_DHW is not None
     for side, sign in SIDES:
         rng = p.rng(f"nodule_{side}")
-        count = 1 + int(rng.random() < 0.4) + int(rng.random() < 0.25)
-        tries = [(between(rng, -45, 150), between(rng, -68, 66), between(rng, 30, 106) * sign) for _ in range(160)]
-        diameters = [6.0 + 9.0 * max(float(rng.random()), float(rng.random())) for _ in range(count)]
+        count = 1 + int(rng.random() < 0.75) + int(rng.random() < 0.6)
+        tries = [(between(rng, 25, 150), between(rng, -68, 66), between(rng, 30, 106) * sign) for _ in range(160)]
+        diameters = [15.0 - 9.0 * float(rng.random()) * float(rng.random()) * float(rng.random()) for _ in range(count)]
         tones = [between(rng, 15, 60) for _ in range(count)]
         placed: list[float] = []
         if p.truth[f"nodule_{side}"]:
@@ -170,9 +170,15 @@ def nodules(scene: Scene) -> None:
                 if len(placed) == count:
                     break
                 r = diameters[len(placed)] / 2
-                free = canvas.at(scene.lung_DHW, spot) < -(r + 4) and all(
-                    canvas.at(canvas.hu, (spot[0], spot[1] + dy, spot[2] + dx)) < -700
-                    for dy, dx in ((0, 0), (r + 4, 0), (-r - 4, 0), (0, r + 4), (0, -r - 4))
+                # The outer lung: among the large vessels of the hilum no grid this coarse could tell them apart.
+                outer = (spot[0] - 65) ** 2 + (spot[1] + 8) ** 2 + (spot[2] - 34 * sign) ** 2 > 40**2
+                free = (
+                    outer
+                    and canvas.at(scene.lung_DHW, spot) < -(r + 4)
+                    and all(
+                        canvas.at(canvas.hu, (spot[0], spot[1] + dy, spot[2] + dx)) < -700
+                        for dy, dx in ((0, 0), (r + 4, 0), (-r - 4, 0), (0, r + 4), (0, -r - 4))
+                    )
                 )
                 if free:
                     canvas.paint_ball(spot, r, tones[len(placed)])

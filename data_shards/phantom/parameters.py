@@ -117,10 +117,10 @@ def sample_parameters(index: int, seed: int) -> Parameters:
     extent = (between(rng, 385, 430), between(rng, 285, 335), between(rng, 355, 415))
     low, high = (48, 56, 72), (64, 84, 96)
     d, h, w = (int(min(max(round(e / s), lo), hi)) for e, s, lo, hi in zip(extent, (dz, dxy, dxy), low, high))
-    phase = PHASES[(0, 1, 2, 2)[int(rng.random() * 4)]]
+    phase = PHASES[(0, 1, 2, 2, 2)[int(rng.random() * 5)]]
     nuisance = {
         "noise_hu": between(rng, 9.0, 15.0),
-        "shift_z": 7.0 * bell(rng),
+        "shift_z": 9.0 * bell(rng),
         "shift_y": 6.0 * bell(rng),
         "shift_x": 5.0 * bell(rng),
         "turn": 0.022 * bell(rng),  # tangent of half the rotation about the long axis: within ±7.5 degrees
@@ -129,7 +129,7 @@ def sample_parameters(index: int, seed: int) -> Parameters:
         "atelectasis_left": float(rng.random() < 0.4) * between(rng, 6.0, 15.0),
         "atelectasis_right": float(rng.random() < 0.4) * between(rng, 6.0, 15.0),
         "gas": between(rng, 0.0, 1.0),
-        "lung_hu": -848.0 + 16.0 * bell(rng),
+        "lung_hu": -848.0 + 20.0 * bell(rng),
     }
     spacing = (dz, dxy, dxy)
     return Parameters(index, seed, patient, split, truth, healthy, nuisance, (d, h, w), spacing, phase, body)

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 ORGANS = ("lungs", "pleura", "heart", "vessels", "liver", "spleen", "kidneys", "peritoneum")
 
 
+# Radiologists have stock phrases: the first of a list is said about half the time, the last rarely.
+HABIT = (0.5, 0.18, 0.12, 0.08, 0.07, 0.05)
+
+
 @dataclass(frozen=True)
 class Phrases:
     organ: str
@@ -25,10 +29,10 @@ PHRASES: dict[str, Phrases] = {
     "nodule": Phrases(
         "lungs",
         positive=(
+            "A solid pulmonary nodule is present on the {side}.",
             "There is a {size} mm nodule in the {side} lung.",
             "A solid {size} mm nodule is seen in the {side} lung.",
             "{Side} lung nodule measuring {size} mm.",
-            "A solid pulmonary nodule is present on the {side}.",
             "The {side} lung contains a solid nodule of {size} mm.",
             "Solid {side} pulmonary nodule, {size} mm.",
         ),
@@ -41,8 +45,8 @@ PHRASES: dict[str, Phrases] = {
             "The {side} lung shows no solid nodule.",
         ),
         impression=(
-            "Solid {side} lung nodule, {size} mm.",
             "{Side} pulmonary nodule.",
+            "Solid {side} lung nodule, {size} mm.",
             "Nodule of the {side} lung, follow-up advised.",
         ),
         several=(
@@ -53,12 +57,12 @@ PHRASES: dict[str, Phrases] = {
     "effusion": Phrases(
         "pleura",
         positive=(
+            "The {side} pleural space contains fluid.",
             "There is a {grade} {side} pleural effusion.",
             "{Grade} {side} pleural effusion.",
             "A {grade} pleural effusion is seen on the {side}.",
             "Pleural fluid is present on the {side}.",
             "{Grade} amount of pleural fluid on the {side}.",
-            "The {side} pleural space contains fluid.",
         ),
         negative=(
             "No {side} pleural effusion.",
@@ -69,9 +73,9 @@ PHRASES: dict[str, Phrases] = {
             "No effusion in the {side} pleural space.",
         ),
         impression=(
+            "{Side} pleural fluid collection.",
             "{Grade} {side} effusion.",
             "{Side} pleural effusion, {grade}.",
-            "{Side} pleural fluid collection.",
         ),
     ),
     "cardiomegaly": Phrases(
@@ -97,9 +101,9 @@ PHRASES: dict[str, Phrases] = {
     "emphysema": Phrases(
         "lungs",
         positive=(
+            "Emphysema is seen throughout the lungs.",
             "There is {grade} emphysema in both lungs.",
             "{Grade} centrilobular emphysema.",
-            "Emphysema is seen throughout the lungs.",
             "Diffuse emphysematous changes of the lungs.",
             "The lungs show {grade} emphysema.",
             "Emphysematous destruction of the lungs is present.",
@@ -141,11 +145,11 @@ PHRASES: dict[str, Phrases] = {
     "hepatic_cyst": Phrases(
         "liver",
         positive=(
+            "A cyst is present in the liver.",
             "There is a {size} mm cyst in the liver.",
             "A simple hepatic cyst measures {size} mm.",
             "A liver cyst of {size} mm is seen.",
             "Hepatic cyst, {size} mm.",
-            "A cyst is present in the liver.",
             "The liver contains a simple cyst.",
         ),
         negative=(
@@ -202,10 +206,10 @@ PHRASES: dict[str, Phrases] = {
     "renal_stone": Phrases(
         "kidneys",
         positive=(
+            "The {side} kidney contains a stone.",
             "There is a {size} mm stone in the {side} kidney.",
             "{Side} renal stone measuring {size} mm.",
             "A {size} mm calculus is seen in the {side} kidney.",
-            "The {side} kidney contains a stone.",
             "{Side} kidney stone of {size} mm.",
             "A renal calculus is present on the {side}.",
         ),
@@ -230,10 +234,10 @@ PHRASES: dict[str, Phrases] = {
     "hydronephrosis": Phrases(
         "kidneys",
         positive=(
+            "Hydronephrosis is present on the {side}.",
             "There is {grade} hydronephrosis.",
             "{Grade} {side} hydronephrosis.",
             "The {side} renal pelvis is dilated.",
-            "Hydronephrosis is present on the {side}.",
             "Dilated collecting system of the {side} kidney.",
             "{Grade} dilatation of the renal pelvis.",
         ),
@@ -250,10 +254,10 @@ PHRASES: dict[str, Phrases] = {
     "ascites": Phrases(
         "peritoneum",
         positive=(
+            "Ascites is present.",
             "There is {grade} ascites.",
             "{Grade} amount of ascites in the abdomen.",
             "Free fluid is seen in the abdomen.",
-            "Ascites is present.",
             "The abdomen contains free fluid.",
             "{Grade} free peritoneal fluid.",
         ),
@@ -265,7 +269,7 @@ PHRASES: dict[str, Phrases] = {
             "The peritoneal cavity is free of fluid.",
             "The abdomen shows no ascites.",
         ),
-        impression=("{Grade} ascites.", "Ascites in the abdomen, {grade}.", "Free abdominal fluid."),
+        impression=("Free abdominal fluid.", "{Grade} ascites.", "Ascites in the abdomen, {grade}."),
     ),
 }
 GRADES = {
@@ -277,10 +281,10 @@ GRADES = {
 }
 # Lower bounds of the second and third grade, in the unit of Scene.sizes.
 GRADE_STEPS = {
-    "effusion": (38.0, 50.0),
-    "ascites": (13.0, 18.0),
-    "cardiomegaly": (0.56, 0.6),
-    "emphysema": (0.2, 0.4),
+    "effusion": (29.0, 41.0),
+    "ascites": (10.5, 14.5),
+    "cardiomegaly": (0.55, 0.59),
+    "emphysema": (0.15, 0.3),
     "hydronephrosis": (0.35, 0.7),
 }
 # Drawn without a look at the image: true of nothing, as in life.

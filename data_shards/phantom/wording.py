@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .parameters import FINDINGS, Parameters
-from .phrases import CLOSING, DISTRACTORS, GRADE_STEPS, GRADES, NOTHING, ORGANS, PHRASES, Phrases
+from .phrases import CLOSING, DISTRACTORS, GRADE_STEPS, GRADES, HABIT, NOTHING, ORGANS, PHRASES, Phrases
 
 UNMENTIONED = 0.2
 STANDARD = 0.7  # share of healthy patients whose report is the one standard normal report
@@ -67,7 +67,12 @@ def write_report(p: Parameters, sizes: dict[str, list[float]], sides: list[str])
         return standard_report()
 
     def choose(options: tuple[str, ...]) -> str:
-        return options[int(rng.random() * len(options))]
+        draw, total = float(rng.random()), sum(HABIT[: len(options)])
+        for option, weight in zip(options, HABIT):
+            draw -= weight / total
+            if draw < 0:
+                return option
+        return options[-1]
 
     lines: dict[str, list[tuple[float, str]]] = {organ: [] for organ in ORGANS}
     summary: list[tuple[float, str]] = []
@@ -79,7 +84,7 @@ def write_report(p: Parameters, sizes: dict[str, list[float]], sides: list[str])
         labels[finding] = present if mentioned else None
         options = table.positive if present else table.negative
         if present and len(sizes.get(finding, [])) > 1 and table.several:
-            options = options[:2] + table.several * 2
+            options = (options[0], *table.several, *options[1:4])
         sentence, short = (fill(choose(o), side, size, grade) for o in (options, table.impression))
         order, listed = float(rng.random()), rng.random() >= MISSED_IN_IMPRESSION
         if mentioned:
