@@ -30,12 +30,12 @@ def collect(module: Pretraining, stream: dict[str, Any]) -> tuple[dict[str, Tens
     heads: dict[str, Tensor] = {}
     for objective in module.objectives:
         for name, head in cast(Objective, objective).released().items():
-            heads |= {f"{name}.{key}": value for key, value in _weights(head).items()}
+            heads |= {f"{name}.{key}": value for key, value in _whole(head).items()}
     trainer = {
         "batches_done": module.batches_done,
         "refused": module.refused,
         "stream": {**stream, "step": module.batches_done},  # what was trained on, not what loaders have read ahead
-        "objectives": _weights(module.objectives),
+        "objectives": _whole(module.objectives),
         "optimizer": get_optimizer_state_dict(module, _optimizer(module), options=WHOLE),
     }
     if module.ema is not None:  # then encoders.safetensors holds the average, and the trained weights go here
@@ -56,7 +56,7 @@ def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
         if module.ema is not None:
             set_model_state_dict(module.evaluated.clip, weights, options=WHOLE)
             module.ema.n_averaged.fill_(state["averaged"])
-        set_model_state_dict(module.objectives, state["objectives"], options=WHOLE)
+        module.objectives.load_state_dict(state["objectives"])
         set_optimizer_state_dict(module, _optimizer(module), state["optimizer"], options=WHOLE)
     except (KeyError, RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(
@@ -68,9 +68,13 @@ def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    if not any(True for _ in module.parameters()):
-        return {}
+    """Of a module that may be sharded."""
     return cast(dict[str, Tensor], get_model_state_dict(module, options=WHOLE))
+
+
+def _whole(module: nn.Module) -> dict[str, Tensor]:
+    """Of a module that never is (torch's function for both fails on modules that hold scalars alone)."""
+    return {name: value.detach().cpu() for name, value in module.state_dict().items()}
 
 
 def _optimizer(module: Pretraining) -> torch.optim.Optimizer:
