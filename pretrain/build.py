@@ -54,20 +54,22 @@ def build_data(recipe: Recipe) -> Data:
         DataError: the shard set is damaged.
     """
     shards = ShardSet.open(shard_folder(recipe))
-    splits = recipe.data.splits
-    rows = {name: shards.rows(name) for name in (splits.train, splits.select, splits.test)}
-    if len(rows[splits.train]) == 0:
+    splits, known = recipe.data.splits, shards.manifest["splits"]
+    if not known.get(splits.train):
         raise ConfigError(
             f"data.splits.train: the shard set has no study in split '{splits.train}'",
             why="there would be nothing to train on",
-            fix="name a split of the index (python -m data_shards.check prints them)",
+            fix=f"name one of its splits: {', '.join(known)}",
         )
+    # Without a selection or test split a run goes on: nothing is scored then, and the last checkpoint is the best.
+    wanted = (splits.train, splits.select, splits.test)
+    rows = [shards.rows(name) if known.get(name) else np.empty(0, np.int64) for name in wanted]
     return Data(
         shards,
         geometry_from_dict(recipe.data.geometry.model_dump()),
         View.from_dict(recipe.data.train_view.model_dump()),
         View.from_dict(recipe.data.eval_view.model_dump()),
-        *(rows[name] for name in (splits.train, splits.select, splits.test)),
+        *rows,
     )
 
 

@@ -1,9 +1,9 @@
 """Centring: embeddings of a batch minus their mean, with the running mean kept in the released projection's bias.
 
-Scans of one body region look alike, and so do sentences of reports to an untrained text tower: their embeddings start as one large
-common vector plus a small part that differs, and a cosine sees only the former. Subtracting the mean of the global batch
-before unit length is taken leaves the part that differs, and takes the common part out of the gradient as well. Chance after
-650 steps becomes an AUROC near 1 for the easy findings after 200 on the phantoms. Unlike BatchNorm it has no scale, and what
+Scans of one body region look alike, and so do sentences of reports to an untrained text tower: their embeddings start
+as one large common vector plus a small part that differs, and a cosine sees only the former. Subtracting the mean of
+the global batch before unit length is taken leaves the part that differs, and takes the common part out of the gradient
+as well. On the phantoms nothing is learnt in hundreds of steps without it. Unlike BatchNorm it has no scale, and what
 is released is a plain linear layer: the bias b of the projection follows -mean, so that users need no batch.
 
 Legend: N rows (studies or text units), D embedding width.

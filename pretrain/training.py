@@ -17,6 +17,7 @@ import lightning as L
 import torch
 
 from encoders.dual import DualEncoder
+from encoders.heads import describe_head
 from encoders.release import release_run
 from pretrain import build, launch, runs
 from pretrain.callbacks.checkpoints import Checkpoints
@@ -29,6 +30,7 @@ from pretrain.checkpoint import read_trainer
 from pretrain.config import dump
 from pretrain.memory import keep_freed_memory
 from pretrain.module import Pretraining
+from pretrain.objectives.base import Objective
 from pretrain.schema import Recipe
 
 
@@ -74,7 +76,7 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         folder / runs.CHECKPOINTS,
         recipe.checkpoint.every_steps,
         recipe.checkpoint.keep_top,
-        model_json(recipe, dual.model_cfg, data),
+        model_json(recipe, dual.model_cfg, data, objectives),
         dump(recipe),
         zero_shot,
         preemption,
@@ -173,7 +175,9 @@ def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) ->
     return trainer
 
 
-def model_json(recipe: Recipe, model_cfg: dict[str, Any], data: build.Data) -> dict[str, Any]:
+def model_json(
+    recipe: Recipe, model_cfg: dict[str, Any], data: build.Data, objectives: list[Objective]
+) -> dict[str, Any]:
     """What a release needs to know beside the weights."""
     return {
         "name": recipe.name,
@@ -182,7 +186,7 @@ def model_json(recipe: Recipe, model_cfg: dict[str, Any], data: build.Data) -> d
         "view": data.eval_view.to_json(),
         "recipe_sha256": hashlib.sha256(dump(recipe).encode()).hexdigest(),
         "manifest": data.shards.manifest_hash,
-        "heads": {},
+        "heads": {name: describe_head(head) for o in objectives for name, head in o.released().items()},
     }
 
 
