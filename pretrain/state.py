@@ -36,7 +36,7 @@ def collect(module: Pretraining, stream: dict[str, Any]) -> tuple[dict[str, Tens
         "refused": module.refused,
         "stream": {**stream, "step": module.batches_done},  # what was trained on, not what loaders have read ahead
         "objectives": _whole(module.objectives),
-        "optimizer": get_optimizer_state_dict(module, _optimizer(module), options=WHOLE),
+        "optimizer": _moments(module),
     }
     if module.ema is not None:  # then encoders.safetensors holds the average, and the trained weights go here
         trainer["trained"] = _weights(module.dual.clip)
@@ -57,7 +57,7 @@ def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
             set_model_state_dict(module.evaluated.clip, weights, options=WHOLE)
             module.ema.n_averaged.fill_(state["averaged"])
         module.objectives.load_state_dict(state["objectives"])
-        set_optimizer_state_dict(module, _optimizer(module), state["optimizer"], options=WHOLE)
+        _set_moments(module, state["optimizer"])
     except (KeyError, RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{folder.name} does not fit this run: {error}\n"
@@ -75,6 +75,23 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 def _whole(module: nn.Module) -> dict[str, Tensor]:
     """Of a module that never is (torch's function for both fails on modules that hold scalars alone)."""
     return {name: value.detach().cpu() for name, value in module.state_dict().items()}
+
+
+def _moments(module: Pretraining) -> dict[str, Any]:
+    optimizer = _optimizer(module)
+    if not optimizer.state:  # every step was refused so far; torch would invent moments, here and in the optimiser
+        return {}
+    return cast(dict[str, Any], get_optimizer_state_dict(module, optimizer, options=WHOLE))
+
+
+def _set_moments(module: Pretraining, saved: dict[str, Any]) -> None:
+    if not saved:
+        return
+    optimizer = _optimizer(module)
+    set_optimizer_state_dict(module, optimizer, saved, options=StateDictOptions(full_state_dict=True, strict=False))
+    for name, parameter in module.named_parameters():
+        if name not in saved["state"]:  # no gradient has reached it yet; torch has given it moments of zero
+            optimizer.state.pop(parameter, None)
 
 
 def _optimizer(module: Pretraining) -> torch.optim.Optimizer:
