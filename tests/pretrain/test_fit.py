@@ -1,0 +1,157 @@
+"""The command line of training, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import encoders
+from pretrain import fit
+from pretrain.config import dump, load_recipe
+
+
+@pytest.fixture(scope="module")
+def scored(make_fit: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, task_file: Path) -> Any:
+    """A run with zero-shot scores every second step, all of them kept, and an average of the weights."""
+    runs = make_fit(tmp_path_factory.mktemp("scored"))
+    assert runs(
+        "run", evaluate__task=str(task_file), evaluate__every_steps=2, evaluate__final=True,
+        checkpoint__keep_top=2, checkpoint__every_steps=3, optim__ema_decay=0.5,
+    ) == 0  # fmt: skip
+    return runs
+
+
+def test_a_run_leaves_recipe_environment_numbers_checkpoints_results_and_release(scored: Any) -> None:
+    folder = scored.folder("run")
+    assert {p.name for p in folder.iterdir()} == {
+        "recipe.yaml", "environment.json", "metrics.csv", "tensorboard", "checkpoints", "results", "release",
+    }  # fmt: skip
+    assert dump(load_recipe(str(folder / "recipe.yaml"))) == (folder / "recipe.yaml").read_text()
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
+    rows = [row.split(",") for row in scored.metrics("run")[1:]]
+    assert {int(row[0]) for row in rows} == {1, 2, 4, 6, 8}
+    assert {row[1] for row in rows if row[0] == "8"} >= {
+        "loss", "loss/sentence", "loss/contrastive", "grad_norm", "lr", "logit_scale", "refused",
+        "select/macro_auroc", "select/nodule", "select/effusion",
+    }  # fmt: skip
+    assert json.loads((folder / "results" / "results.json").read_text())["studies"] == 4
+    assert not list(folder.rglob(".*"))  # nothing half-written stays
+
+
+def test_the_best_checkpoint_is_the_one_with_the_best_zero_shot_score(scored: Any) -> None:
+    checkpoints = scored.folder("run") / "checkpoints"
+    scores = {int(step): score for step, score in json.loads((checkpoints / "scores.json").read_text()).items()}
+    assert set(scores) == {2, 4, 6, 8}
+    ranked = sorted(scores, key=lambda step: (scores[step], step), reverse=True)
+    assert scored.checkpoint("run", "best").name == f"step-{ranked[0]:08d}"
+    assert scored.checkpoint("run", "last").name == "step-00000008"
+    kept = {int(p.name.removeprefix("step-")) for p in checkpoints.glob("step-*")}
+    assert kept == {*ranked[:2], 8}
+    for step in kept:
+        model = json.loads((checkpoints / f"step-{step:08d}" / "model.json").read_text())
+        assert (model["step"], model["score"]) == (step, scores.get(step))
+
+
+def test_the_release_is_the_best_checkpoint_and_loads(scored: Any, equal: Any) -> None:
+    release = scored.folder("run") / "release"
+    assert equal(load_file(release / "open_clip_model.safetensors"), scored.weights("run", "best"))
+    loaded = encoders.load(release)
+    assert loaded.model.encode_image(torch.zeros(1, 1, 16, 32, 32)).study_BD.shape == (1, 16)
+
+
+def test_averaged_weights_are_scored_and_released_and_trained_ones_kept_beside(scored: Any) -> None:
+    checkpoint = scored.checkpoint("run")
+    state = torch.load(checkpoint / "trainer.ckpt", weights_only=True)
+    averaged = load_file(checkpoint / "encoders.safetensors")
+    assert state["averaged"] == 8
+    moved = [k for k, v in averaged.items() if not torch.equal(v, state["trained"][k])]
+    assert "visual.trunk.blocks.0.qkv.weight" in moved
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--print-config", "--config", "ct3d.yaml"]])
+def test_a_reader_that_closes_the_pipe_is_no_error(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)  # `| head` that has already gone
+    process = subprocess.run(
+        [sys.executable, "-m", "pretrain.fit", *words], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_without_a_recipe_there_is_usage_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.main([]) == 2
+    assert "usage: python -m pretrain.fit" in capsys.readouterr().err
+
+
+def test_a_printed_recipe_can_be_trained_from(tiny: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert fit.main([*tiny.argv("x", optim__lr=2e-4), "--print-config"]) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert load_recipe(str(printed)) == load_recipe(str(tiny.recipe), tiny.argv("x", optim__lr=2e-4)[2:])
+    assert yaml.safe_load(printed.read_text())["optim"]["lr"] == 2e-4
+
+
+def test_the_same_seed_gives_the_same_bits_for_any_number_of_workers(tiny: Any, equal: Any) -> None:
+    assert tiny("a") == tiny("b", data__workers=2) == tiny("c", seed=4) == 0
+    assert equal(tiny.weights("a"), tiny.weights("b"))
+    assert tiny.metrics("a") == tiny.metrics("b")
+    assert not equal(tiny.weights("a"), tiny.weights("c"))
+
+
+def test_a_line_of_progress_where_there_is_no_terminal(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny("a", train__steps=4) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("step 1/4  loss ")
+    assert lines[-1].startswith("step 4/4  loss ")
+    assert all(word in lines[-1] for word in ("volumes/s", "data wait", "ETA 0:00"))
+
+
+def test_a_run_of_the_same_name_is_not_written_over(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.folder("a").mkdir()
+    (tiny.folder("a") / "recipe.yaml").write_text("name: old")
+    for devices in (1, 2):  # with two, before any rank is started
+        assert tiny("a", train__devices=devices) == 1
+        assert "a run exists" in capsys.readouterr().err
+    assert (tiny.folder("a") / "recipe.yaml").read_text() == "name: old"
+
+
+def test_start_from_a_release(
+    scored: Any, make_fit: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pretrain import build
+
+    release = scored.folder("run") / "release"
+    runs = make_fit(tmp_path)
+    started = build.build_model(load_recipe(str(runs.recipe), [f"model.init={release}"])).eval()
+    released = encoders.load(release).model
+    images = torch.randn(2, 1, 16, 32, 32)
+    assert torch.equal(started.encode_image(images).study_BD, released.encode_image(images).study_BD)
+
+    frozen = {"image": 0.0, "text": 0.0, "heads": 1.0}
+    assert runs("frozen", model__init=str(release), optim__lr_multipliers=frozen, train__steps=3) == 0
+    before, after = load_file(release / "open_clip_model.safetensors"), runs.weights("frozen")
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"visual.head.proj.weight", "text.text_projection", "logit_scale"}
+
+    assert runs("other", model__init=str(release), model__embed_dim=8) == 1
+    said = capsys.readouterr().err
+    assert "model.init: the release cannot start this model" in said
+    assert "size mismatch" in said
+
+
+def test_a_final_score_needs_no_task_and_a_task_no_select_split(tiny: Any, task_file: Path) -> None:
+    splits = {"train": "train", "select": "nobody", "test": "nobody either"}
+    assert tiny("a", evaluate__task=str(task_file), evaluate__final=True, data__splits=splits, train__steps=3) == 0
+    assert not (tiny.folder("a") / "results").exists()
+    assert tiny.checkpoint("a", "best").name == "step-00000003"
