@@ -45,7 +45,7 @@ $(PEERS)/.installed: benchmarks/peers.txt
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet -r benchmarks/peers.txt
 	@touch $@
 
-sweep: $(VENV)/.installed ## one comparison of benchmarks/RESULTS.md, resumable: make sweep NAME=quickstart
+sweep: $(VENV)/.installed ## one comparison of benchmarks/RESULTS.md, resumable: make sweep NAME=infonce_vs_sentence
 	@test -n "$(NAME)" || { echo "Which one? make sweep NAME=..." >&2; exit 2; }
 	$(PY) -m benchmarks.sweep $(NAME) $(ARGS)
 
