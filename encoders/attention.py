@@ -6,7 +6,8 @@ Sequences of different length stand one after another (`qkv_T3HD`, bounds in `Pa
   sdpa     torch's scaled_dot_product_attention; ragged input goes through right-padded length buckets. Any device.
   varlen   torch.nn.attention.varlen (torch >= 2.10, CUDA, fp16/bf16).
   xformers memory_efficient_attention with a block-diagonal mask (CUDA, extra `gpu`).
-Slicing sequence by sequence is a trap: 30 times slower, backward included (benchmarks/packed_text.py).
+Slicing sequence by sequence is a trap: each slice's backward writes a gradient of the whole tensor
+(measured in benchmarks/packed_text.py).
 """
 
 from __future__ import annotations
