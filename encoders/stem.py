@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.tag import Size3
 
 STEM_WIDTH = 16  # channels at half resolution, doubled with each stage
+EXTREMES_BLOCK = 4
 
 
 class PatchStem(nn.Sequential):
@@ -65,3 +67,38 @@ class ConvStem(nn.Sequential):
                 layers += [ConvResidual(out), _norm(out), nn.GELU()]
                 previous = out
         super().__init__(*layers, nn.Conv3d(previous, width, 1))
+
+
+class ExtremesStem(nn.Sequential):
+    """Mean, maximum and minimum of each window over blocks of 4x4x4 voxels, then convolutions with max pooling in between.
+
+    A stone of two voxels is the maximum of its block in the bone window wherever it lies, and no filter has to be learnt for
+    it; no convolution runs at full resolution. Axes of the patch under 4 voxels are pooled by what they have.
+    """
+
+    def __init__(self, channels: int, width: int, patch: Size3) -> None:
+        block: Size3 = tuple(min(EXTREMES_BLOCK, p) for p in patch)  # type: ignore[assignment]
+        rest = tuple(p // b for p, b in zip(patch, block, strict=True))
+        layers: list[nn.Module] = [Extremes(block)]
+        previous, out = 3 * channels, max(2 * STEM_WIDTH, width // 6)
+        while True:
+            layers += [nn.Conv3d(previous, out, 3, padding=1), ConvResidual(out), _norm(out), nn.GELU()]
+            if max(rest) == 1:
+                break
+            factor: Size3 = tuple(2 if r > 1 else 1 for r in rest)  # type: ignore[assignment]
+            layers += [nn.MaxPool3d(factor)]
+            rest = tuple(r // f for r, f in zip(rest, factor, strict=True))
+            previous, out = out, 2 * out
+        super().__init__(*layers, nn.Conv3d(out, width, 1))
+
+
+class Extremes(nn.Module):
+    """[B, C, D, H, W] to [B, 3C, D/d, H/h, W/w]: mean, maximum and minimum over blocks of (d, h, w)."""
+
+    def __init__(self, block: Size3) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.block
+        return torch.cat([F.avg_pool3d(x, block), F.max_pool3d(x, block), -F.max_pool3d(-x, block)], dim=1)

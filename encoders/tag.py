@@ -18,7 +18,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # name -> width, depth, heads (ViT-T
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
 }
-STEMS = ("patch", "conv")
+STEMS = ("patch", "conv", "extremes")
 POSITIONS = ("learned", "rope")
 POOLS = ("cls", "mean", "attn", "max", "grid")
 ATTENTIONS = ("full", "slice3")
@@ -110,8 +110,8 @@ def parse_tag(name: str) -> Tag:
     tag = replace(Tag(size=size), **values)  # type: ignore[arg-type]
     if any(g % p for g, p in zip(tag.grid, tag.patch, strict=True)):
         raise ValueError(f"grid {_join(tag.grid)} is not a multiple of patch {_join(tag.patch)}")
-    if tag.stem == "conv" and any(p & (p - 1) for p in tag.patch):
-        raise ValueError(f"stem conv halves step by step: patch {_join(tag.patch)} must be powers of two")
+    if tag.stem != "patch" and any(p & (p - 1) for p in tag.patch):
+        raise ValueError(f"stem {tag.stem} halves step by step: patch {_join(tag.patch)} must be powers of two")
     return tag
 
 

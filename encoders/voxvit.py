@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoders.attention import Packing, attend
-from encoders.stem import ConvStem, PatchStem
+from encoders.stem import ConvStem, ExtremesStem, PatchStem
 from encoders.tag import SIZES, Size3, Tag, parse_tag
 
 MLP_RATIO = 4
@@ -160,8 +160,8 @@ class VoxViT(nn.Module):
             "first_conv": "patch_embed.0",
             "classifier": "head",
         }
-        stem = ConvStem if tag.stem == "conv" else PatchStem
-        self.patch_embed = stem(tag.channels, width, tag.patch)
+        stems = {"patch": PatchStem, "conv": ConvStem, "extremes": ExtremesStem}
+        self.patch_embed = stems[tag.stem](tag.channels, width, tag.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if tag.pool == "cls" else None
         if tag.positions == "learned":
             self.pos_embed: nn.Parameter | None = nn.Parameter(torch.randn(1, width, *tag.tokens) * POSITION_STD)
