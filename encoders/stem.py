@@ -73,7 +73,7 @@ class ExtremesStem(nn.Sequential):
     """Mean, maximum and minimum of each window over blocks of 4x4x4 voxels, then convolutions with max pooling between.
 
     A stone of two voxels is the maximum of its block in the bone window wherever it lies, and no filter has to be
-    learnt for it; no convolution runs at full resolution. Axes of the patch under 4 voxels are pooled by what they have.
+    learnt for it; no convolution runs at full resolution. Axes of the patch under 4 voxels are pooled by what is there.
     """
 
     def __init__(self, channels: int, width: int, patch: Size3) -> None:
