@@ -149,6 +149,8 @@ def prune(root: Path, keep: set[str], on_error: Callable[[str], None] = print) -
             continue
         if stale or (path.name.startswith("step-") and path.name not in keep | linked):
             try:
+                if not stale:  # out of sight first: a folder half-deleted must not have a checkpoint's name
+                    path = path.rename(root / f"{ASIDE}old-{path.name}")
                 shutil.rmtree(path)
             except OSError as error:
                 on_error(f"warning: old checkpoint {path.name} could not be deleted: {error.strerror}")

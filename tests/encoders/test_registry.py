@@ -19,7 +19,10 @@ from encoders.release import write_release
 from encoders.tag import ATTENTIONS, POOLS, POSITIONS, STEMS
 from encoders.tokenize import pack
 
-TINY = [f"_s-{s}_e-{e}_o-{o}_a-{a}" for s, e, o, a in itertools.product(STEMS, POSITIONS, POOLS, ATTENTIONS)]
+TINY = [  # every pair of stem, pool and attention; positions take turns
+    f"_s-{s}_e-{POSITIONS[i % len(POSITIONS)]}_o-{o}_a-{a}"
+    for i, (a, s, o) in enumerate(itertools.product(ATTENTIONS, STEMS, POOLS))
+]
 OTHERS = ["_s-patch_e-learned_o-mean_a-slice3", "_s-conv_e-rope_o-attn_a-full"]
 VOLUMES = [
     f"{name}.p-4x8x8_i-8x16x16_c-2_l-2{tag}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -197,3 +199,19 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def equal() -> Callable[[dict[str, Tensor], dict[str, Tensor]], bool]:
     """Bit for bit the same weights."""
     return same
+
+
+@pytest.fixture(scope="session")
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 made-up grey images: 8 train, 4 val."""
+    out = tmp_path_factory.mktemp("radiographs") / "set"
+    rng = np.random.default_rng(0)
+    with ShardWriter(out) as writer:
+        for i in range(12):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (40, 48), np.uint8)).save(file, "PNG")
+            scan = Scan(array=None, image=file.getvalue(), ext="png", modality="CR")
+            texts = Texts(report=f"Film {i}. {FINDINGS[i % 5]}.")
+            split = "train" if i < 8 else "val"
+            writer.write(Study(f"film{i}", f"p{i}", split, (scan,), texts, {}, "made up", "CC0-1.0"))
+    return out
