@@ -61,7 +61,7 @@ def test_a_process_killed_while_writing_leaves_whole_checkpoints_only(tmp_path: 
     """SIGKILL at random moments of a process that does nothing but write and prune."""
     rng, killed_aside = random.Random(0), 0
     checkpoint.link(tmp_path, "last", write(tmp_path, 0))
-    for turn in range(1, 16):
+    for turn in range(1, 11):
         child = os.fork()
         if child == 0:
             try:
