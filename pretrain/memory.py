@@ -1,8 +1,8 @@
 """Keeps freed memory in the process while training on a CPU.
 
 glibc gives every block above 32 MB back to the system when it is freed, and the next step's activations are
-page-faulted in again. On virtual machines that costs several times the arithmetic (benchmarks/RESULTS.md). CUDA has its
-own caching allocator.
+page-faulted in again. On a virtual machine that can cost several times the arithmetic. CUDA has its own caching
+allocator.
 """
 
 from __future__ import annotations
