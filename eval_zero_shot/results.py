@@ -145,14 +145,17 @@ def _replace(path: Path, text: str) -> None:
 
 def print_table(results: Results, console: Console | None = None) -> None:
     """Findings with AUROC, interval, AUPRC and counts, then macro means and retrieval against chance."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = console or Console()
     level = results.macro_interval.level if results.macro_interval else 0.95
-    table = Table(title=f"Zero-shot: {results.task}, {results.studies} studies of {results.patients} patients")
-    for heading in ("finding", "AUROC", f"{level:.0%} interval", "AUPRC", "synonyms", "present", "absent", "unknown"):
-        table.add_column(heading, justify="left" if heading == "finding" else "right")
+    title = f"Zero-shot: {results.task}, {results.studies} studies of {results.patients} patients"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))  # narrow: names and intervals whole on 80 columns
+    for heading in ("finding", "AUROC", f"{level:.0%} interval", "AUPRC", "synonyms", "pos", "neg", "unk."):
+        first = heading == "finding"  # a name cut short could be any of three findings
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first, min_width=11 if "interval" in heading else None)
     for name, r in results.per_finding.items():
         interval = r.reason or (_span(r.interval) + (" (too few cases)" if r.too_few else ""))
         counts = (str(r.n_pos), str(r.n_neg), str(r.n_unknown))
