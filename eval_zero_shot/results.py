@@ -155,7 +155,8 @@ def print_table(results: Results, console: Console | None = None) -> None:
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))  # narrow: names and intervals whole on 80 columns
     for heading in ("finding", "AUROC", f"{level:.0%} interval", "AUPRC", "synonyms", "pos", "neg", "unk."):
         first = heading == "finding"  # a name cut short could be any of three findings
-        table.add_column(heading, justify="left" if first else "right", no_wrap=first, min_width=11 if "interval" in heading else None)
+        wide = 11 if "interval" in heading else None
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first, min_width=wide)
     for name, r in results.per_finding.items():
         interval = r.reason or (_span(r.interval) + (" (too few cases)" if r.too_few else ""))
         counts = (str(r.n_pos), str(r.n_neg), str(r.n_unknown))
