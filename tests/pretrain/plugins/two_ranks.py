@@ -1,0 +1,73 @@
+"""One of two gloo ranks, or both in one: `python two_ranks.py RECIPE FOLDER [RANK]` writes losses and gradients of
+`Pretraining.compute` to FOLDER/RANK.pt (or one.pt)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_shards.batch import Batch, TextBatch
+from data_shards.units import Unit, text_identity
+from encoders.tokenize import BPE
+from pretrain import build
+from pretrain.config import load_recipe
+from pretrain.module import Pretraining
+from pretrain.objectives.base import UNIT_KINDS
+
+# Per study: patient, texts. Rank 0 has the first two studies and three distinct texts, rank 1 the others and five; one
+# sentence and one patient are on both.
+STUDIES = (
+    (1, ("report", "Nodule in the left lung. No effusion."), ("sentence", "No effusion.")),
+    (2, ("report", "Nodule in the left lung. No effusion."), ("sentence", "Nodule in the left lung.")),
+    (3, ("report", "Large heart. No effusion."), ("sentence", "No effusion."), ("sentence", "Large heart.")),
+    (2, ("report", "Cyst of the liver."), ("sentence", "Cyst of the liver.")),
+    (4, ("report", "Large heart. No effusion."), ("sentence", "Large heart."), ("sentence", "No effusion.")),
+)
+PARTS = {"0": slice(0, 2), "1": slice(2, 5), "one": slice(0, 5)}
+UNITS = {"0": 3, "1": 5, "one": 7}  # one sentence is on both ranks
+OBJECTIVES = (
+    '[{"name": "sentence"}, {"name": "contrastive", "label_smoothing": 0.1}]',
+    '[{"name": "sigmoid", "units": ["report", "sentence"]}]',
+)
+
+
+def batch(part: slice) -> Batch:
+    images = torch.randn(len(STUDIES), 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    mine = STUDIES[part]
+    units = [[Unit(UNIT_KINDS.index(kind), text, text_identity(text)) for kind, text in u] for _, *u in mine]
+    texts = TextBatch.of(units, BPE(64))
+    rows = torch.arange(len(mine))
+    patients = torch.tensor([patient for patient, *_ in mine])
+    return Batch(0, rows, [str(i) for i in rows], patients, images[part], torch.zeros(len(mine), 0), (), texts)
+
+
+def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
+    if rank != "one":
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
+    results = []
+    for objectives in OBJECTIVES:
+        for centred in ("false", "true"):
+            words = [f"objectives={objectives}", f"model.centred={centred}", "model.image.token_dropout=0.0"]
+            recipe = load_recipe(recipe_file, words)
+            torch.manual_seed(0)
+            module = Pretraining(recipe, build.build_model(recipe), build.build_objectives(recipe)).train()
+            mine = batch(PARTS[rank])
+            assert len(mine.texts.lengths) == UNITS[rank]
+            loss, _ = module.compute(mine)
+            loss.backward()
+            gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+            if rank != "one":
+                for gradient in gradients.values():  # what DDP does
+                    dist.all_reduce(gradient)
+                    gradient /= 2
+            results.append({"loss": loss.detach(), "gradients": gradients})
+    torch.save(results, folder / f"{rank}.pt")
+    if rank != "one":
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

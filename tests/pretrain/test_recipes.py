@@ -1,0 +1,130 @@
+"""Every packaged recipe, made small by --smoke, from data to a release that loads; their headers' commands work."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from data_shards import build
+from data_shards.shard_set import ShardSet
+from encoders.loading import Loaded
+from pretrain import fit
+from pretrain.config import packaged
+
+REAL = {"ct3d_real.yaml": "shards/ct", "xray2d.yaml": "shards/xray"}
+
+
+def test_every_packaged_recipe_is_tried_here() -> None:
+    assert set(packaged()) == {"ct3d.yaml", *REAL}
+
+
+def test_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.main(["--config", "ct3d.yaml", "--smoke", "--output.root", str(tmp_path), "--output.run", "run",
+                     "--data.cache", str(tmp_path / "cache")]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "Zero-shot: phantom" in said
+    _load_as_told(said, encoders_first=True, size=(56, 64, 80))
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_a_recipe_for_your_own_data(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (_made_up_scans if name == "ct3d_real.yaml" else _made_up_films)(tmp_path)
+    _build_and_train(name, 10, capsys)
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_a_recipe_on_real_data(
+    name: str, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name == "ct3d_real.yaml":
+        root = shared_data / "openkbp_ct"
+        columns = {"findings": "findings_visible", "impression": "impression", "patient": "volume"}
+        _table(root / "pairs.csv", columns, lambda row: root / "ct" / f"{row['volume']}.nii.gz")
+    else:
+        root = shared_data / "hannover_cxr"
+        columns = {"report": "text_templated", "patient": "patient"}
+        _table(root / "pairs.csv", columns, lambda row: root / "images" / row["image"])
+    _build_and_train(name, 20, capsys)
+
+
+def _build_and_train(name: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the current folder, from table.csv."""
+    header = resources.files("configs").joinpath(name).read_text().partition("\nname:")[0]
+    lines = re.sub(r"\\\n#", "", header).splitlines()
+    (words,) = (shlex.split(line.removeprefix("#")) for line in lines if "data_shards.build" in line)
+    assert words[:3] == ["python", "-m", "data_shards.build"]
+    assert build.main(words[3:]) == 0
+    assert len(ShardSet.open(Path(REAL[name]))) >= least
+
+    assert fit.main(["--config", name, "--smoke", "--output.run", "run"]) == 0
+    planar = name == "xray2d.yaml"
+    _load_as_told(capsys.readouterr().out, encoders_first=not planar, size=(224, 224) if planar else (64, 96, 96))
+
+
+def _load_as_told(said: str, encoders_first: bool, size: tuple[int, ...]) -> None:
+    """The lines that a run prints at its end load its release, and both ways give one model."""
+    lines = [line.strip() for line in said.partition("load it with plain open_clip:")[2].splitlines()]
+    code = [line for line in lines if line.startswith(("import", "model, _", "release ="))]
+    assert len(code) == 4 and ("encoders" in code[0]) == encoders_first
+    names: dict[str, object] = {}
+    exec("\n".join(code), names)
+    plain, release = names["model"], names["release"]
+    assert isinstance(plain, open_clip.CustomTextCLIP) and isinstance(release, Loaded)
+    channels = 3
+    images = torch.randn(1, channels, *size)
+    with torch.no_grad():
+        theirs = plain.eval().encode_image(images)
+        ours = release.model.eval().encode_image(images).study_BD
+    assert torch.equal(ours, theirs)
+    if not encoders_first:
+        check = [*code[:2], "import sys", "assert 'encoders' not in sys.modules", "print(model.logit_scale.item())"]
+        done = subprocess.run([sys.executable, "-c", "; ".join(check)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) == pytest.approx(float(plain.logit_scale))
+
+
+def _table(source: Path, columns: dict[str, str], image: object, count: int = 24) -> None:
+    with source.open(newline="") as file:
+        rows = list(csv.DictReader(file))[:count]
+    with Path("table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "image", *columns])
+        for i, row in enumerate(rows):
+            writer.writerow([f"s{i}", image(row), *(row[column] for column in columns.values())])  # type: ignore[operator]
+
+
+def _made_up_scans(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "image", "patient", "findings", "impression"])
+        for i in range(10):
+            hu = rng.integers(-1000, 1000, (30, 28, 20)).astype(np.int16)
+            nibabel.save(nibabel.Nifti1Image(hu, np.diag([4.0, 4.0, 6.0, 1.0])), folder / f"{i}.nii.gz")
+            writer.writerow([f"s{i}", f"{i}.nii.gz", f"p{i}", f"A nodule of {i} mm. No effusion.", "Nodule."])
+
+
+def _made_up_films(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "image", "patient", "report"])
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 255, (90, 80), np.uint8)).save(folder / f"{i}.png")
+            writer.writerow([f"s{i}", f"{i}.png", f"p{i}", f"Film {i}. The heart is normal."])
