@@ -110,7 +110,8 @@ def test_sentences_have_as_many_positives_as_reports_hold_them() -> None:
     objective = Sentence(SentenceOptions())
     loss, logs = objective(b)
     expected = 0.0
-    logits = float(objective.logit_scale.exp()) * b.images_BD @ b.text.units_UD.T + float(objective.logit_bias)
+    scale, bias = float(objective.logit_scale.detach().exp()), float(objective.logit_bias.detach())
+    logits = (scale * b.images_BD @ b.text.units_UD.T + bias).detach()
     for i in range(3):
         for u in range(4):
             z = 1 if (i, u) in pairs else -1
