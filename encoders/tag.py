@@ -29,11 +29,11 @@ class Tag:
     """Geometry of one `voxvit`. Sizes are (depth, height, width) in voxels.
 
     `stem`: `patch` is one strided convolution; `conv` is a pyramid of strided 3x3x3 convolutions with GroupNorm
-        (arXiv 2106.14881).
+        (arXiv 2106.14881); `extremes` convolves over fixed statistics of small blocks (encoders.stem).
     `attention`: `slice3` attends inside a slice of tokens, every third block over the whole volume
         (HLIP, arXiv 2505.21862).
     `pool`: `grid` reads every place of the token grid by itself, for scans that show the same region each time.
-    `layers`: 0 keeps the size's own depth.
+    `layers`: None keeps the size's own depth; 0 pools the stem's tokens as they are.
     """
 
     size: str = "tiny"
@@ -44,7 +44,7 @@ class Tag:
     positions: str = "learned"
     pool: str = "cls"
     attention: str = "full"
-    layers: int = 0
+    layers: int | None = None
 
     @property
     def tokens(self) -> Size3:
@@ -60,7 +60,7 @@ class Tag:
             value = getattr(self, attribute)
             if value != getattr(default, attribute):
                 parts.append(f"{key}-{value}")
-        if self.layers:
+        if self.layers is not None:
             parts.append(f"l-{self.layers}")
         return f"voxvit_{self.size}." + "_".join(parts)
 
@@ -100,8 +100,9 @@ def parse_tag(name: str) -> Tag:
         if key in "pi":
             values[attribute] = _size(key, value)
         elif key in "cl":
-            if not re.fullmatch(r"[1-9]\d?", value):
-                raise ValueError(f"field '{part}': expected an integer from 1 to 99")
+            least = 1 if key == "c" else 0
+            if not re.fullmatch(r"0|[1-9]\d?", value) or int(value) < least:
+                raise ValueError(f"field '{part}': expected an integer from {least} to 99")
             values[attribute] = int(value)
         else:
             if value not in _CHOICES[key][1]:

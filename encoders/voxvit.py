@@ -128,10 +128,11 @@ class GridPool(nn.Module):
     def __init__(self, width: int, places: int) -> None:
         super().__init__()
         self.reduce = nn.Linear(width, GRID_NUMBERS)
+        self.norm = nn.LayerNorm(GRID_NUMBERS * places)
         self.join = nn.Linear(GRID_NUMBERS * places, width)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
-        return self.join(self.reduce(x_BNC).flatten(1)) + x_BNC.amax(1)
+        return self.join(self.norm(self.reduce(x_BNC).flatten(1))) + x_BNC.amax(1)
 
 
 class VoxViT(nn.Module):
@@ -167,7 +168,7 @@ class VoxViT(nn.Module):
             self.pos_embed: nn.Parameter | None = nn.Parameter(torch.randn(1, width, *tag.tokens) * POSITION_STD)
         else:
             self.pos_embed = None
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(tag.layers or depth))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth if tag.layers is None else tag.layers))
         self.norm = nn.LayerNorm(width)
         self.attn_pool = AttentionPool(width, heads) if tag.pool == "attn" else None
         self.grid_pool = GridPool(width, math.prod(tag.tokens)) if tag.pool == "grid" else None

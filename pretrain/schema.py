@@ -164,6 +164,7 @@ class ContrastiveOptions(Section):
 
     units: tuple[Unit, ...] = Field(("report",), min_length=1, description="kinds of text compared with the image")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="smoothing of the targets")
+    to_text: float = Field(1.0, ge=0.0, description="share of the direction image to text, beside 1 for text to image")
 
 
 class SigmoidOptions(Section):

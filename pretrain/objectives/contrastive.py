@@ -39,7 +39,13 @@ def multi_positive_nce(
 
 
 class Contrastive(Objective):
-    """Symmetric InfoNCE over the global batch with the released logit scale."""
+    """InfoNCE over the global batch with the released logit scale: (to_text · L_image→text + L_text→image) /
+    (to_text + 1), symmetric for to_text = 1.
+
+    Sentences want a small `to_text`. Asked which sentences an image has, a softmax over sentences must also say how a
+    reader phrased them and how common each phrase is, which no image shows, and it sets synonyms of one finding against
+    each other; asked which images have a sentence, its frequency cancels.
+    """
 
     reads = ("pooled", "units", "logit_scale")
     Options = ContrastiveOptions
@@ -50,4 +56,5 @@ class Contrastive(Objective):
         smoothing = self.options.label_smoothing
         to_text = multi_positive_nce(logits_BU, pairs.positive_BU, pairs.negative_BU, smoothing)
         to_image = multi_positive_nce(logits_BU.T, pairs.positive_BU.T, pairs.negative_BU.T, smoothing)
-        return (to_text + to_image) / 2, {"units": torch.tensor(float(len(pairs.units_UD)))}
+        share = self.options.to_text
+        return (share * to_text + to_image) / (share + 1), {"units": torch.tensor(float(len(pairs.units_UD)))}

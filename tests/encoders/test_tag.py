@@ -13,7 +13,7 @@ from encoders.tag import ATTENTIONS, POOLS, POSITIONS, SIZES, STEMS, Tag, parse_
 
 @pytest.mark.parametrize(("size", "stem", "pool"), itertools.product(SIZES, STEMS, POOLS))
 def test_round_trip(size: str, stem: str, pool: str) -> None:
-    for positions, attention, layers in itertools.product(POSITIONS, ATTENTIONS, (0, 2, 99)):
+    for positions, attention, layers in itertools.product(POSITIONS, ATTENTIONS, (None, 0, 2, 99)):
         tag = Tag(size, (4, 8, 8), (32, 64, 80), 3, stem, positions, pool, attention, layers)
         assert parse_tag(tag.name) == tag
         assert parse_tag(tag.name).name == tag.name
@@ -45,7 +45,7 @@ def test_token_grid() -> None:
         ("voxvit_tiny.i-8x16x-16", "three positive integers"),
         ("voxvit_tiny.c-0", "integer from 1 to 99"),
         ("voxvit_tiny.c-100", "integer from 1 to 99"),
-        ("voxvit_tiny.l-two", "integer from 1 to 99"),
+        ("voxvit_tiny.l-two", "integer from 0 to 99"),
         ("voxvit_tiny.s-swin", "one of patch, conv"),
         ("voxvit_tiny.e-sine", "one of learned, rope"),
         ("voxvit_tiny.o-sum", "one of cls, mean, attn"),

@@ -183,3 +183,14 @@ def test_a_wrong_objective_is_refused_before_a_run_folder_is_made(
 
 def test_the_names_of_the_objectives() -> None:
     assert [find_objective(n) for n in ("contrastive", "sigmoid", "sentence")] == [Contrastive, Sigmoid, Sentence]
+
+
+def test_to_text_weighs_the_direction_from_image_to_text() -> None:
+    together = batch([(0, 0), (1, 1), (2, 0), (2, 2)], [SENTENCE] * 3, [1, 2, 3])
+    both, to_image, some = (
+        float(Contrastive(ContrastiveOptions(units=("sentence",), to_text=share))(together)[0])
+        for share in (1.0, 0.0, 0.25)
+    )
+    to_text = 2 * both - to_image
+    assert abs(to_text - to_image) > 1e-3
+    assert some == pytest.approx((0.25 * to_text + to_image) / 1.25, rel=1e-5)

@@ -1,0 +1,77 @@
+"""The fixed statistics of the `extremes` stem: what a line opening keeps, what is left, and how channels are scaled."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from encoders.stem import LINES, Extremes, ExtremesStem, Standardise, blobs
+
+
+def slow_blobs(x_DHW: Tensor) -> Tensor:
+    """Voxel minus the best, over directions, of the largest minimum of any line that holds it: the definition."""
+    shape = x_DHW.shape
+    out = torch.empty_like(x_DHW)
+    for place in itertools.product(*map(range, shape)):
+        best = -torch.inf
+        for direction, length in LINES:
+            for back in range(length):
+                line = [tuple(p + d * (k - back) for p, d in zip(place, direction, strict=True)) for k in range(length)]
+                inside = [q for q in line if all(0 <= i < n for i, n in zip(q, shape, strict=True))]
+                start = all(0 <= i < n for i, n in zip(line[0], shape, strict=True))
+                if start:  # a line begins inside the volume; beyond the border there is nothing
+                    best = max(best, min(float(x_DHW[q]) for q in inside))
+        out[place] = x_DHW[place] - best
+    return out
+
+
+def test_blobs_are_the_definition() -> None:
+    x = torch.randint(-8, 9, (1, 1, 6, 7, 8), generator=torch.Generator().manual_seed(0)) / 8  # exact in bf16
+    found = blobs(x)
+    assert float(found.min()) >= 0
+    assert torch.equal(found[0, 0].float(), slow_blobs(x[0, 0]))
+
+
+def test_a_ball_stays_and_a_tube_goes() -> None:
+    def response(paint: tuple[slice, slice, slice]) -> float:
+        x = torch.full((1, 2, 16, 24, 24), -1.0)
+        x[(0, slice(None), *paint)] = 0.5
+        return float(blobs(x).max())
+
+    middle = slice(11, 14)
+    assert response((slice(7, 9), middle, middle)) == 1.5  # a nodule: 2 x 3 x 3 voxels
+    for tube in ((slice(None), middle, middle), (slice(7, 9), slice(3, 20), middle), (slice(7, 9), middle, slice(3, 20))):
+        assert response(tube) == 0.0
+
+
+def test_extremes_of_a_block() -> None:
+    x = torch.rand(2, 3, 8, 4, 4)
+    found = Extremes((4, 4, 4))(x)
+    assert found.shape == (2, 10, 2, 1, 1)
+    block = x[1, 2, 4:]
+    for channel, value in ((2, block.mean()), (5, block.amax()), (8, block.amin())):
+        torch.testing.assert_close(found[1, channel, 1, 0, 0], value)
+
+
+def test_channels_are_scaled_by_the_first_training_batch_and_never_again() -> None:
+    layer = Standardise(2)
+    first, second = (torch.randn(4, 2, 3, 3, 3) * torch.tensor([0.05, 3.0]).view(2, 1, 1, 1) + 7 for _ in range(2))
+    assert torch.equal(layer.eval()(first), first)  # identity before
+    out = layer.train()(first)
+    torch.testing.assert_close(out.mean((0, 2, 3, 4)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.std((0, 2, 3, 4)), torch.ones(2), atol=0.03, rtol=0)
+    trained = layer(second)
+    assert torch.equal(layer.eval()(second), trained)
+    copy = Standardise(2)
+    copy.load_state_dict(layer.state_dict(), strict=True)
+    assert torch.equal(copy.train()(second), trained)
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 8), (4, 8, 16), (2, 4, 4)])
+def test_the_stem_meets_the_patch(patch: tuple[int, int, int]) -> None:
+    size = (16, 16, 32)
+    out = ExtremesStem(2, 24, patch)(torch.rand(1, 2, *size))
+    assert out.shape == (1, 24, *(s // p for s, p in zip(size, patch, strict=True)))
