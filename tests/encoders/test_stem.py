@@ -37,8 +37,8 @@ def test_blobs_are_the_definition() -> None:
 
 def test_a_ball_stays_and_a_tube_goes() -> None:
     def response(paint: tuple[slice, slice, slice]) -> float:
-        x = torch.full((1, 2, 16, 24, 24), -1.0)
-        x[(0, slice(None), *paint)] = 0.5
+        x = torch.full((1, 1, 16, 24, 24), -1.0)
+        x[(0, 0, *paint)] = 0.5
         return float(blobs(x).max())
 
     middle = slice(11, 14)
@@ -50,7 +50,7 @@ def test_a_ball_stays_and_a_tube_goes() -> None:
 def test_extremes_of_a_block() -> None:
     x = torch.rand(2, 3, 8, 4, 4)
     found = Extremes((4, 4, 4))(x)
-    assert found.shape == (2, 10, 2, 1, 1)
+    assert found.shape == (2, 13, 2, 1, 1)
     block = x[1, 2, 4:]
     for channel, value in ((2, block.mean()), (5, block.amax()), (8, block.amin())):
         torch.testing.assert_close(found[1, channel, 1, 0, 0], value)
@@ -68,6 +68,14 @@ def test_channels_are_scaled_by_the_first_training_batch_and_never_again() -> No
     copy = Standardise(2)
     copy.load_state_dict(layer.state_dict(), strict=True)
     assert torch.equal(copy.train()(second), trained)
+
+
+def test_a_dark_ball_is_found_in_its_own_window() -> None:
+    x = torch.full((1, 2, 16, 32, 32), 0.5)
+    x[0, 1, 4:10, 12:18, 12:18] = 0.0  # a cyst of 6 voxels, in the second window
+    dark = Extremes((4, 4, 4))(x)[0, 7:]
+    assert float(dark[0].abs().max()) == 0.0
+    assert float(dark[1].max()) == 0.5
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 8), (4, 8, 16), (2, 4, 4)])
