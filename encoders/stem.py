@@ -140,9 +140,10 @@ LINES: tuple[tuple[Size3, int], ...] = (
 def blobs(x: Tensor) -> Tensor:
     """How much brighter a voxel is than every straight line through it: [B, C, D, H, W] to the same shape, bf16, >= 0.
 
-    The white top-hat by line segments (Soille, Morphological Image Analysis, 2nd ed., ch. 4 and 9): opening along a line keeps what is at least as long as the line in its direction. Vessels and walls are kept
-    by one direction or another and vanish from the difference, nodules and stones stay. Told presence alone, learnt
-    filters did not come to tell nodules from vessels in the length of a quickstart.
+    The white top-hat by line segments (Soille, Morphological Image Analysis, 2nd ed., ch. 4 and 9): opening along a
+    line keeps what is at least as long as the line in its direction. Vessels and walls are kept by one direction or
+    another and vanish from the difference, nodules and stones stay. Told presence alone, learnt filters did not come to
+    tell nodules from vessels in the length of a quickstart.
     """
     x = x.to(torch.bfloat16)  # compared, hardly computed with: half the memory traffic
     kept = None
@@ -183,9 +184,9 @@ class Standardise(nn.Module):
     """Each channel minus its mean, over its standard deviation, both taken from the first batch of training.
 
     Data-dependent initialisation (ActNorm, arXiv 1807.03039 §3.1) without parameters: a stone moves the mean of its
-    channel by hundredths, and unscaled it would not be heard. What stands before it is fixed, so one batch of volumes is
-    statistics enough; training and evaluation compute the same, and ranks share the sums of their batches. Identity
-    until then.
+    channel by hundredths, and unscaled it would not be heard. What stands before it is fixed, so one batch of volumes
+    is statistics enough; training and evaluation compute the same, and ranks share the sums of their batches.
+    Identity until then.
     """
 
     mean_C: Tensor

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from encoders.features import TextFeatures, gather_rows, gather_text
+from encoders.stem import Standardise
 
 UNITS = (3, 5)  # what each rank encodes; the ranks share one text
 STUDIES = (2, 3)
@@ -30,6 +31,7 @@ def inputs() -> dict[str, Tensor]:
         "pair_unit": torch.tensor([0, 1, 2, 3, 4, 5, 6, 7]),
         "image_weight": torch.randn(WIDTH, DIM, generator=generator, dtype=torch.float64),
         "text_weight": torch.randn(WIDTH, DIM, generator=generator, dtype=torch.float64),
+        "volumes": 5 * torch.randn(5, 2, 4, 4, 4, generator=generator) + 1,
     }
 
 
@@ -54,6 +56,13 @@ def loss(images_BD: Tensor, text: TextFeatures) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, target) + logits.logsumexp(1).mean()
 
 
+def scales(volumes: Tensor) -> dict[str, Tensor]:
+    """What a stem takes from its first training batch."""
+    layer = Standardise(2).train()
+    layer(volumes)
+    return layer.state_dict()
+
+
 def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     x = inputs()
@@ -67,6 +76,7 @@ def main(rank: int, folder: Path) -> None:
         dist.all_reduce(weight.grad)
         weight.grad /= 2
     out = {"loss": value.detach(), "units": len(together.units_UD), "pairs": len(together.pair_unit_P)}
+    out["scales"] = scales(x["volumes"][studies])
     torch.save({**out, "grads": [weight.grad for weight in weights]}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -58,6 +58,13 @@ def test_gradients_are_those_of_one_process(shared: SimpleNamespace, ranks: list
             torch.testing.assert_close(ours, theirs.grad, rtol=1e-6, atol=1e-8)
 
 
+def test_stems_are_scaled_by_the_batch_of_all_ranks(shared: SimpleNamespace, ranks: list[dict]) -> None:
+    together = shared.scales(shared.inputs()["volumes"])
+    for rank in ranks:
+        for name, value in together.items():
+            torch.testing.assert_close(rank["scales"][name], value, rtol=1e-6, atol=1e-6)
+
+
 def test_ranks_agree(ranks: list[dict]) -> None:
     assert torch.equal(ranks[0]["loss"], ranks[1]["loss"])
     assert all(torch.equal(a, b) for a, b in zip(ranks[0]["grads"], ranks[1]["grads"], strict=True))

@@ -43,7 +43,8 @@ def test_a_ball_stays_and_a_tube_goes() -> None:
 
     middle = slice(11, 14)
     assert response((slice(7, 9), middle, middle)) == 1.5  # a nodule: 2 x 3 x 3 voxels
-    for tube in ((slice(None), middle, middle), (slice(7, 9), slice(3, 20), middle), (slice(7, 9), middle, slice(3, 20))):
+    along = slice(3, 20)
+    for tube in ((slice(None), middle, middle), (slice(7, 9), along, middle), (slice(7, 9), middle, along)):
         assert response(tube) == 0.0
 
 
