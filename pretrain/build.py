@@ -102,7 +102,11 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
     import open_clip
 
     image, text = recipe.model.image, recipe.model.text
-    cfg: dict[str, Any] = {"embed_dim": recipe.model.embed_dim, "custom_text": True}
+    cfg: dict[str, Any] = {
+        "embed_dim": recipe.model.embed_dim,
+        "custom_text": True,
+        "init_logit_scale": recipe.model.init_logit_scale,
+    }
     if image.name in open_clip.list_models():
         native = open_clip.get_model_config(image.name)
         cfg["vision_cfg"] = {**native["vision_cfg"], "image_size": image.image_size}

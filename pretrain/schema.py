@@ -8,6 +8,7 @@ reads a file into a Recipe, `pretrain.checks` holds what needs two sections at o
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -152,6 +153,9 @@ class ModelSection(Section):
     image: ImageTower = Field(description="image tower")
     text: TextTower = Field(TextTower(), description="text tower")
     embed_dim: int = Field(256, gt=0, description="dimension of the joint space")
+    init_logit_scale: float = Field(
+        math.log(1 / 0.07), ge=0.0, le=math.log(100.0), description="ln of the inverse temperature at the start"
+    )
     centred: bool = Field(False, description="subtract the batch mean from embeddings in training (pretrain.centring)")
     init: str | None = Field(None, description="release folder to start from")
 
