@@ -24,7 +24,7 @@ from eval_zero_shot.tasks import Task
 from pretrain import build
 from pretrain.centring import bias_of, centred, follow
 from pretrain.memory import keep_freed_memory
-from pretrain.optim import adamw, freeze, learning_rate
+from pretrain.optim import freeze, learning_rate, optimizers
 from pretrain.schema import Recipe
 
 
@@ -101,8 +101,9 @@ class Supervised:
             RuntimeError: a gradient is not finite.
         """
         recipe, optim = self.recipe, self.recipe.optim
-        optimizer = adamw(self.classifier, optim, fused=True)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        steppers = optimizers(self.classifier, optim, fused=True)
+        groups = [group for stepper in steppers for group in stepper.param_groups]
+        trained = [p for group in groups for p in group["params"]]
         bound = float("inf") if optim.clip_norm is None else optim.clip_norm
         labels_NL = torch.from_numpy(self.labels_NL).float()
         stream = build.training_stream(recipe, self.data, build.tokenizer(recipe), 0, 1, 0)
@@ -117,10 +118,11 @@ class Supervised:
             step = number // optim.accumulate
             nn.utils.clip_grad_norm_(trained, bound, error_if_nonfinite=True)
             rate = learning_rate(step - 1, recipe.train.steps, optim)
-            for group in optimizer.param_groups:
+            for group in groups:
                 group["lr"] = rate * group["lr_factor"]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for stepper in steppers:
+                stepper.step()
+                stepper.zero_grad(set_to_none=True)
             self.classifier.after_step(step - 1)
             if self.average is not None:
                 self.average.update_parameters(self.classifier)

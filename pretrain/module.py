@@ -21,7 +21,7 @@ from encoders.dual import DualEncoder, DualFeatures
 from encoders.features import gather_rows, gather_text, rank, world_size
 from pretrain.centring import bias_of, centred, follow
 from pretrain.objectives.base import GlobalBatch, Objective
-from pretrain.optim import adamw, freeze, learning_rate
+from pretrain.optim import freeze, learning_rate, optimizers
 from pretrain.schema import Recipe
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -96,8 +96,14 @@ class Pretraining(L.LightningModule):
 
             shard(self, self.device_mesh)  # type: ignore[arg-type]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self, self.recipe.optim, fused=not self.is_sharded)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return optimizers(self, self.recipe.optim, fused=not self.is_sharded)
+
+    @property
+    def all_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One, or two with Muon, as the trainer holds them."""
+        found = self.optimizers(use_pl_optimizer=False)
+        return cast(list[torch.optim.Optimizer], found if isinstance(found, list) else [found])
 
     def compute(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the global batch and what to log."""
@@ -131,8 +137,8 @@ class Pretraining(L.LightningModule):
         self.batches_done += 1
 
     def _update(self) -> None:
-        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        groups = [group for optimizer in self.all_optimizers for group in optimizer.param_groups]
+        parameters = [p for group in groups for p in group["params"]]
         if self.is_sharded:
             from pretrain.sharding import reduce_replicated
 
@@ -146,9 +152,10 @@ class Pretraining(L.LightningModule):
         rate = learning_rate(step, self.recipe.train.steps, self.recipe.optim)
         self.logged |= {"grad_norm": norm, "lr": rate, "refused": float(self.refused)}
         if finite:
-            for group in optimizer.param_groups:
+            for group in groups:
                 group["lr"] = rate * group["lr_factor"]
-            optimizer.step()
+            for optimizer in self.all_optimizers:
+                optimizer.step()
             with torch.no_grad():
                 self.dual.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
             for bias, mean in zip(self._biases(), self._means, strict=False):
@@ -159,7 +166,8 @@ class Pretraining(L.LightningModule):
                 cast(Objective, objective).after_step(self)
         else:
             self._refuse(step + 1)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.all_optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _biases(self) -> list[nn.Parameter]:
         """The biases that hold the running means. Looked up each time: FSDP2 puts other parameters in their place."""

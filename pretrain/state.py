@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -78,23 +77,18 @@ def _whole(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _moments(module: Pretraining) -> dict[str, Any]:
-    optimizer = _optimizer(module)
-    if not optimizer.state:  # every step was refused so far; torch would invent moments, here and in the optimiser
+    optimizers = module.all_optimizers
+    if not any(o.state for o in optimizers):  # every step was refused so far; torch would invent moments
         return {}
-    return cast(dict[str, Any], get_optimizer_state_dict(module, optimizer, options=WHOLE))
+    return cast(dict[str, Any], get_optimizer_state_dict(module, optimizers, options=WHOLE))
 
 
 def _set_moments(module: Pretraining, saved: dict[str, Any]) -> None:
     if not saved:
         return
-    optimizer = _optimizer(module)
-    set_optimizer_state_dict(module, optimizer, saved, options=StateDictOptions(full_state_dict=True, strict=False))
+    optimizers = module.all_optimizers
+    set_optimizer_state_dict(module, optimizers, saved, options=StateDictOptions(full_state_dict=True, strict=False))
     for name, parameter in module.named_parameters():
         if name not in saved["state"]:  # no gradient has reached it yet; torch has given it moments of zero
-            optimizer.state.pop(parameter, None)
-
-
-def _optimizer(module: Pretraining) -> torch.optim.Optimizer:
-    optimizer = module.optimizers(use_pl_optimizer=False)
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    return optimizer
+            for optimizer in optimizers:
+                optimizer.state.pop(parameter, None)

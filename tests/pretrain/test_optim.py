@@ -15,7 +15,7 @@ from torch import nn
 from pretrain import build
 from pretrain.config import load_recipe
 from pretrain.module import Pretraining
-from pretrain.optim import adamw, learning_rate, parameter_groups, undecayed
+from pretrain.optim import learning_rate, optimizers, parameter_groups, undecayed
 from pretrain.schema import OptimSection, Recipe
 
 
@@ -89,13 +89,29 @@ def test_each_part_moves_at_its_own_rate(tiny: Any) -> None:
     assert moved["logit_scale"] == pytest.approx(2e-3, rel=1e-3)
 
 
+def test_muon_takes_the_matrices_and_leaves_the_rest(tiny: Any) -> None:
+    recipe = recipe_of(tiny, optim__muon_lr=2e-2, optim__lr=1e-3, optim__lr_multipliers={"image": 0.5})
+    module = module_of(recipe)
+    adam, muon = optimizers(module, recipe.optim, fused=True)
+    assert (type(adam), type(muon)) == (torch.optim.AdamW, torch.optim.Muon)
+    names = {id(p): n for n, p in module.named_parameters()}
+    plain, flat = ({names[id(p)] for g in o.param_groups for p in g["params"]} for o in (adam, muon))
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert plain | flat == trained and not plain & flat
+    kept = undecayed(module)
+    assert flat == {n for n, p in module.named_parameters() if p.requires_grad and p.ndim == 2 and n not in kept}
+    assert "dual.clip.text.token_embedding.weight" in plain and "dual.clip.visual.trunk.blocks.0.qkv.weight" in flat
+    (image,) = {g["lr_factor"] for g in muon.param_groups if g["name"].startswith("image")}
+    assert image * recipe.optim.lr == pytest.approx(0.5 * 2e-2)
+
+
 def test_accumulated_batches_are_the_mean_of_their_losses_exactly(tiny: Any) -> None:
     """Not a batch of twice the size: each batch is contrasted within itself."""
     changes = {"optim__accumulate": 2, "optim__warmup_steps": 0, "model__image__token_dropout": 0.0, "train__steps": 1}
     assert tiny("run", **changes) == 0
     recipe = recipe_of(tiny, **changes)
     module = module_of(recipe).train()
-    optimizer = adamw(module, recipe.optim, fused=True)
+    (optimizer,) = optimizers(module, recipe.optim, fused=True)
     stream = build.training_stream(recipe, build.build_data(recipe), build.tokenizer(recipe), 0, 1, 0)
     assert len(stream) == 2
     for batch in stream:

@@ -52,6 +52,16 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(
         assert scores[0].read_text() == scores[1].read_text()
 
 
+def test_two_optimisers_go_on_as_one(runs: Any, trouble: Callable[..., None], equal: Any) -> None:
+    assert runs("whole", optim__muon_lr=2e-3) == 0
+    trouble(signal_at=13, signal=int(signal.SIGTERM))
+    assert runs("stopped", optim__muon_lr=2e-3) == 143
+    trouble()
+    assert runs.resume("stopped") == 0
+    assert equal(runs.weights("stopped"), runs.weights("whole"))
+    assert runs.metrics("stopped") == runs.metrics("whole")
+
+
 def test_what_a_killed_run_leaves_is_put_right(runs: Any, equal: Any) -> None:
     """Numbers of later steps, one cut short, a link that points nowhere, a folder half-written."""
     assert runs("whole") == runs("killed", checkpoint__keep_top=9) == 0
