@@ -23,7 +23,9 @@ class UnitPolicy:
     report: the whole report (or findings and impression joined) as one unit. sections: findings and impression, a unit
     each. sentences: every distinct sentence of findings and impression, at most `max_sentences` drawn per visit.
     captions: one caption per visit, drawn by weight. shuffle_sentences: in the report unit, the sentences of FINDINGS
-    in a new order per visit (its identity stays that of the original).
+    in a new order per visit (its identity stays that of the original). drop_words: chance of each word to be left out of
+    a visit's text, of every kind (the identity stays): a tower that must do without any one word learns what each of
+    them says, and understands sentences it has not met (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2).
     """
 
     report: bool = True
@@ -32,12 +34,15 @@ class UnitPolicy:
     captions: bool = False
     shuffle_sentences: bool = False
     max_sentences: int = 64
+    drop_words: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.report or self.sentences or self.sections or self.captions):
             raise DataError("no kind of text unit is switched on", "there would be nothing to compare images with")
         if self.max_sentences < 1:
             raise DataError(f"max_sentences is {self.max_sentences}", fix="use 1 or more")
+        if not 0 <= self.drop_words < 1:
+            raise DataError(f"drop_words is {self.drop_words}", fix="use a chance of at least 0 and below 1")
 
 
 class Unit(NamedTuple):
@@ -85,7 +90,17 @@ def study_units(texts: dict[str, Any], policy: UnitPolicy, rng: np.random.Genera
         weights = np.array([c["weight"] for c in captions], np.float64)
         at = int(weights.argmax()) if rng is None else int(rng.choice(len(captions), p=weights / weights.sum()))
         units.append(_unit("caption", captions[at]["text"]))
-    return list({(u.kind, u.identity): u for u in units}.values())
+    distinct_units = list({(u.kind, u.identity): u for u in units}.values())
+    if rng is None or not policy.drop_words:
+        return distinct_units
+    return [u._replace(text=_without_some_words(u.text, policy.drop_words, rng)) for u in distinct_units]
+
+
+def _without_some_words(text: str, share: float, rng: np.random.Generator) -> str:
+    words = text.split()
+    kept = rng.random(len(words)) >= share
+    kept[rng.integers(len(words))] |= not kept.any()  # a text is never left empty
+    return " ".join(w for w, keep in zip(words, kept, strict=True) if keep)
 
 
 def _report(report: str, findings: str, impression: str, rng: np.random.Generator | None) -> list[Unit]:

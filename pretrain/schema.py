@@ -98,6 +98,7 @@ class UnitSection(Section):
     captions: bool = Field(False, description="stored captions as units")
     shuffle_sentences: bool = Field(False, description="shuffle the sentences of FINDINGS inside the report unit")
     max_sentences: int = Field(64, gt=0, description="sentences kept per study")
+    drop_words: Fraction = Field(0.0, lt=1.0, description="chance of each word to be left out in training")
 
 
 class SplitSection(Section):

@@ -61,6 +61,22 @@ def test_shuffling_changes_the_words_and_not_the_identity() -> None:
     assert len(texts) > 3
 
 
+def test_words_are_dropped_and_the_identity_stays() -> None:
+    policy = UnitPolicy(sentences=True, drop_words=0.5)
+    whole = study_units(TEXTS, policy, None)
+    assert whole == study_units(TEXTS, UnitPolicy(sentences=True), None)
+    left = total = 0
+    for seed in range(40):
+        units = study_units(TEXTS, policy, np.random.default_rng(seed))
+        assert [(u.kind, u.identity) for u in units] == [(u.kind, u.identity) for u in whole]
+        for unit, before in zip(units, whole, strict=True):
+            words, all_words = unit.text.split(), iter(before.text.split())
+            assert words and all(word in all_words for word in words)  # some of them, in their order, never none
+            left, total = left + len(words), total + len(before.text.split())
+    assert 0.45 < left / total < 0.6
+    assert units == study_units(TEXTS, policy, np.random.default_rng(39))
+
+
 def test_findings_and_impression_make_a_report() -> None:
     texts = {"report": "", "findings": "Clear.", "impression": "Normal.", "captions": []}
     assert study_units(texts, UnitPolicy(), None)[0].text == "FINDINGS: Clear.\nIMPRESSION: Normal."
