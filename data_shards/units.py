@@ -23,9 +23,9 @@ class UnitPolicy:
     report: the whole report (or findings and impression joined) as one unit. sections: findings and impression, a unit
     each. sentences: every distinct sentence of findings and impression, at most `max_sentences` drawn per visit.
     captions: one caption per visit, drawn by weight. shuffle_sentences: in the report unit, the sentences of FINDINGS
-    in a new order per visit (its identity stays that of the original). drop_words: chance of each word to be left out of
-    a visit's text, of every kind (the identity stays): a tower that must do without any one word learns what each of
-    them says, and understands sentences it has not met (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2).
+    in a new order per visit (its identity stays that of the original). drop_words: chance of each word to be left out
+    of a visit's text, of every kind (the identity stays): a tower that must do without any one word learns what each
+    of them says, and understands sentences it has not met (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2).
     """
 
     report: bool = True
