@@ -13,6 +13,11 @@ from data_shards.errors import DataError
 from data_shards.report import sentences, split_sections
 from data_shards.schema import UNIT_KINDS
 
+NEGATIONS = frozenset({
+    "no", "not", "non", "none", "never", "neither", "nor", "without", "absent", "absence", "free", "clear", "negative",
+    "normal", "unremarkable", "resolved", "unlikely", "kein", "keine", "keinen", "keiner", "nicht", "ohne",
+    "unauffällig", "frei", "aucun", "aucune", "pas", "sans", "normale", "sin", "ningún", "ninguna",
+})  # fmt: skip
 Tokenize = Callable[[str], list[int]]
 
 
@@ -24,8 +29,9 @@ class UnitPolicy:
     each. sentences: every distinct sentence of findings and impression, at most `max_sentences` drawn per visit.
     captions: one caption per visit, drawn by weight. shuffle_sentences: in the report unit, the sentences of FINDINGS
     in a new order per visit (its identity stays that of the original). drop_words: chance of each word to be left out
-    of a visit's text, of every kind (the identity stays): a tower that must do without any one word learns what each
-    of them says, and understands sentences it has not met (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2).
+    of a visit's text, of every kind (its identity stays that of the whole): a tower that must do without any one word
+    has to learn what each of them says (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2). Words that turn a
+    statement into its opposite (NEGATIONS) always stay.
     """
 
     report: bool = True
@@ -96,9 +102,17 @@ def study_units(texts: dict[str, Any], policy: UnitPolicy, rng: np.random.Genera
     return [u._replace(text=_without_some_words(u.text, policy.drop_words, rng)) for u in distinct_units]
 
 
+def is_negation(word: str) -> bool:
+    """Whether a statement without this word could say the opposite."""
+    return "".join(c for c in word if c.isalpha()).casefold() in NEGATIONS
+
+
 def _without_some_words(text: str, share: float, rng: np.random.Generator) -> str:
     words = text.split()
+    if not words:
+        return text
     kept = rng.random(len(words)) >= share
+    kept |= [is_negation(word) for word in words]
     kept[rng.integers(len(words))] |= not kept.any()  # a text is never left empty
     return " ".join(w for w, keep in zip(words, kept, strict=True) if keep)
 

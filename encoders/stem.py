@@ -18,6 +18,7 @@ from encoders.tag import Size3
 
 STEM_WIDTH = 16  # channels at half resolution, doubled with each stage
 EXTREMES_BLOCK = 4
+LEAST_SPREAD = 0.02  # a channel that is constant in the first batch must not be blown up when it no longer is
 
 
 class PatchStem(nn.Sequential):
@@ -76,7 +77,7 @@ class ExtremesStem(nn.Sequential):
     """Fixed statistics of blocks of 4x4x4 voxels (`Extremes`), then convolutions with max pooling between.
 
     A stone of two voxels is the maximum of its block in the bone window wherever it lies, and no filter has to be
-    learnt for it; no convolution runs at full resolution. Axes of the patch under 4 voxels are pooled by what is there.
+    learnt for it; convolutions run on blocks. Axes of the patch under 4 voxels are pooled by what is there.
     """
 
     def __init__(self, channels: int, width: int, patch: Size3) -> None:
@@ -119,12 +120,12 @@ class Extremes(nn.Module):
             _over(blobs(x.mean(1, keepdim=True)), block, torch.amax),
             _over(blobs(-_over(x, half, torch.mean)), rest, torch.amax),
         ]
-        return torch.cat([part.float() for part in parts], dim=1)
+        return torch.cat([part.to(x.dtype) for part in parts], dim=1)
 
 
 def _over(x: Tensor, block: Size3, reduce: Callable[..., Tensor]) -> Tensor:
-    """`reduce` over blocks, the outermost axis first: whole rows at a time, several times faster than torch's pooling
-    on a CPU. Voxels that fill no block are left out, as pooling does."""
+    """`reduce` over blocks, the outermost axis first: whole rows at a time, which a CPU does faster than
+    torch's pooling. Voxels that fill no block are left out, as pooling does."""
     for axis, size in zip((2, 3, 4), block, strict=True):
         blocks = x.shape[axis] // size
         x = reduce(x.narrow(axis, 0, blocks * size).unflatten(axis, (blocks, size)), dim=axis + 1)
@@ -142,16 +143,23 @@ def blobs(x: Tensor) -> Tensor:
 
     The white top-hat by line segments (Soille, Morphological Image Analysis, 2nd ed., ch. 4 and 9): opening along a
     line keeps what is at least as long as the line in its direction. Vessels and walls are kept by one direction or
-    another and vanish from the difference, nodules and stones stay. Told presence alone, learnt filters did not come to
-    tell nodules from vessels in the length of a quickstart.
+    another and vanish from the difference, nodules and stones stay. Lines lie inside the volume.
     """
     x = x.to(torch.bfloat16)  # compared, hardly computed with: half the memory traffic
-    kept = None
+    kept = torch.full_like(x, -torch.inf)
     for direction, length in LINES:
-        opened = _dilated(_eroded(x, direction, length), direction, length)
-        kept = opened if kept is None else torch.maximum(kept, opened)
-    assert kept is not None
-    return x - kept
+        if all(n >= length or d == 0 for n, d in zip(x.shape[2:], direction, strict=True)):
+            torch.maximum(kept, _opened(x, direction, length), out=kept)
+    return torch.where(kept.isinf(), 0.0, x - kept)  # no line fits through a voxel only where all axes are too short
+
+
+def _opened(x: Tensor, direction: Size3, length: int) -> Tensor:
+    """The largest minimum of any whole line through each voxel; -inf where none fits."""
+    minima = _eroded(x, direction, length)
+    starts, _ = _pair(direction, length - 1)
+    whole = torch.full_like(minima, -torch.inf)
+    whole[starts] = minima[starts]
+    return _dilated(whole, direction, length)
 
 
 def _eroded(x: Tensor, direction: Size3, length: int) -> Tensor:
@@ -167,7 +175,7 @@ def _eroded(x: Tensor, direction: Size3, length: int) -> Tensor:
 
 
 def _dilated(x: Tensor, direction: Size3, length: int) -> Tensor:
-    """Maximum over the same voxels seen from their other end, which makes erosion then dilation an opening."""
+    """Maximum over the same voxels seen from their other end."""
     backward: Size3 = tuple(-d for d in direction)  # type: ignore[assignment]
     return -_eroded(-x, backward, length)
 
@@ -208,7 +216,7 @@ class Standardise(nn.Module):
         mean = sums[1] / sums[0]
         spread = (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
         self.mean_C.copy_(mean)
-        self.inverse_C.copy_(1 / (spread + 1e-3))
+        self.inverse_C.copy_(1 / spread.clamp(min=LEAST_SPREAD))
         self.known.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:

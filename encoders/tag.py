@@ -111,6 +111,8 @@ def parse_tag(name: str) -> Tag:
     tag = replace(Tag(size=size), **values)  # type: ignore[arg-type]
     if any(g % p for g, p in zip(tag.grid, tag.patch, strict=True)):
         raise ValueError(f"grid {_join(tag.grid)} is not a multiple of patch {_join(tag.patch)}")
+    if tag.layers == 0 and (tag.pool == "cls" or tag.positions == "rope" or tag.attention != "full"):
+        raise ValueError("l-0 has no attention: o-cls, e-rope and a-slice3 would do nothing, in silence")
     if tag.stem != "patch" and any(p & (p - 1) for p in tag.patch):
         raise ValueError(f"stem {tag.stem} halves step by step: patch {_join(tag.patch)} must be powers of two")
     return tag

@@ -120,9 +120,9 @@ class AttentionPool(nn.Module):
 class GridPool(nn.Module):
     """Each place of the native token grid by itself, plus the maximum over places.
 
-    A token is reduced to a few numbers, those of all places are joined and mapped back to the width. Where scans show
-    the same region each time, a stone in the left kidney is a number at one place; averages and attention must first
-    learn where to look.
+    A token is reduced to a few numbers, those of all places are joined, normalised and mapped back to the width. Where
+    scans show the same region each time, a stone in the left kidney is a number at one place; averages and attention
+    must first learn where to look.
     """
 
     def __init__(self, width: int, places: int) -> None:

@@ -207,9 +207,9 @@ def check_schedule(optim: OptimSection, train: TrainSection) -> Iterator[Problem
         yield Problem(("optim", "warmup_steps"), what, "shorten the warm-up")
     if not any(optim.lr_multipliers.model_dump().values()):
         yield Problem(("optim", "lr_multipliers"), "every factor is 0: nothing would be trained", "give one above 0")
-    if optim.muon_lr is not None and train.strategy == "fsdp2":
+    if optim.muon is not None and train.strategy == "fsdp2":
         what = "Muon orthogonalises whole matrices, and fsdp2 cuts them"
-        yield Problem(("optim", "muon_lr"), what, "set it to null, or train.strategy to ddp")
+        yield Problem(("optim", "muon"), what, "set it to null, or train.strategy to ddp")
     if not all(0 <= b < 1 for b in optim.betas):
         yield Problem(("optim", "betas"), "each beta must be at least 0 and below 1")
 

@@ -239,8 +239,9 @@ def _shrink(data: dict[str, Any]) -> None:
 
 
 def _small_tower(name: str) -> str:
-    """Same patch, size and channels, smallest width, two blocks."""
+    """Same patch, size and channels, smallest width, at most two blocks."""
     try:
-        return str(dataclasses.replace(parse_tag(name), size="tiny", layers=2).name)
+        tag = parse_tag(name)
+        return dataclasses.replace(tag, size="tiny", layers=2 if tag.layers is None else min(2, tag.layers)).name
     except ValueError:
         return name

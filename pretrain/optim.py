@@ -58,7 +58,7 @@ def freeze(module: nn.Module, optim: OptimSection) -> None:
 
 
 def parameter_groups(module: nn.Module, optim: OptimSection) -> list[dict[str, object]]:
-    """AdamW groups: tower x decay. `lr_factor` scales the scheduled rate.
+    """Groups: tower x decay. `lr_factor` scales the scheduled rate.
 
     Raises:
         ValueError: nothing is left to train.
@@ -76,6 +76,7 @@ def parameter_groups(module: nn.Module, optim: OptimSection) -> list[dict[str, o
             "params": parameters,
             "weight_decay": optim.weight_decay if decays else 0.0,
             "lr_factor": getattr(optim.lr_multipliers, tower),
+            "decays": decays,
             "name": f"{tower}{'' if decays else ', no decay'}",
         }
         for (tower, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
@@ -83,25 +84,23 @@ def parameter_groups(module: nn.Module, optim: OptimSection) -> list[dict[str, o
 
 
 def optimizers(module: nn.Module, optim: OptimSection, fused: bool) -> list[torch.optim.Optimizer]:
-    """AdamW, and with `optim.muon_lr` Muon beside it for the weight matrices that decay.
+    """AdamW, and with `optim.muon` Muon beside it for the weight matrices that decay.
 
     Image and text find each other direction by direction: the strongest finding first, and each waits until the one
     before it has been learnt. Muon (Jordan et al. 2024; torch.optim.Muon) orthogonalises the update of a matrix, so all
-    its directions grow at one rate. On the phantoms that takes about half the steps. `adjust_lr_fn` scales its updates
-    to the size of AdamW's (arXiv 2502.16982, eq. 4).
+    its directions grow at one rate. `adjust_lr_fn` scales its updates to the size of AdamW's (arXiv 2502.16982, eq. 4).
     """
     groups = parameter_groups(module, optim)
-    if optim.muon_lr is None:
+    if optim.muon is None:
         return [torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused)]
     matrices: list[dict[str, object]] = []
     rest: list[dict[str, object]] = []
     for group in groups:
         parameters, factor = cast(list[nn.Parameter], group["params"]), cast(float, group["lr_factor"])
-        decays = "no decay" not in cast(str, group["name"])
-        flat = [p for p in parameters if decays and p.ndim == 2]
-        other = [p for p in parameters if not (decays and p.ndim == 2)]
+        flat = [p for p in parameters if group["decays"] and p.ndim == 2]
+        other = [p for p in parameters if not (group["decays"] and p.ndim == 2)]
         if flat:
-            own = {"params": flat, "lr_factor": factor * optim.muon_lr / optim.lr, "name": f"{group['name']}, Muon"}
+            own = {"params": flat, "lr_factor": factor * optim.muon, "name": f"{group['name']}, Muon"}
             matrices.append({**group, **own})
         if other:
             rest.append({**group, "params": other})
@@ -110,5 +109,5 @@ def optimizers(module: nn.Module, optim: OptimSection, fused: bool) -> list[torc
         found.append(torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused))
     if matrices:
         muon: Any = torch.optim.Muon
-        found.append(muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        found.append(muon(matrices, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return found

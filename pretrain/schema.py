@@ -220,11 +220,11 @@ class MultiplierSection(Section):
 
 
 class OptimSection(Section):
-    """AdamW (no decay on norms, biases, embeddings, logit scale), warm-up, cosine."""
+    """AdamW (no decay on norms, biases, embeddings, logit scale), Muon where asked, warm-up, cosine."""
 
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate")
-    muon_lr: float | None = Field(
-        None, gt=0.0, description="peak learning rate of weight matrices under Muon; null leaves them to AdamW"
+    muon: float | None = Field(
+        None, gt=0.0, description="weight matrices by Muon at this multiple of lr; null leaves them to AdamW"
     )
     weight_decay: float = Field(0.05, ge=0.0, description="decoupled weight decay")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW betas")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from data_shards.phantom.render import render
 from data_shards.phantom.wording import every_sentence, kind_and_side
 from data_shards.report import sentences
 from data_shards.shard_set import ShardSet
+from data_shards.units import is_negation
 from eval_zero_shot.tasks import load_task
 
 
@@ -280,6 +282,29 @@ def test_main_prompts_are_withheld_but_made_of_known_words():
         for prompts in finding.prompts("synonyms"):
             assert prompts
             assert not {normal(p) for p in prompts} & training
+
+
+def test_word_dropout_cannot_say_a_prompt():
+    """No training sentence becomes a withheld prompt by losing words that `drop_words` may drop."""
+
+    def reachable(sentence: list[str], prompt: list[str]) -> bool:
+        place = 0
+        for word in sentence:
+            if place < len(prompt) and word == prompt[place]:
+                place += 1
+            elif is_negation(word):
+                return False
+        return place == len(prompt)
+
+    def in_words(text: str) -> list[str]:
+        return re.findall(r"\w+", text.casefold())
+
+    training = [in_words(s) for s in every_sentence()]
+    task = load_task("phantom")
+    for name in FINDINGS:
+        for prompt in itertools.chain(*task.classes[name].prompts("main")):
+            asked = in_words(prompt)
+            assert not [s for s in training if set(asked) <= set(s) and reachable(s, asked)], prompt
 
 
 # ---- writing

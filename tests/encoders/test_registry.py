@@ -23,12 +23,13 @@ TINY = [  # every pair of stem, pool and attention; positions take turns
     f"_s-{s}_e-{POSITIONS[i % len(POSITIONS)]}_o-{o}_a-{a}"
     for i, (a, s, o) in enumerate(itertools.product(ATTENTIONS, STEMS, POOLS))
 ]
+NO_BLOCKS = [f"_s-{s}_o-{o}_l-0" for s, o in zip(STEMS, ("mean", "attn", "grid"), strict=True)]
 OTHERS = ["_s-patch_e-learned_o-mean_a-slice3", "_s-conv_e-rope_o-attn_a-full"]
 VOLUMES = [
     f"{name}.p-4x8x8_i-8x16x16_c-2_l-2{tag}"
     for name in timm.list_models("voxvit_*")
     for tag in (TINY if name == "voxvit_tiny" else OTHERS)
-]
+] + [f"voxvit_tiny.p-4x8x8_i-8x16x16_c-2{tag}" for tag in NO_BLOCKS]
 NATIVE = {
     "open_clip_vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
     "open_clip_resnet": {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32},

@@ -20,10 +20,8 @@ def slow_blobs(x_DHW: Tensor) -> Tensor:
         for direction, length in LINES:
             for back in range(length):
                 line = [tuple(p + d * (k - back) for p, d in zip(place, direction, strict=True)) for k in range(length)]
-                inside = [q for q in line if all(0 <= i < n for i, n in zip(q, shape, strict=True))]
-                start = all(0 <= i < n for i, n in zip(line[0], shape, strict=True))
-                if start:  # a line begins inside the volume; beyond the border there is nothing
-                    best = max(best, min(float(x_DHW[q]) for q in inside))
+                if all(0 <= i < n for q in line for i, n in zip(q, shape, strict=True)):
+                    best = max(best, min(float(x_DHW[q]) for q in line))
         out[place] = x_DHW[place] - best
     return out
 
@@ -33,6 +31,13 @@ def test_blobs_are_the_definition() -> None:
     found = blobs(x)
     assert float(found.min()) >= 0
     assert torch.equal(found[0, 0].float(), slow_blobs(x[0, 0]))
+
+
+def test_every_direction_is_seen_alike() -> None:
+    x = torch.rand(1, 1, 6, 7, 8).bfloat16()
+    for axes in ((2,), (3,), (4,), (2, 3, 4)):
+        assert torch.equal(blobs(x.flip(axes)), blobs(x).flip(axes))
+    assert torch.equal(blobs(x[..., :3, :3, :3]), torch.zeros(1, 1, 3, 3, 3).bfloat16())  # no line fits
 
 
 def test_a_ball_stays_and_a_tube_goes() -> None:
@@ -66,6 +71,9 @@ def test_channels_are_scaled_by_the_first_training_batch_and_never_again() -> No
     torch.testing.assert_close(out.std((0, 2, 3, 4)), torch.ones(2), atol=0.03, rtol=0)
     trained = layer(second)
     assert torch.equal(layer.eval()(second), trained)
+    silent = Standardise(2).train()
+    silent(torch.zeros(1, 2, 2, 2, 2))  # a window in which the first batch shows nothing
+    assert float(silent(torch.ones(1, 2, 2, 2, 2)).max()) <= 50.0
     copy = Standardise(2)
     copy.load_state_dict(layer.state_dict(), strict=True)
     assert torch.equal(copy.train()(second), trained)
@@ -84,3 +92,9 @@ def test_the_stem_meets_the_patch(patch: tuple[int, int, int]) -> None:
     size = (16, 16, 32)
     out = ExtremesStem(2, 24, patch)(torch.rand(1, 2, *size))
     assert out.shape == (1, 24, *(s // p for s, p in zip(size, patch, strict=True)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_stem_runs_in_the_precision_it_is_cast_to(dtype: torch.dtype) -> None:
+    stem = ExtremesStem(2, 24, (8, 8, 8)).to(dtype)
+    assert stem(torch.rand(1, 2, 8, 8, 16, dtype=dtype)).dtype == dtype

@@ -14,6 +14,8 @@ from encoders.tag import ATTENTIONS, POOLS, POSITIONS, SIZES, STEMS, Tag, parse_
 @pytest.mark.parametrize(("size", "stem", "pool"), itertools.product(SIZES, STEMS, POOLS))
 def test_round_trip(size: str, stem: str, pool: str) -> None:
     for positions, attention, layers in itertools.product(POSITIONS, ATTENTIONS, (None, 0, 2, 99)):
+        if layers == 0 and (pool, positions, attention) != (pool if pool != "cls" else "", "learned", "full"):
+            continue  # refused below
         tag = Tag(size, (4, 8, 8), (32, 64, 80), 3, stem, positions, pool, attention, layers)
         assert parse_tag(tag.name) == tag
         assert parse_tag(tag.name).name == tag.name
@@ -46,6 +48,8 @@ def test_token_grid() -> None:
         ("voxvit_tiny.c-0", "integer from 1 to 99"),
         ("voxvit_tiny.c-100", "integer from 1 to 99"),
         ("voxvit_tiny.l-two", "integer from 0 to 99"),
+        ("voxvit_tiny.l-0", "no attention"),
+        ("voxvit_tiny.o-mean_l-0_e-rope", "no attention"),
         ("voxvit_tiny.s-swin", "one of patch, conv"),
         ("voxvit_tiny.e-sine", "one of learned, rope"),
         ("voxvit_tiny.o-sum", "one of cls, mean, attn"),

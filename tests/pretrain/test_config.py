@@ -227,6 +227,11 @@ def test_objectives_that_learn_nothing_are_refused(recipe_file: Path) -> None:
     assert "nothing would be learnt" in message
 
 
+def test_muon_and_sharded_weights_do_not_go_together(recipe_file: Path) -> None:
+    message = refused(recipe_file, "optim.muon=2", "train.strategy=fsdp2")
+    assert "optim.muon" in message and "whole matrices" in message
+
+
 def test_splits_must_differ(recipe_file: Path) -> None:
     message = refused(recipe_file, "data.splits.select=test")
     assert "data.splits.test" in message

@@ -187,10 +187,11 @@ def test_the_names_of_the_objectives() -> None:
 
 def test_to_text_weighs_the_direction_from_image_to_text() -> None:
     together = batch([(0, 0), (1, 1), (2, 0), (2, 2)], [SENTENCE] * 3, [1, 2, 3])
-    both, to_image, some = (
-        float(Contrastive(ContrastiveOptions(units=("sentence",), to_text=share))(together)[0])
-        for share in (1.0, 0.0, 0.25)
-    )
-    to_text = 2 * both - to_image
-    assert abs(to_text - to_image) > 1e-3
-    assert some == pytest.approx((0.25 * to_text + to_image) / 1.25, rel=1e-5)
+    pairs = pairing(together, ("sentence",))
+    logits = math.exp(2.0) * together.images_BD @ pairs.units_UD.T
+    to_text = multi_positive_nce(logits, pairs.positive_BU, pairs.negative_BU)
+    to_image = multi_positive_nce(logits.T, pairs.positive_BU.T, pairs.negative_BU.T)
+    assert abs(float(to_text - to_image)) > 1e-3
+    for share in (1.0, 0.0, 0.25):
+        loss = Contrastive(ContrastiveOptions(units=("sentence",), to_text=share))(together)[0]
+        torch.testing.assert_close(loss, (share * to_text + to_image) / (share + 1))

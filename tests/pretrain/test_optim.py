@@ -90,7 +90,7 @@ def test_each_part_moves_at_its_own_rate(tiny: Any) -> None:
 
 
 def test_muon_takes_the_matrices_and_leaves_the_rest(tiny: Any) -> None:
-    recipe = recipe_of(tiny, optim__muon_lr=2e-2, optim__lr=1e-3, optim__lr_multipliers={"image": 0.5})
+    recipe = recipe_of(tiny, optim__muon=20.0, optim__lr=1e-3, optim__lr_multipliers={"image": 0.5})
     module = module_of(recipe)
     adam, muon = optimizers(module, recipe.optim, fused=True)
     assert (type(adam), type(muon)) == (torch.optim.AdamW, torch.optim.Muon)

@@ -52,13 +52,21 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(
         assert scores[0].read_text() == scores[1].read_text()
 
 
-def test_two_optimisers_go_on_as_one(runs: Any, trouble: Callable[..., None], equal: Any) -> None:
-    assert runs("whole", optim__muon_lr=2e-3) == 0
+def test_two_optimisers_and_measured_scales_go_on_too(
+    runs: Any, trouble: Callable[..., None], equal: Any
+) -> None:
+    changes = {
+        "optim__muon": 2.0,
+        "data__units__drop_words": 0.3,
+        "model__image__name": "voxvit_tiny.p-8x16x16_i-16x32x32_c-1_s-extremes_l-1",
+    }
+    assert runs("whole", **changes) == 0
     trouble(signal_at=13, signal=int(signal.SIGTERM))
-    assert runs("stopped", optim__muon_lr=2e-3) == 143
+    assert runs("stopped", data__workers=2, **changes) == 143
     trouble()
     assert runs.resume("stopped") == 0
     assert equal(runs.weights("stopped"), runs.weights("whole"))
+    assert bool(runs.weights("whole")["visual.trunk.patch_embed.1.known"])
     assert runs.metrics("stopped") == runs.metrics("whole")
 
 
