@@ -103,8 +103,8 @@ def gather_rows(x: Tensor) -> tuple[Tensor, list[int]]:
 def gather_text(text: TextFeatures, samples: int) -> TextFeatures:
     """Text features of the global batch: duplicates merged by hash, samples numbered over ranks.
 
-    A text that several ranks encoded becomes the mean of its copies (they are equal unless dropout or word dropout is on), so that each
-    copy receives its share of the gradient and the sum is that of one process.
+    A text that several ranks encoded becomes the mean of its copies (they are equal unless dropout or word dropout is
+    on), so that each copy receives its share of the gradient and the sum is that of one process.
 
     Args:
         text: this rank's units.

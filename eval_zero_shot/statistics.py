@@ -1,4 +1,5 @@
-"""Intervals for AUROC, its macro mean, means over seeds and differences: bootstrap over patients.
+"""Intervals for AUROC (closed form, eval_zero_shot.delong), its macro mean, means over seeds and differences: bootstrap
+over patients.
 
 Shapes: N studies, P patients, L findings, R resamples, S runs (seeds).
 The unit of resampling is the patient: a patient's studies come and go together. A resample is a vector of multinomial
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eval_zero_shot.delong import logit_interval
 from eval_zero_shot.errors import EvalError
 
 Array = NDArray[np.float64]
@@ -137,15 +139,14 @@ def auroc_intervals(
 ) -> tuple[tuple[Interval, ...], Interval]:
     """(an interval for each finding, one for their macro mean) of one set of scores.
 
-    The macro mean is over the findings with both classes in the data; it is taken inside each resample, and resamples
-    in which one of these loses a class are skipped and counted, so every resample averages the same findings.
+    A finding's own interval is the closed form on the logit scale (eval_zero_shot.delong): percentiles of resamples are
+    too narrow where cases are few. The macro mean is over the findings with both classes in the data; it is taken
+    inside each resample, and resamples in which one of these loses a class are skipped and counted, so every resample
+    averages the same findings.
     """
     (estimate_L,), (drawn_RL,) = bootstrap_aurocs([run], resamples, seed)
     usable = ~np.isnan(estimate_L)
-    each = []
-    for j, value in enumerate(estimate_L):
-        patients = len(np.unique(run.patients_N[~np.isnan(run.labels_NL[:, j])]))
-        each.append(percentile_interval(value, drawn_RL[:, j], level=level, patients=patients))
+    each = [finding_interval(run, j, level) for j in range(len(estimate_L))]
     total = len(np.unique(run.patients_N))
     if not usable.any():
         return tuple(each), percentile_interval(np.nan, drawn_RL[:, 0], level=level, patients=total)
@@ -153,6 +154,19 @@ def auroc_intervals(
         float(estimate_L[usable].mean()), drawn_RL[:, usable].mean(axis=1), level=level, patients=total
     )
     return tuple(each), macro
+
+
+def finding_interval(run: Run, finding: int, level: float = 0.95) -> Interval:
+    """Interval of one finding's AUROC. None for low and high, with the reason, where a class has under two patients."""
+    labels_N = run.labels_NL[:, finding]
+    value, low, high = logit_interval(run.scores_NL[:, finding], labels_N, run.patients_N, level)
+    patients = len(np.unique(run.patients_N[~np.isnan(labels_N)]))
+    if np.isnan(value):
+        return Interval(None, None, None, level, patients=patients, method="logit", reason="a class is missing")
+    if np.isnan(low):
+        reason = "a class has a single patient"
+        return Interval(value, None, None, level, patients=patients, method="logit", reason=reason)
+    return Interval(value, low, high, level, patients=patients, method="logit")
 
 
 def macro_over_runs(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
