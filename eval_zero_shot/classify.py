@@ -30,7 +30,11 @@ class ClassEmbeddings:
 
 @dataclass(frozen=True)
 class FindingScore:
-    """Values of one finding; `auroc` and `auprc` are None where one class is missing, and `reason` says so."""
+    """Values of one finding; all are None where one class is missing, and `reason` says so.
+
+    f1 (of the positive class) and balanced_accuracy are those of the rule "positive where its prompts are nearer than
+    the negative ones" (Merlin, arXiv 2406.06512): no threshold is fitted, so both depend on the wording.
+    """
 
     auroc: float | None
     auprc: float | None
@@ -38,6 +42,8 @@ class FindingScore:
     n_neg: int
     n_unknown: int
     reason: str | None = None
+    f1: float | None = None
+    balanced_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def score_finding(scores_N: ArrayLike, labels_N: ArrayLike) -> FindingScore:
 
     `labels_N` holds 1, 0 and nan for unknown; unknown is masked, never counted as 0. Ties count one half in AUROC.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
     scores, labels = np.asarray(scores_N, dtype=np.float64), np.asarray(labels_N, dtype=np.float64)
     known = ~np.isnan(labels)
@@ -111,8 +117,16 @@ def score_finding(scores_N: ArrayLike, labels_N: ArrayLike) -> FindingScore:
         return FindingScore(None, None, n_pos, n_neg, n_unknown, reason)
     if not np.isfinite(scores[known]).all():
         raise EvalError("a score is not finite", why="its rank is undefined", fix="look at the features it came from")
-    auroc, auprc = roc_auc_score(y, scores[known]), average_precision_score(y, scores[known])
-    return FindingScore(float(auroc), float(auprc), n_pos, n_neg, n_unknown)
+    scores, said = scores[known], (scores[known] > 0).astype(float)
+    return FindingScore(
+        float(roc_auc_score(y, scores)),
+        float(average_precision_score(y, scores)),
+        n_pos,
+        n_neg,
+        n_unknown,
+        f1=float(f1_score(y, said, zero_division=0.0)),
+        balanced_accuracy=float(balanced_accuracy_score(y, said)),
+    )
 
 
 def classify(image_ND: ArrayLike, prompts: ClassEmbeddings, labels_NL: ArrayLike) -> Classification:

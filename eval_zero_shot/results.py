@@ -26,7 +26,8 @@ FEW = 15  # patients of a class below which an interval is printed with a warnin
 @dataclass(frozen=True)
 class FindingResult:
     """One finding. `auroc` is None where a class is missing and `reason` says which; n_* count studies, *_patients
-    patients. synonym_auroc: the same labels under the task's synonyms (None: there are none, or a class is missing).
+    patients. f1 and balanced_accuracy: of the sign of the score (eval_zero_shot.classify). synonym_auroc: the same
+    labels under the task's synonyms (None: there are none, or a class is missing).
     """
 
     auroc: float | None
@@ -39,6 +40,8 @@ class FindingResult:
     neg_patients: int
     synonym_auroc: float | None = None
     reason: str | None = None
+    f1: float | None = None
+    balanced_accuracy: float | None = None
 
     @property
     def too_few(self) -> bool:

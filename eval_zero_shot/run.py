@@ -23,7 +23,8 @@ from eval_zero_shot.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from eval_zero_shot.classify import Classification
-    from eval_zero_shot.embed import Precision
+    from eval_zero_shot.embedding import Precision
+    from eval_zero_shot.feature_cache import FeatureCache
     from eval_zero_shot.results import Results
     from eval_zero_shot.retrieve import Recall
     from eval_zero_shot.statistics import Interval
@@ -50,23 +51,26 @@ def evaluate(
     level: float = 0.95,
     out: str | Path | None = None,
     progress: bool = False,
+    cache: FeatureCache | None = None,
+    release_sha256: str | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Results:
     """Score a model on `rows` of a ShardSet. Nothing of the model, its mode or any random state is changed.
 
     Args:
-        model, tokenizer: see `eval_zero_shot.embed`.
+        model, tokenizer: see `eval_zero_shot.embedding`.
         geometry, view: how studies are read; `stored_geometry` is the one the model was trained with, where known.
         pools, ks, repeats: retrieval (`eval_zero_shot.retrieve`); no pools, no retrieval.
         resamples: patient bootstrap; 0 leaves intervals out, for scoring while training.
         out: folder for `results.json` and `scores.csv`.
+        cache, release_sha256: with both, features of studies are taken from there where they are known, and kept.
         provenance: more entries for the results (weights hash, split).
 
     Raises:
         EvalError: geometries differ, the task names no label of the data, no study, features that are not finite.
     """
     from eval_zero_shot.classify import class_embeddings, classify
-    from eval_zero_shot.embed import embed_images, embed_texts, study_texts
+    from eval_zero_shot.embedding import embed_images, embed_texts, study_texts
     from eval_zero_shot.results import Cases, FindingResult, Results
     from eval_zero_shot.retrieve import retrieve, text_hash
     from eval_zero_shot.statistics import Run, auroc_intervals
@@ -74,9 +78,17 @@ def evaluate(
     require_same_geometry(stored_geometry, geometry, allow_geometry_mismatch)
     rows = np.asarray(rows)
     labels_NL = task_labels(shards, rows, task)
-    studies = embed_images(
+    identity = None
+    if cache is not None and release_sha256 is not None:
+        from eval_zero_shot.feature_cache import identity_of
+
+        identity = identity_of(release_sha256, geometry, view, shards, rows, precision)
+    known = cache.get(identity) if cache is not None and identity is not None else None
+    studies = known or embed_images(
         model, shards, rows, geometry, view, batch_size=batch_size, precision=precision, progress=progress
     )
+    if known is None and cache is not None and identity is not None:
+        cache.put(identity, studies)
     reports = [study_texts(shards.json(int(row))["texts"]) for row in rows] if pools else []
     vectors = embed_texts(model, tokenizer, (*task.texts(), *(r for r in reports if r)), precision=precision)
 
@@ -105,6 +117,8 @@ def evaluate(
             neg_patients=len(np.unique(studies.patients[labels_NL[:, j] == 0])),
             synonym_auroc=synonyms.findings[name].auroc if synonyms and name in with_synonyms else None,
             reason=score.reason,
+            f1=score.f1,
+            balanced_accuracy=score.balanced_accuracy,
         )  # fmt: skip
 
     told = [i for i, report in enumerate(reports) if report]
@@ -211,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--resamples", type=int, default=1000, metavar="N", help="patient bootstrap (default: 1000; 0: no intervals)")
     add("--seed", type=int, default=0, help="of resamples and pools (default: 0)")
     add("--geometry", metavar="FILE", help="JSON of the geometry to read studies with (default: the model's own)")
+    add("--cache", default="~/.cache/voxclip/features", metavar="DIR", help="of features (default: %(default)s)")
+    add("--no-cache", action="store_true", help="encode every study again and keep nothing")
     add("--allow-geometry-mismatch", action="store_true", help="score although --geometry is not the model's")
     return parser
 
@@ -235,25 +251,18 @@ def _evaluate_release(args: argparse.Namespace, task: Task) -> None:
 
     shards = ShardSet.open(args.data)
     rows = choose_rows(shards.rows(args.split), args.max_studies, args.seed)
-    import torch
-
-    import encoders
+    from eval_zero_shot.feature_cache import FeatureCache
+    from eval_zero_shot.release import load_dual
     from eval_zero_shot.results import print_table
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    loaded = encoders.load(args.model, device=device)
-    if loaded.tokenizer is None:
-        raise EvalError(
-            "this release is an image tower alone",
-            why="zero-shot scores compare images with texts, and it has no text tower",
-            fix="give the release of a dual encoder, or probe these features with labels",
-        )
+    loaded = load_dual(args.model, args.device)
     geometry = geometry_from_dict(_json(args.geometry)) if args.geometry else loaded.geometry
     results = evaluate(
         loaded.model, loaded.tokenizer, shards, rows, geometry, loaded.view, task,
         stored_geometry=loaded.geometry, allow_geometry_mismatch=args.allow_geometry_mismatch,
         batch_size=args.batch_size, precision=args.precision, pools=args.pool, resamples=args.resamples,
-        seed=args.seed, out=args.out, progress=sys.stderr.isatty(),
+        seed=args.seed, out=args.out, progress=sys.stderr.isatty(), release_sha256=loaded.sha256,
+        cache=None if args.no_cache else FeatureCache(args.cache),
         provenance={"split": args.split, "release_sha256": loaded.sha256},
     )  # fmt: skip
     print_table(results)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -100,43 +101,14 @@ def test_npy_needs_a_spacing(tmp_path: Path) -> None:
 # ---- DICOM
 
 
-def series(folder: Path, array_DHW: np.ndarray, skip: int | None = None, uid: str = "1.2.3") -> Path:
-    """Axial slices, columns toward the patient's left, rows toward the back, as scanners write them."""
-    import pydicom
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    folder.mkdir(exist_ok=True)
-    for i, plane in enumerate(array_DHW):
-        if i == skip:
-            continue
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        item = pydicom.Dataset()
-        item.file_meta, item.Modality, item.SeriesInstanceUID = meta, "CT", uid
-        item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        item.Rows, item.Columns = plane.shape
-        item.PixelSpacing, item.ImageOrientationPatient = [0.8, 0.7], [1, 0, 0, 0, 1, 0]
-        item.ImagePositionPatient = [-10, -20, 2.5 * i]
-        item.BitsAllocated = item.BitsStored = 16
-        item.HighBit, item.PixelRepresentation, item.SamplesPerPixel = 15, 0, 1
-        item.PhotometricInterpretation = "MONOCHROME2"
-        item.RescaleSlope, item.RescaleIntercept = 1, -1024
-        item.PixelData = (plane + 1024).astype(np.uint16).tobytes()
-        # Names in another order than positions: sorting by name would shuffle the patient.
-        item.save_as(folder / f"{uid}-{(i * 7) % 11:02d}.dcm", enforce_file_format=True)
-    return folder
-
-
-def test_a_dicom_series_is_sorted_and_oriented(tmp_path: Path) -> None:
+def test_a_dicom_series_is_sorted_and_oriented(series: Any, tmp_path: Path) -> None:
     stored = ct((9, 6, 5))  # slices toward the head, rows toward the back, columns toward the left
     scan = read_volume(series(tmp_path / "s", stored))
     np.testing.assert_array_equal(scan.array, stored[:, ::-1, ::-1])
     assert scan.spacing_mm == pytest.approx((2.5, 0.8, 0.7))
 
 
-def test_a_missing_slice_and_a_second_series(tmp_path: Path) -> None:
+def test_a_missing_slice_and_a_second_series(series: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"slice distances run from 2\.50 to 5\.00 mm"):
         read_volume(series(tmp_path / "gap", ct((9, 6, 5)), skip=4))
     series(tmp_path / "two", ct((9, 6, 5)))

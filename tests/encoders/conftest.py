@@ -96,7 +96,7 @@ def nifti(tmp_path: Path) -> Path:
 @pytest.fixture
 def packed_batch() -> Callable[..., Any]:
     """Packed texts as `DualEncoder.encode_text` takes them."""
-    from eval_zero_shot.embed import pack_texts
+    from eval_zero_shot.embedding import pack_texts
 
     return pack_texts
 

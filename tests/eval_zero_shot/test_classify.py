@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from eval_zero_shot import EvalError, Finding, Task
 from eval_zero_shot.classify import ClassEmbeddings, class_embeddings, classify, score_finding
@@ -56,6 +56,21 @@ def test_values_are_those_of_scikit_learn_with_unknown_masked() -> None:
         assert counts == (np.sum(labels[:, j] == 1), np.sum(labels[:, j] == 0), np.sum(~known))
     assert out.macro_auroc == pytest.approx(np.mean([f.auroc for f in out.findings.values()]))
     assert out.macro_auprc == pytest.approx(np.mean([f.auprc for f in out.findings.values()]))
+
+
+def test_f1_and_balanced_accuracy_are_those_of_the_sign() -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 80).astype(float)
+    scores = labels - 0.7 + rng.normal(size=80)
+    labels[::9] = np.nan
+    known = ~np.isnan(labels)
+    found = score_finding(scores, labels)
+    assert found.f1 == pytest.approx(f1_score(labels[known], scores[known] > 0), abs=1e-12)
+    expected = balanced_accuracy_score(labels[known], scores[known] > 0)
+    assert found.balanced_accuracy == pytest.approx(expected, abs=1e-12)
+    never = score_finding(-np.abs(scores) - 1, labels)
+    assert (never.f1, never.balanced_accuracy) == (0.0, 0.5)
+    assert score_finding(scores[:3], [1.0, 1.0, np.nan]).f1 is None
 
 
 def test_unknown_is_not_absent() -> None:

@@ -11,7 +11,7 @@ import torch
 from data_shards.preprocess import View, apply_view
 from data_shards.shard_set import ShardSet
 from eval_zero_shot import EvalError
-from eval_zero_shot.embed import PackedTexts, embed_images, embed_texts, evaluating, pack_texts, study_texts
+from eval_zero_shot.embedding import PackedTexts, embed_images, embed_texts, evaluating, pack_texts, study_texts
 
 from .conftest import GEOMETRY, VIEW, ToyEncoder, tokenize
 

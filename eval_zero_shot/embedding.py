@@ -1,0 +1,236 @@
+"""Studies and texts to unit vectors: each image once, each distinct text once, and the model is left as it was.
+
+Legend: B studies of a batch, N studies, U texts, T tokens, C channels, D depth (of a volume) or embedding width.
+`model` is anything with `encode_image(images_BCDHW) -> .study_BD` and `encode_text(PackedTexts) -> .units_UD`;
+`tokenizer` is `text -> list of token ids` without padding (encoders.tokenize).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_zero_shot.classify import unit
+from eval_zero_shot.errors import EvalError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Precision = Literal["fp32", "bf16", "auto"]
+Tokenize = Callable[[str], Sequence[int]]
+SENTENCE = 2  # index in data_shards.schema.UNIT_KINDS; encoders carry it along and do not read it
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """Texts without padding, in the form `encode_text` takes (data_shards.stream.TextBatch has the same fields)."""
+
+    tokens_T: Tensor
+    cu_seqlens_U1: Tensor
+    lengths: list[int]
+    kind_U: Tensor
+    hash64_U: Tensor
+    pair_sample_P: Tensor
+    pair_unit_P: Tensor
+
+
+@dataclass(frozen=True)
+class StudyBatch:
+    """Consecutive studies ready for the encoder: images_BCDHW (or BCHW) float32."""
+
+    keys: tuple[str, ...]
+    patients: tuple[str, ...]
+    images: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StudyFeatures:
+    """Unit vectors of studies, float32 [N, D], with the key and the hashed patient of each row."""
+
+    keys: tuple[str, ...]
+    patients: NDArray[np.str_]
+    features_ND: NDArray[np.float32]
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[torch.device]:
+    """Eval mode without gradients; afterwards every submodule's mode and every random state are as they were.
+
+    Yields the model's device. Modes are kept one by one, since a recipe may have frozen some modules in eval mode.
+    no_grad, not inference_mode: a table cached by the model on its first call would be an inference tensor, and the
+    next training step through it would fail.
+    """
+    import torch
+
+    modes = [(m, m.training) for m in model.modules()] if isinstance(model, torch.nn.Module) else []
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        if modes:
+            model.eval()
+        with torch.no_grad():
+            yield tensors[0].device if tensors else torch.device("cpu")
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def _autocast(device: torch.device, precision: Precision) -> Any:
+    import torch
+
+    if precision not in ("fp32", "bf16", "auto"):
+        raise EvalError(f"unknown precision {precision!r}", why="no such arithmetic", fix="use fp32, bf16 or auto")
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    # Said explicitly either way, so that an autocast the caller is inside cannot leak into an fp32 evaluation.
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def pack_texts(texts: Sequence[str], tokenizer: Tokenize, device: torch.device | str = "cpu") -> PackedTexts:
+    """Tokenise and pack; text u belongs to sample u. Raises EvalError naming the position of a text without tokens."""
+    import torch
+
+    ids = [[int(i) for i in tokenizer(text)] for text in texts]
+    if not all(ids):
+        empty = [u for u, tokens in enumerate(ids) if not tokens]
+        raise EvalError(
+            f"texts number {empty[:5]} have no tokens", why="nothing can be pooled from them", fix="leave them out"
+        )
+    lengths = [len(tokens) for tokens in ids]
+    digests = (hashlib.blake2b(" ".join(t.split()).encode(), digest_size=8).digest() for t in texts)
+    number = torch.arange(len(texts), device=device)
+    return PackedTexts(
+        tokens_T=torch.tensor([i for tokens in ids for i in tokens], dtype=torch.int64, device=device),
+        cu_seqlens_U1=torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device),
+        lengths=lengths,
+        kind_U=torch.full((len(texts),), SENTENCE, dtype=torch.int8, device=device),
+        hash64_U=torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], device=device),
+        pair_sample_P=number,
+        pair_unit_P=number,
+    )
+
+
+def embed_texts(
+    model: Any, tokenizer: Tokenize, texts: Iterable[str], *, batch_size: int = 256, precision: Precision = "fp32"
+) -> dict[str, NDArray[np.float32]]:
+    """Unit vector [D] of every distinct text, each encoded once. Raises EvalError on features that are not finite."""
+    distinct = list(dict.fromkeys(texts))
+    out: dict[str, NDArray[np.float32]] = {}
+    with evaluating(model) as device:
+        for start in range(0, len(distinct), batch_size):
+            part = distinct[start : start + batch_size]
+            with _autocast(device, precision):
+                units_UD = model.encode_text(pack_texts(part, tokenizer, device)).units_UD
+            vectors = unit(units_UD.float().cpu().numpy(), "texts").astype(np.float32)
+            out.update(zip(part, vectors, strict=True))
+    return out
+
+
+def study_batches(
+    shards: Any, rows: Sequence[int] | NDArray, geometry: Any, view: Any, batch_size: int = 8
+) -> Iterator[StudyBatch]:
+    """Read studies of a `data_shards` ShardSet through a geometry and a deterministic view, in the order of `rows`.
+
+    The first scan of a study is taken. Raises EvalError when scans and geometry are of different kinds (volume, image).
+    """
+    from data_shards.preprocess import apply_planar, apply_view
+
+    planar = geometry.kind == "image"
+    for start in range(0, len(rows), batch_size):
+        part = [int(row) for row in rows[start : start + batch_size]]
+        images = []
+        for row in part:
+            source, scan = shards.scan(row, 0)
+            if isinstance(source, bytes) != planar:
+                found = "a planar image" if isinstance(source, bytes) else "a volume"
+                raise EvalError(
+                    f"study {shards.key(row)} is {found}, but the geometry is for kind {geometry.kind!r}",
+                    why="the encoder was trained on the other kind",
+                    fix="evaluate this release on shards of its own kind",
+                )
+            images.append(apply_planar(source, geometry, view) if planar else apply_view(source, scan, geometry, view))
+        yield StudyBatch(
+            tuple(shards.key(row) for row in part), tuple(shards.patient(row) for row in part), np.stack(images)
+        )
+
+
+def embed_batches(
+    model: Any, batches: Iterable[StudyBatch], *, precision: Precision = "fp32", total: int = 0, progress: bool = False
+) -> StudyFeatures:
+    """Encode batches as they come. Raises EvalError on features that are not finite or when no study comes."""
+    import torch
+
+    keys: list[str] = []
+    patients: list[str] = []
+    features: list[NDArray] = []
+    with evaluating(model) as device, _bar(progress, total) as advance:
+        for batch in batches:
+            with _autocast(device, precision):
+                study_BD = model.encode_image(torch.from_numpy(batch.images).to(device)).study_BD
+            features.append(unit(study_BD.float().cpu().numpy(), "studies").astype(np.float32))
+            keys += batch.keys
+            patients += batch.patients
+            advance(len(batch.keys))
+    if not features:
+        raise EvalError("no study to evaluate", why="the split is empty", fix="name a split that the shard set has")
+    return StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), np.concatenate(features))
+
+
+def embed_images(
+    model: Any,
+    shards: Any,
+    rows: Sequence[int] | NDArray,
+    geometry: Any,
+    view: Any,
+    *,
+    batch_size: int = 8,
+    precision: Precision = "fp32",
+    progress: bool = False,
+) -> StudyFeatures:
+    """Unit vector of every study in `rows` of a ShardSet, each read and encoded once, in that order.
+
+    Raises EvalError on a random view (no two runs would agree), on a wrong kind of scan and on features not finite.
+    """
+    if getattr(view, "kind", None) == "random":
+        raise EvalError(
+            "a random view cannot be evaluated", why="each run would see other crops", fix="use a centre view"
+        )
+    batches = study_batches(shards, rows, geometry, view, batch_size)
+    return embed_batches(model, batches, precision=precision, total=len(rows), progress=progress)
+
+
+@contextmanager
+def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar with rate and remaining time on stderr, or nothing."""
+    if not show:
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("studies", total=total or None)
+        yield lambda n: bar.advance(task, n)
+
+
+def study_texts(texts: Mapping[str, Any]) -> str:
+    """The whole report of a study's `texts`: as given, else its findings and impression, else nothing."""
+    report = str(texts.get("report") or "").strip()
+    if report:
+        return report
+    return "\n".join(part for key in ("findings", "impression") if (part := str(texts.get(key) or "").strip()))
+

@@ -1,0 +1,37 @@
+"""A released dual encoder for the command lines of this package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eval_zero_shot.errors import EvalError
+
+if TYPE_CHECKING:
+    from encoders.loading import Loaded
+
+
+def load_release(folder: str, device: str = "auto") -> Loaded:
+    """A release of any kind, on `device` ("auto": the GPU where there is one)."""
+    import torch
+
+    import encoders
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return encoders.load(folder, device=chosen)
+
+
+def load_dual(folder: str, device: str = "auto") -> Loaded:
+    """The same, refused where it has no text tower.
+
+    Raises:
+        EvalError: the release is an image tower alone.
+        ReleaseError: it is no release.
+    """
+    loaded = load_release(folder, device)
+    if loaded.tokenizer is None:
+        raise EvalError(
+            "this release is an image tower alone",
+            why="zero-shot scores compare images with texts, and it has no text tower",
+            fix="give the release of a dual encoder, or probe these features with labels",
+        )
+    return loaded

@@ -1,0 +1,216 @@
+"""The commands of a first hour, as a user gives them: embed a folder or shards, score one scan, and ask again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import encoders
+from data_shards.shard_set import ShardSet
+from encoders.dual import build_dual
+from encoders.release import write_release
+from eval_zero_shot import embed, feature_cache, run, score
+from eval_zero_shot.feature_cache import FeatureCache, identity_of
+from eval_zero_shot.scans import find_scans, views
+
+from .conftest import GEOMETRY, TASK, VIEW
+
+ISOTROPIC = GEOMETRY.__class__(spacing_mm=(4.0, 2.0, 2.0), windows=((-1000.0, 1000.0),))
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained dual encoder that wants its volumes resampled, released."""
+    torch.manual_seed(0)
+    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
+    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
+    folder = tmp_path_factory.mktemp("release") / "toy"
+    return write_release(folder, build_dual(config).clip.state_dict(), config, ISOTROPIC, VIEW)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    file = tmp_path / "toy.yaml"
+    file.write_text(json.dumps(TASK.model_dump(mode="json")))
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path, series: Any) -> Path:
+    """Two NIfTI files, one in a folder of its own, a DICOM series, and a note that is no scan."""
+    root = tmp_path / "Jane_Doe"
+    (root / "deep").mkdir(parents=True)
+    for i, name in enumerate(("b.nii.gz", "deep/a.nii")):
+        nibabel.save(nibabel.Nifti1Image(volume(i), np.diag([2.0, 2.0, 3.0, 1.0])), root / name)
+    series(root / "ct", volume(2).transpose(2, 1, 0))
+    (root / "notes.txt").write_text("nothing")
+    return root
+
+
+def volume(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 300, (12, 10, 9)).astype(np.int16)
+
+
+def test_a_folder_becomes_a_table(release: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "features.parquet"
+    arguments = ["--model", str(release), "--input", str(folder), "--out", str(out), "--device", "cpu"]
+    assert embed.main(arguments) == 0
+    assert "3 studies, 8 numbers each" in capsys.readouterr().out
+    table = pq.read_table(out)
+    assert table.column("file").to_pylist() == ["b.nii.gz", "ct", "deep/a.nii"]
+    assert len(set(table.column("key").to_pylist())) == 3
+    features = np.stack(table.column("features").to_pylist())
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+    loaded = encoders.load(str(release))
+    assert table.schema.metadata[b"voxclip.release"].decode() == loaded.sha256
+    with torch.no_grad():
+        alone = loaded.model.encode_image(loaded.preprocess(folder / "ct")[None]).study_BD
+    np.testing.assert_allclose(features[1], torch.nn.functional.normalize(alone, dim=1)[0], rtol=1e-4, atol=1e-6)
+
+    assert embed.main([*arguments, "--view", "sliding", "--overlap", "0.5"]) == 0
+    slid = np.stack(pq.read_table(out).column("features").to_pylist())
+    assert not np.allclose(slid, features)
+    np.testing.assert_allclose(np.linalg.norm(slid, axis=1), 1, rtol=1e-5)
+
+
+def test_shards_become_a_table(release: Path, toy_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "features.parquet"
+    arguments = ["--model", str(release), "--input", str(toy_folder), "--out", str(out), "--split", "test"]
+    assert embed.main([*arguments, "--device", "cpu"]) == 0
+    table, shards = pq.read_table(out), ShardSet.open(toy_folder)
+    assert table.column("key").to_pylist() == [shards.key(int(row)) for row in shards.rows("test")]
+    assert table.column("patient").to_pylist() == [shards.patient(int(row)) for row in shards.rows("test")]
+
+
+def test_an_unreadable_scan_is_refused_without_its_name(
+    release: Path, folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (folder / "b.nii.gz").write_bytes(b"no scan")
+    out = tmp_path / "features.parquet"
+    arguments = ["--model", str(release), "--input", str(folder), "--out", str(out), "--device", "cpu"]
+    assert embed.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "scan 1 of 3" in said
+    assert "Jane" not in said and "b.nii" not in said
+    assert not out.exists() and not list(tmp_path.glob(".*tmp"))
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "empty"])
+def test_nothing_to_read_is_said(release: Path, tmp_path: Path, capsys: Any, wrong: str) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = ["--model", str(release), "--input", str(tmp_path / wrong), "--out", str(tmp_path / "f.parquet")]
+    assert embed.main([*arguments, "--device", "cpu"]) == 1
+    assert ("does not exist" if wrong == "nowhere" else "holds no volumes") in capsys.readouterr().err
+
+
+def test_one_scan_is_scored(release: Path, folder: Path, task: Path, capsys: Any) -> None:
+    arguments = ["--model", str(release), "--prompts", str(task), "--device", "cpu", str(folder / "b.nii.gz")]
+    assert score.main([*arguments, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["windows"] == 1
+    loaded = encoders.load(str(release))
+    scale = float(loaded.model.logit_scale.exp())
+    for found in whole["findings"]:
+        logits = torch.tensor([found["positive"], found["negative"]], dtype=torch.float64) * scale
+        assert found["probability"] == pytest.approx(float(logits.softmax(0)[0]), rel=1e-6)
+    assert [f["finding"] for f in whole["findings"]] == list(TASK.names)
+    assert score.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "probability" in shown and "bright" in shown
+
+
+def test_crops_are_merged_as_asked(release: Path, folder: Path, task: Path, capsys: Any) -> None:
+    loaded = encoders.load(str(release))
+    crops = views(loaded, folder / "b.nii.gz", sliding=True, overlap=0.25)
+    assert len(crops) > 1
+    each = [score.score_views(loaded, crop[None], TASK) for crop in crops]
+    for merge in ("mean", "max"):
+        arguments = ["--model", str(release), "--prompts", str(task), "--device", "cpu", "--view", "sliding"]
+        assert score.main([*arguments, "--merge", merge, "--json", str(folder / "b.nii.gz")]) == 0
+        whole = json.loads(capsys.readouterr().out)
+        assert whole["windows"] == len(crops)
+        for j, found in enumerate(whole["findings"]):
+            differences = [one[j].positive - one[j].negative for one in each]
+            expected = max(differences) if merge == "max" else sum(differences) / len(differences)
+            assert found["positive"] - found["negative"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_array_nifti_dicom_and_stream_give_the_same_input(
+    release: Path, series: Any, tmp_path: Path
+) -> None:
+    """What a user loads by hand is bit for bit what training and evaluation stream."""
+    from data_shards.schema import Study, Texts
+    from data_shards.shard_set import ShardWriter
+    from data_shards.stream import UnitPolicy, ordered_pass
+    from data_shards.volume import read_volume
+
+    stored = np.random.default_rng(3).normal(0, 300, (9, 10, 12)).astype(np.int16)
+    dicom = series(tmp_path / "ct", stored)
+    scan = read_volume(dicom)
+    affine = np.diag([*reversed([float(s) for s in scan.spacing_mm]), 1.0])
+    nibabel.save(nibabel.Nifti1Image(scan.array.transpose(2, 1, 0), affine), tmp_path / "ct.nii.gz")
+    with ShardWriter(tmp_path / "shards") as writer:
+        writer.write(Study(key="0" * 16, patient="1" * 16, split="test", scans=(scan,), texts=Texts(report="A scan.")))
+    shards = ShardSet.open(tmp_path / "shards")
+    loaded = encoders.load(str(release))
+    (batch,) = ordered_pass(
+        shards, shards.rows("test"), loaded.geometry, loaded.view, loaded.tokenizer, UnitPolicy(), batch_size=1
+    )
+    streamed = batch.images_BCDHW[0]
+    assert torch.equal(loaded.preprocess(scan.array, spacing_mm=scan.spacing_mm), streamed)
+    assert torch.equal(loaded.preprocess(dicom), streamed)
+    assert torch.equal(loaded.preprocess(tmp_path / "ct.nii.gz"), streamed)
+
+
+def test_features_are_kept_until_anything_changes(
+    release: Path, toy_folder: Path, task: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    arguments = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "0"]
+    arguments += ["--pool", "8", "--device", "cpu", "--allow-geometry-mismatch", "--out", str(tmp_path / "out")]
+    assert run.main([*arguments, "--no-cache"]) == 0
+    fresh = (tmp_path / "out" / "scores.csv").read_text()
+    assert not cache.exists()
+    assert run.main([*arguments, "--cache", str(cache)]) == 0
+    (kept,) = cache.iterdir()
+    stamp = kept.stat().st_mtime_ns
+    assert run.main([*arguments, "--cache", str(cache)]) == 0
+    assert [f.stat().st_mtime_ns for f in cache.iterdir()] == [stamp]
+    assert (tmp_path / "out" / "scores.csv").read_text() == fresh
+    kept.write_bytes(kept.read_bytes()[:-40])  # a damaged file is made again
+    assert run.main([*arguments, "--cache", str(cache)]) == 0
+    assert (tmp_path / "out" / "scores.csv").read_text() == fresh
+    assert run.main([*arguments, "--cache", str(cache), "--max-studies", "5"]) == 0
+    assert len(list(cache.iterdir())) == 2
+    monkeypatch.setattr(feature_cache, "code_sha256", lambda: "other code")
+    assert run.main([*arguments, "--cache", str(cache)]) == 0
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_identities_differ_in_everything_that_matters(release: Path, toy_shards: ShardSet, tmp_path: Path) -> None:
+    loaded = encoders.load(str(release))
+    base: dict[str, Any] = {
+        "release_sha256": loaded.sha256, "geometry": loaded.geometry, "view": loaded.view, "shards": toy_shards,
+        "rows": [0, 1], "precision": "fp32",
+    }  # fmt: skip
+    other_view = VIEW.__class__("centre", (4, 8, 4))
+    changes = {"release_sha256": "x", "geometry": GEOMETRY, "view": other_view, "rows": [1, 0], "precision": "bf16"}
+    cache = FeatureCache(tmp_path)
+    paths = [cache.path(identity_of(**base)), *(cache.path(identity_of(**base | {k: v})) for k, v in changes.items())]
+    assert len(set(paths)) == len(changes) + 1
+    assert cache.get(identity_of(**base)) is None
+
+
+def test_scans_are_found_by_what_they_are(folder: Path) -> None:
+    shutil.copy(folder / "notes.txt", folder / "picture.txt")
+    assert [str(f.relative_to(folder)) for f in find_scans(folder, planar=False)] == ["b.nii.gz", "ct", "deep/a.nii"]
+    assert find_scans(folder / "b.nii.gz", planar=False) == [folder / "b.nii.gz"]
