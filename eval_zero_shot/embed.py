@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eval_zero_shot.embedding import StudyBatch, StudyFeatures, embed_batches, embed_images
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.release import image_encoder, load_release
 
 if TYPE_CHECKING:
     from encoders.loading import Loaded
@@ -44,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not 0 <= args.overlap < 1:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
-        from eval_zero_shot.release import load_release
-
         loaded = load_release(args.model, args.device)
         shards = (args.input / "manifest.json").is_file()
         name, found = (_of_shards if shards else _of_folder)(args, loaded)
@@ -58,32 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _encoder(loaded: Loaded) -> Any:
-    """The model under the interface of a dual encoder, which a timm release does not have by itself."""
-    if loaded.kind == "clip":
-        return loaded.model
-    from types import SimpleNamespace
-
-    import torch
-
-    class ImageTower(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tower = loaded.model
-
-        def encode_image(self, images: torch.Tensor) -> SimpleNamespace:
-            return SimpleNamespace(study_BD=self.tower(images))
-
-    return ImageTower()
-
-
 def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeatures]:
     from data_shards.shard_set import ShardSet
 
     shards = ShardSet.open(args.input)
     rows = shards.rows(args.split) if args.split else np.arange(len(shards))
     found = embed_images(
-        _encoder(loaded), shards, rows, loaded.geometry, loaded.view,
+        image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
         batch_size=args.batch_size, precision=args.precision, progress=sys.stderr.isatty(),
     )  # fmt: skip
     return "patient", found
@@ -112,7 +92,7 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
             yield StudyBatch((name,) * len(images), (name,) * len(images), images)
 
     found = embed_batches(
-        _encoder(loaded), batches(), precision=args.precision, total=len(scans), progress=sys.stderr.isatty()
+        image_encoder(loaded), batches(), precision=args.precision, total=len(scans), progress=sys.stderr.isatty()
     )
     return "file", _averaged(found)
 

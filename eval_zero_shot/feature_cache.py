@@ -8,13 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval_zero_shot.embedding import StudyFeatures
+from eval_zero_shot.embedding import Precision, StudyFeatures, embed_images
+from eval_zero_shot.release import image_encoder
 
 DEFAULT = Path("~/.cache/voxclip/features")
 # What stands between a stored scan and its features.
@@ -57,6 +60,14 @@ class FeatureCache:
             return None
         return StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), features)
 
+    def get_or_make(self, identity: dict[str, Any], make: Callable[[], StudyFeatures]) -> StudyFeatures:
+        """The features, made and kept where they are not there yet."""
+        found = self.get(identity)
+        if found is None:
+            found = make()
+            self.put(identity, found)
+        return found
+
     def put(self, identity: dict[str, Any], found: StudyFeatures) -> Path:
         """Written aside, then renamed."""
         from safetensors.numpy import save_file
@@ -87,3 +98,14 @@ def identity_of(
         "rows": hashlib.sha256(np.asarray(rows, dtype=np.int64).tobytes()).hexdigest(),
         "precision": precision,
     }
+
+
+def features_of(
+    loaded: Any, shards: Any, rows: Any, precision: Precision, cache: FeatureCache, batch_size: int = 8
+) -> StudyFeatures:
+    """Features of rows of a shard set under a release, as its own preprocessing shows them; encoded once, then kept."""
+    identity = identity_of(loaded.sha256, loaded.geometry, loaded.view, shards, rows, precision)
+    return cache.get_or_make(identity, lambda: embed_images(
+        image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
+        batch_size=batch_size, precision=precision, progress=sys.stderr.isatty(),
+    ))  # fmt: skip

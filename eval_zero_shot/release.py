@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval_zero_shot.errors import EvalError
 
@@ -35,3 +35,22 @@ def load_dual(folder: str, device: str = "auto") -> Loaded:
             fix="give the release of a dual encoder, or probe these features with labels",
         )
     return loaded
+
+
+def image_encoder(loaded: Loaded) -> Any:
+    """The model under the interface of a dual encoder, which a timm release does not have by itself."""
+    if loaded.kind == "clip":
+        return loaded.model
+    from types import SimpleNamespace
+
+    import torch
+
+    class ImageTower(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = loaded.model
+
+        def encode_image(self, images: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(study_BD=self.tower(images))
+
+    return ImageTower()

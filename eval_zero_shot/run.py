@@ -23,7 +23,7 @@ from eval_zero_shot.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from eval_zero_shot.classify import Classification
-    from eval_zero_shot.embedding import Precision
+    from eval_zero_shot.embedding import Precision, StudyFeatures
     from eval_zero_shot.feature_cache import FeatureCache
     from eval_zero_shot.results import Results
     from eval_zero_shot.retrieve import Recall
@@ -78,17 +78,19 @@ def evaluate(
     require_same_geometry(stored_geometry, geometry, allow_geometry_mismatch)
     rows = np.asarray(rows)
     labels_NL = task_labels(shards, rows, task)
-    identity = None
+
+    def embedded() -> StudyFeatures:
+        return embed_images(
+            model, shards, rows, geometry, view, batch_size=batch_size, precision=precision, progress=progress
+        )
+
     if cache is not None and release_sha256 is not None:
         from eval_zero_shot.feature_cache import identity_of
 
         identity = identity_of(release_sha256, geometry, view, shards, rows, precision)
-    known = cache.get(identity) if cache is not None and identity is not None else None
-    studies = known or embed_images(
-        model, shards, rows, geometry, view, batch_size=batch_size, precision=precision, progress=progress
-    )
-    if known is None and cache is not None and identity is not None:
-        cache.put(identity, studies)
+        studies = cache.get_or_make(identity, embedded)
+    else:
+        studies = embedded()
     reports = [study_texts(shards.json(int(row))["texts"]) for row in rows] if pools else []
     vectors = embed_texts(model, tokenizer, (*task.texts(), *(r for r in reports if r)), precision=precision)
 
