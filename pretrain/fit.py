@@ -43,6 +43,7 @@ class ZeroShotTask:
 
     def test(self, release: Path, data: Any, precision: Any, out: Path) -> None:
         import encoders
+        from eval_zero_shot.report import write_report
         from eval_zero_shot.results import print_table
         from eval_zero_shot.run import evaluate
 
@@ -53,6 +54,11 @@ class ZeroShotTask:
             out=out, provenance={"split": self.recipe.data.splits.test},
         )  # fmt: skip
         print_table(results)
+        run = out.parent
+        write_report(
+            out, run / runs.REPORT, title=run.name, metrics=run / "metrics.csv", loaded=loaded, shards=data.shards,
+            rows=data.test_rows, task=self.task,
+        )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

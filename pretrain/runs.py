@@ -18,7 +18,7 @@ from pretrain.errors import ConfigError
 from pretrain.schema import Recipe
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
-CHECKPOINTS, RESULTS, RELEASE = "checkpoints", "results", "release"
+CHECKPOINTS, RESULTS, RELEASE, REPORT = "checkpoints", "results", "release", "report.html"
 RUN_VARIABLE = "VOXCLIP_RUN"  # the ranks of one run share the folder's name through it
 # What a resumed run may do otherwise: the weights do not depend on it. (Moved shards are known by their manifest.)
 MAY_CHANGE = ("data.workers", "data.cache", "data.source.path", "evaluate.", "checkpoint.", "output.", "model.init",

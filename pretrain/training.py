@@ -132,7 +132,10 @@ def finish(recipe: Recipe, folder: Path, data: build.Data, evaluation: Evaluatio
     if evaluation is not None and recipe.evaluate.final and len(data.test_rows):
         evaluation.test(release, data, precision, folder / runs.RESULTS)
     planar = recipe.data.geometry.kind == "image"
-    print(f"\nrun      {folder}\nrelease  {release}\n\nload it with plain open_clip:\n")
+    print(f"\nrun      {folder}\nrelease  {release}")
+    if (folder / runs.REPORT).is_file():
+        print(f"report   {folder / runs.REPORT}")
+    print("\nload it with plain open_clip:\n")
     print("    import open_clip" if planar else "    import encoders, open_clip  # encoders registers the 3D towers")
     print(f"    model, _, preprocess = open_clip.create_model_and_transforms('local-dir:{release}')")
     print("\nor together with its own preprocessing and tokenizer:\n")

@@ -1,0 +1,5 @@
+"""The report page: one self-contained HTML file of an evaluation, and its plots as PNG."""
+
+from eval_zero_shot.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,74 @@
+"""The report page of an evaluation.
+
+python -m eval_zero_shot.report --results DIR [--model RELEASE --data SHARDS --task NAME] [--run RUN] --out report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval_zero_shot.errors import EvalError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, or 1 with the reason on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval_zero_shot.report", description="One self-contained HTML page of an evaluation."
+    )
+    add = parser.add_argument
+    add("--results", type=Path, metavar="DIR", help="folder of eval_zero_shot.run --out (default: RUN/results)")
+    add("--run", type=Path, metavar="DIR", help="run folder: adds training curves; its release is the default --model")
+    add("--model", metavar="DIR", help="release folder, for the parts that show studies")
+    add("--data", metavar="DIR", help="shard set that was scored")
+    add("--task", metavar="NAME", help="task that was scored")
+    add("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    add("--title", default=None, help="heading of the page")
+    add("--no-cases", action="store_true", help="numbers only: no image and no sentence of a study")
+    args = parser.parse_args(argv)
+    from data_shards.errors import DataError
+    from encoders.errors import ReleaseError
+    from eval_zero_shot.report.page import write_report
+
+    try:
+        results = args.results or (args.run / "results" if args.run else None)
+        if results is None:
+            raise EvalError("neither --results nor --run is given", why="there is nothing to show", fix="give one")
+        model = args.model or (str(args.run / "release") if args.run else None)
+        metrics = args.run / "metrics.csv" if args.run and (args.run / "metrics.csv").is_file() else None
+        cases: dict[str, Any] = {}
+        if not args.no_cases and model and args.data and args.task:
+            cases = _cases(model, args.data, args.task, results)
+        title = args.title or (args.run.name if args.run else results.parent.name or "Evaluation")
+        write_report(results, args.out, title=title, metrics=metrics, **cases)
+    except (EvalError, DataError, ReleaseError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.out}" + ("" if cases else " (numbers only: studies need --model, --data and --task)"))
+    return 0
+
+
+def _cases(model: str, data: str, task: str, results: Path) -> dict[str, Any]:
+    """Release, shards, task and the rows whose scores are there."""
+    import csv
+
+    from data_shards.shard_set import ShardSet
+    from eval_zero_shot.release import load_dual
+    from eval_zero_shot.tasks import load_task
+
+    shards = ShardSet.open(data)
+    with (results / "scores.csv").open(encoding="utf-8", newline="") as file:
+        keys = {row["key"] for row in csv.DictReader(file)}
+    rows = [row for row in range(len(shards)) if shards.key(row) in keys]
+    if not rows:
+        raise EvalError("no scored study is in these shards", why="other studies would be shown", fix="check --data")
+    import numpy as np
+
+    return {"loaded": load_dual(model), "shards": shards, "rows": np.asarray(rows), "task": load_task(task)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The report page: what it says, that it stands alone, what it leaves out on request, and a click through it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import encoders
+from data_shards.shard_set import ShardSet
+from encoders.dual import build_dual
+from encoders.release import write_release
+from eval_zero_shot.report import write_report
+from eval_zero_shot.report.__main__ import main
+from eval_zero_shot.report.focus import contributions, mean_tokens
+from eval_zero_shot.report.wording import verdict
+from eval_zero_shot.run import evaluate
+
+from .conftest import GEOMETRY, TASK, VIEW
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_o-mean_l-1", "timm_pool": "", "timm_proj": "linear"}
+    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
+    folder = tmp_path_factory.mktemp("release") / "toy"
+    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
+
+
+@pytest.fixture(scope="module")
+def evaluated(release: Path, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of an evaluation and a file of training numbers beside them."""
+    run = tmp_path_factory.mktemp("run")
+    loaded, shards = encoders.load(str(release)), ShardSet.open(toy_folder)
+    evaluate(
+        loaded.model, loaded.tokenizer, shards, shards.rows("test"), GEOMETRY, VIEW, TASK,
+        resamples=20, pools=(8,), repeats=5, out=run / "results", provenance={"split": "test"},
+    )  # fmt: skip
+    lines = [f"{step},loss,{9 - step}" for step in range(1, 6)]
+    lines += ["2,select/macro_auroc,0.6", "5,select/macro_auroc,0.7"]
+    (run / "metrics.csv").write_text("step,name,value\n" + "\n".join(lines) + "\n")
+    return run
+
+
+@pytest.fixture
+def page(evaluated: Path, release: Path, toy_folder: Path, tmp_path: Path) -> Path:
+    task = tmp_path / "toy.yaml"
+    task.write_text(json.dumps(TASK.model_dump(mode="json")))
+    out = tmp_path / "page" / "report.html"
+    arguments = ["--run", str(evaluated), "--model", str(release), "--data", str(toy_folder), "--task", str(task)]
+    assert main([*arguments, "--out", str(out), "--title", "A <toy> & its scores"]) == 0
+    return out
+
+
+def test_the_page_stands_alone_and_says_what_was_found(page: Path, evaluated: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)  # nothing is fetched
+    assert "@import" not in text and "http-equiv" not in text
+    assert "A &lt;toy&gt; &amp; its scores" in text and "<toy>" not in text
+    results = json.loads((evaluated / "results" / "results.json").read_text())
+    for line in verdict(results):
+        assert line.replace("'", "&#x27;") in text
+    assert "too few cases" in text and "treat it as patient data" in text
+    assert text.count("<svg") == 3
+    assert text.count('class="case"') == 6
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for name in ("auroc", "retrieval", "training"):
+        with Image.open(page.parent / "plots" / f"{name}.png") as image:
+            assert image.width > 600
+    assert not list(page.parent.glob(".*tmp"))
+
+
+def test_numbers_alone_hold_no_study(evaluated: Path, toy_folder: Path, release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    arguments = ["--run", str(evaluated), "--model", str(release), "--data", str(toy_folder), "--task", "phantom"]
+    assert main([*arguments, "--no-cases", "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "data:image" not in text and "patient data" not in text and "bright scan" not in text
+    shards = ShardSet.open(toy_folder)
+    assert not any(shards.key(row) in text for row in range(len(shards)))
+
+
+def test_the_same_evaluation_gives_the_same_bytes(page: Path, evaluated: Path, tmp_path: Path) -> None:
+    once = write_report(evaluated / "results", tmp_path / "a.html", title="t", metrics=evaluated / "metrics.csv")
+    again = write_report(evaluated / "results", tmp_path / "b.html", title="t", metrics=evaluated / "metrics.csv")
+    assert once.read_bytes() == again.read_bytes()
+
+
+def test_what_is_missing_is_said(tmp_path: Path, evaluated: Path, toy_folder: Path, capsys: Any) -> None:
+    assert main(["--out", str(tmp_path / "x.html")]) == 1
+    assert "neither --results nor --run" in capsys.readouterr().err
+    assert main(["--results", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 1
+    assert "no readable results.json" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_contributions_add_up_to_the_score_of_a_linear_tower(release: Path) -> None:
+    """With mean pooling the embedding is linear in the tokens: shares sum to gradient times (study - ordinary)."""
+    loaded = encoders.load(str(release))
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(5, 1, 4, 8, 8)).astype(np.float32)
+    direction = rng.normal(size=8)
+    ordinary = mean_tokens(loaded.model, [images[:3], images[3:]])
+    assert ordinary is not None
+    share = contributions(loaded.model, images[0], direction, ordinary)
+    assert share is not None and share.shape == (2, 2, 2)
+    with torch.no_grad():
+        x = torch.from_numpy(images)
+        ours, mean = loaded.model.encode_image(x).study_BD[0].double(), loaded.model.encode_image(x).study_BD.mean(0)
+    unit, text = ours / ours.norm(), torch.from_numpy(direction)
+    along = (text - (unit @ text) * unit) / ours.norm()  # gradient of the cosine
+    assert share.sum() == pytest.approx(float(along @ (ours - mean.double())), abs=1e-5)
+
+
+def test_a_verdict_is_in_words() -> None:
+    finding = {"auroc": 0.9, "interval": {"low": 0.4, "high": 0.99}, "pos_patients": 9, "neg_patients": 30}
+    sure = {**finding, "auroc": 0.97, "interval": {"low": 0.95, "high": 0.98}, "pos_patients": 40}
+    results: dict[str, Any] = {
+        "studies": 50, "patients": 45, "macro": 0.935, "macro_interval": {"low": 0.9, "high": 0.96},
+        "per_finding": {"left_stone": finding, "cyst": sure}, "synonym_macro": None, "retrieval": [],
+    }  # fmt: skip
+    said = " ".join(verdict(results))
+    for part in ("50 studies of 45 patients", "0.935", "good", "Weakest: left stone", "chance: left stone", "Too few"):
+        assert part in said
+    assert "nothing can be said" in " ".join(verdict({**results, "macro": None, "per_finding": {}}))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("width", [1200, 420])
+def test_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("no chromium and chromedriver on this machine")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.binary_location = str(shutil.which("chromium"))
+    for flag in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},900",
+    ):  # fmt: skip
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options=options, service=Service(str(shutil.which("chromedriver"))))
+    try:
+        browser.get(page.as_uri())
+        looked = browser.find_element(By.ID, "looked")
+        wait = WebDriverWait(browser, 20)
+        wait.until(lambda _: looked.get_attribute("data-shown"))
+
+        def pixels(plane: str) -> list[int]:
+            script = (
+                "const c = document.querySelector(arguments[0]);"
+                "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+            )
+            return browser.execute_script(script, f".{plane} canvas")
+
+        first = pixels("axial")
+        assert len(set(first)) > 10  # something is drawn
+        slider = browser.find_element(By.CSS_SELECTOR, ".axial input")
+        browser.execute_script(
+            "arguments[0].value = (Number(arguments[0].value) + 2) % 4; arguments[0].dispatchEvent(new Event('input'))",
+            slider,
+        )
+        assert pixels("axial") != first
+        for name in ("dark", "bright"):
+            Select(browser.find_element(By.ID, "finding")).select_by_visible_text(name)
+            wait.until(lambda _, name=name: (looked.get_attribute("data-shown") or "").startswith(name))
+        chosen = Select(browser.find_element(By.ID, "window"))
+        chosen.select_by_visible_text("lung")
+        wait.until(lambda _: (looked.get_attribute("data-shown") or "").endswith("lung"))
+        shown = pixels("coronal")
+        strength = browser.find_element(By.ID, "strength")
+        browser.execute_script(
+            "arguments[0].value = 0; arguments[0].dispatchEvent(new Event('input'))", strength
+        )
+        bare = pixels("coronal")
+        assert bare != shown
+        assert bare[0::4] == bare[1::4] == bare[2::4]  # grey without the overlay
+        wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 0  # nothing is cut off at the side
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    finally:
+        browser.quit()
