@@ -9,6 +9,13 @@ A task is a YAML file, packaged in `eval_zero_shot/tasks/` or anywhere on disk:
         negative: ["There is no pleural effusion."]
         synonyms_positive: ["Fluid in the pleural space."]      # optional; scored apart, never mixed in
         synonyms_negative: ["The pleural space is dry."]
+
+With `templates`, prompts are words for their gap, and every word is said in every template, as CLIP's ensembles are:
+
+    name: chest
+    templates: ["There is {}.", "{} is seen."]
+    classes:
+      pleural_effusion: {positive: ["a pleural effusion", "pleural fluid"], negative: ["no pleural effusion"]}
 """
 
 from __future__ import annotations
@@ -69,7 +76,30 @@ class Task(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: StrictStr = Field(min_length=1)
+    templates: tuple[StrictStr, ...] = ()
     classes: dict[StrictStr, Finding] = Field(min_length=1)
+
+    @field_validator("templates")
+    @classmethod
+    def _gaps(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if any(template.count("{}") != 1 for template in templates):
+            raise ValueError("a template needs one gap, written {}; without it every class would have the same prompt")
+        return templates
+
+    def expanded(self) -> Task:
+        """The same task with every prompt written out: templates x words, first letters capital."""
+        if not self.templates:
+            return self
+
+        def say(words: tuple[str, ...]) -> tuple[str, ...]:
+            said = (template.replace("{}", word) for word in words for template in self.templates)
+            return tuple(dict.fromkeys(prompt[0].upper() + prompt[1:] for prompt in said))
+
+        classes = {
+            name: Finding(**{side: say(getattr(finding, side)) for side in Finding.model_fields})
+            for name, finding in self.classes.items()
+        }
+        return Task(name=self.name, classes=classes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,7 +145,7 @@ def packaged_tasks() -> tuple[str, ...]:
 
 
 def load_task(name_or_path: str | Path) -> Task:
-    """Read a task: a YAML file as given, else a packaged name.
+    """Read a task, templates written out: a YAML file as given, else a packaged name.
 
     Raises EvalError when there is no such task, or listing every mistake in it with its key path.
     """
@@ -137,7 +167,7 @@ def load_task(name_or_path: str | Path) -> Task:
             f"task {path.name} is not readable YAML: {error}", why="no prompt can be taken from it", fix="correct it"
         ) from None
     try:
-        return Task.model_validate(raw)
+        return Task.model_validate(raw).expanded()
     except ValidationError as error:
         mistakes = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
         raise EvalError(

@@ -99,3 +99,21 @@ def test_tasks_and_help_do_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--allow-geometry-mismatch" in done.stdout
+
+
+def test_templates_are_filled_with_every_word(tmp_path: Path) -> None:
+    file = tmp_path / "chest.yaml"
+    file.write_text(
+        "name: chest\ntemplates: ['There is {}.', '{} is seen.']\nclasses:\n"
+        "  effusion: {positive: [an effusion, fluid], negative: [no effusion]}\n"
+    )
+    effusion = load_task(file).classes["effusion"]
+    assert effusion.positive == (
+        "There is an effusion.", "An effusion is seen.", "There is fluid.", "Fluid is seen.",
+    )  # fmt: skip
+    assert effusion.negative == ("There is no effusion.", "No effusion is seen.")
+    written_out = Task(name="chest", classes={"effusion": effusion})
+    assert load_task(file).identity == written_out.identity
+    file.write_text(file.read_text().replace("There is {}.", "There is it."))
+    with pytest.raises(EvalError, match="needs one gap"):
+        load_task(file)
