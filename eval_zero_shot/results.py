@@ -104,7 +104,8 @@ class Results:
         return {"results_version": RESULTS_VERSION, **plain}
 
     def write(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `results.json` and `scores.csv` into `folder` (made if needed), each aside first, then renamed."""
+        """Write `results.json` (results.schema.json says its form), `scores.csv` and the same as `scores.parquet` into
+        `folder` (made if needed), each aside first, then renamed."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         results, scores = folder / "results.json", folder / "scores.csv"
@@ -112,6 +113,16 @@ class Results:
             scores: scores_csv(self.cases),
             results: json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n",
         }
+        import pandas as pd
+
+        kinds = {"key": str, "patient": str, "label": "Int8"}
+        table = pd.read_csv(io.StringIO(contents[scores]), dtype=kinds, float_precision="round_trip")
+        aside = folder / f".scores.{os.getpid()}.tmp"
+        try:
+            table.to_parquet(aside, index=False)
+            os.replace(aside, folder / "scores.parquet")
+        finally:
+            aside.unlink(missing_ok=True)
         for path, text in contents.items():
             _replace(path, text)
         return results, scores

@@ -216,9 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="release folder (python -m encoders.release)")
     add("--data", required=True, metavar="DIR", help="shard set (python -m data_shards.build)")
-    add("--task", required=True, metavar="NAME", help="packaged task or a YAML file of prompts")
+    add("--task", required=True, nargs="+", metavar="NAME", help="packaged tasks or YAML files of prompts")
     add("--split", default="test", help="split of the shard set to score (default: test)")
-    add("--out", metavar="DIR", help="folder for results.json and scores.csv")
+    add("--out", metavar="DIR", help="folder for results.json and scores; of several tasks, one folder each inside")
     add("--max-studies", type=int, metavar="N", help="score a fixed choice of N studies")
     add("--batch-size", type=int, default=8, metavar="N", help="studies encoded together (default: 8)")
     add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
@@ -240,14 +240,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from encoders.errors import ReleaseError
 
     try:
-        _evaluate_release(args, load_task(args.task))
+        _evaluate_release(args, [load_task(name) for name in args.task])
     except (EvalError, DataError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _evaluate_release(args: argparse.Namespace, task: Task) -> None:
+def _evaluate_release(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
     from data_shards.geometry import geometry_from_dict
     from data_shards.shard_set import ShardSet
 
@@ -259,17 +259,19 @@ def _evaluate_release(args: argparse.Namespace, task: Task) -> None:
 
     loaded = load_dual(args.model, args.device)
     geometry = geometry_from_dict(_json(args.geometry)) if args.geometry else loaded.geometry
-    results = evaluate(
-        loaded.model, loaded.tokenizer, shards, rows, geometry, loaded.view, task,
-        stored_geometry=loaded.geometry, allow_geometry_mismatch=args.allow_geometry_mismatch,
-        batch_size=args.batch_size, precision=args.precision, pools=args.pool, resamples=args.resamples,
-        seed=args.seed, out=args.out, progress=sys.stderr.isatty(), release_sha256=loaded.sha256,
-        cache=None if args.no_cache else FeatureCache(args.cache),
-        provenance={"split": args.split, "release_sha256": loaded.sha256},
-    )  # fmt: skip
-    print_table(results)
-    if args.out:
-        print(f"wrote {Path(args.out) / 'results.json'} and scores.csv")
+    for task in tasks:  # features of the studies are the same for all: the cache has them after the first
+        out = Path(args.out) / task.name if args.out and len(tasks) > 1 else args.out
+        results = evaluate(
+            loaded.model, loaded.tokenizer, shards, rows, geometry, loaded.view, task,
+            stored_geometry=loaded.geometry, allow_geometry_mismatch=args.allow_geometry_mismatch,
+            batch_size=args.batch_size, precision=args.precision, pools=args.pool, resamples=args.resamples,
+            seed=args.seed, out=out, progress=sys.stderr.isatty(), release_sha256=loaded.sha256,
+            cache=None if args.no_cache else FeatureCache(args.cache),
+            provenance={"split": args.split, "release_sha256": loaded.sha256},
+        )  # fmt: skip
+        print_table(results)
+        if out:
+            print(f"wrote {Path(out) / 'results.json'}, scores.csv and scores.parquet")
 
 
 def _json(path: str) -> dict[str, Any]:

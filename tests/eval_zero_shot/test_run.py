@@ -48,7 +48,7 @@ def test_toy_task_is_solved(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> No
 def test_files_hold_what_the_results_say(toy_shards: ShardSet, toy_encoder: ToyEncoder, tmp_path: Path) -> None:
     out = run(toy_shards, toy_encoder, out=tmp_path / "a" / "b", provenance={"split": "test"})
     folder = tmp_path / "a" / "b"
-    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "scores.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "scores.csv", "scores.parquet"]
     stored = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
     assert stored == json.loads(json.dumps(out.to_dict()))
     assert stored["results_version"] == 1
@@ -181,3 +181,30 @@ def test_a_release_is_evaluated_from_the_command_line(
     again = evaluate(model, loaded.tokenizer, shards, shards.rows("test"), GEOMETRY, VIEW, TASK, **options)
     assert again.macro == stored["macro"]
     assert model.training
+
+
+def test_several_tasks_at_once_and_files_of_the_published_form(
+    release: Path, toy_folder: Path, tmp_path: Path, repo: Path
+) -> None:
+    import jsonschema
+    import pandas as pd
+
+    tasks = []
+    for name in ("one", "two"):
+        tasks.append(tmp_path / f"{name}.yaml")
+        tasks[-1].write_text(json.dumps({**TASK.model_dump(mode="json"), "name": name}))
+    out = tmp_path / "out"
+    arguments = ["--model", str(release), "--data", str(toy_folder), "--task", *map(str, tasks), "--resamples", "20"]
+    assert main([*arguments, "--pool", "8", "--device", "cpu", "--out", str(out), "--cache", str(tmp_path / "c")]) == 0
+    assert len(list((tmp_path / "c").iterdir())) == 1  # studies were encoded once
+    schema = json.loads((repo / "eval_zero_shot" / "results.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for name in ("one", "two"):
+        stored = json.loads((out / name / "results.json").read_text())
+        jsonschema.validate(stored, schema)
+        table, text = pd.read_parquet(out / name / "scores.parquet"), pd.read_csv(out / name / "scores.csv")
+        assert list(table.columns) == list(text.columns)
+        assert table["score"].tolist() == text["score"].tolist()
+        assert table["label"].isna().equals(text["label"].isna())
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**stored, "macro": 1.5}, schema)
