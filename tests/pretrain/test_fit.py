@@ -35,6 +35,7 @@ def test_a_run_leaves_recipe_environment_numbers_checkpoints_results_and_release
     folder = scored.folder("run")
     assert {p.name for p in folder.iterdir()} == {
         "recipe.yaml", "environment.json", "metrics.csv", "tensorboard", "checkpoints", "results", "release",
+        "report.html", "plots",
     }  # fmt: skip
     assert dump(load_recipe(str(folder / "recipe.yaml"))) == (folder / "recipe.yaml").read_text()
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
