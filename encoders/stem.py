@@ -110,6 +110,12 @@ class Extremes(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return self._statistics(x)
+        # A few volumes at a time stay in the CPU's cache between the passes over them: same bits, a quarter faster.
+        return torch.cat([self._statistics(few) for few in x.split(4)])
+
+    def _statistics(self, x: Tensor) -> Tensor:
         block = self.block
         half: Size3 = tuple(min(2, b) for b in block)  # type: ignore[assignment]
         rest: Size3 = tuple(b // h for b, h in zip(block, half, strict=True))  # type: ignore[assignment]
