@@ -22,9 +22,11 @@ def auroc_plot(results: dict[str, Any], ink: str) -> Any:
     found = {n: f for n, f in results["per_finding"].items() if f["auroc"] is not None}
     names = sorted(found, key=lambda n: found[n]["auroc"])
     figure, axes = plt.subplots(figsize=(7.0, 0.9 + 0.3 * len(names)))
+    least = 0.4
     for y, name in enumerate(names):
         f = found[name]
         interval = f["interval"] or {}
+        least = min(least, *(v - 0.03 for v in (f["auroc"], f["synonym_auroc"], interval.get("low")) if v is not None))
         if interval.get("low") is not None:
             axes.hlines(y, interval["low"], interval["high"], color=ACCENT, lw=3, alpha=0.45)
         axes.plot(f["auroc"], y, "o", color=ACCENT, ms=6)
@@ -32,7 +34,7 @@ def auroc_plot(results: dict[str, Any], ink: str) -> Any:
             axes.plot(f["synonym_auroc"], y, "o", mfc="none", mec=SECOND, ms=6)
     axes.axvline(0.5, color=ink, lw=1, ls=":")
     axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
-    axes.set_xlim(min(0.4, *(f["auroc"] - 0.05 for f in found.values())), 1.01)
+    axes.set_xlim(max(-0.01, least), 1.01)
     axes.set_xlabel("AUROC (filled: prompts with 95 % interval; hollow: synonyms; dotted: chance)")
     _plain(figure, axes, ink)
     return figure
