@@ -25,6 +25,15 @@ class ZeroShotTask:
         assert recipe.evaluate.task is not None
         self.recipe, self.task = recipe, load_task(recipe.evaluate.task)
 
+    def check(self, data: Any) -> None:
+        if not set(self.task.names) & set(data.shards.label_names):
+            raise ConfigError(
+                f"evaluate.task: no finding of task {self.task.name} is a label of the shard set",
+                why="hours of training would end without a score",
+                fix=f"name a task for its labels ({', '.join(data.shards.label_names) or 'it has none'}), "
+                "or train without scores: --evaluate.task null",
+            )
+
     def select(self, model: Any, data: Any, tokenize: Any, precision: Any) -> dict[str, float]:
         from eval_zero_shot.errors import EvalError
         from eval_zero_shot.run import choose_rows, evaluate

@@ -37,6 +37,9 @@ from pretrain.schema import Recipe
 class Evaluation(Protocol):
     """What `pretrain.fit` lends to a run: evaluators, which this package does not know."""
 
+    def check(self, data: build.Data) -> None:
+        """Raises ConfigError where these studies cannot be scored."""
+
     def select(self, model: DualEncoder, data: build.Data, tokenize: Any, precision: str) -> dict[str, float]:
         """Scores of the selection split by name, `macro_auroc` among them."""
 
@@ -62,6 +65,8 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     torch.manual_seed(recipe.seed)  # weights at birth
     dual, objectives = build.build_model(recipe, with_init=state is None), build.build_objectives(recipe)
     data = build.build_data(recipe)
+    if evaluation is not None:
+        evaluation.check(data)
     if first and not resume:
         runs.create(folder, recipe)
     module = Pretraining(recipe, dual, objectives)

@@ -118,7 +118,7 @@ def test_one_scan_is_scored(release: Path, folder: Path, task: Path, capsys: Any
     whole = json.loads(capsys.readouterr().out)
     assert whole["windows"] == 1
     loaded = encoders.load(str(release))
-    scale = float(loaded.model.logit_scale.exp())
+    scale = loaded.model.logit_scale.exp().item()
     for found in whole["findings"]:
         logits = torch.tensor([found["positive"], found["negative"]], dtype=torch.float64) * scale
         assert found["probability"] == pytest.approx(float(logits.softmax(0)[0]), rel=1e-6)

@@ -35,7 +35,7 @@ def test_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
                      "--data.cache", str(tmp_path / "cache")]) == 0  # fmt: skip
     said = capsys.readouterr().out
     assert "Zero-shot: phantom" in said
-    _load_as_told(said, encoders_first=True, size=(56, 64, 80))
+    _load_as_told(said, encoders_first=True, size=(3, 56, 64, 80))
 
 
 @pytest.mark.parametrize("name", list(REAL))
@@ -72,9 +72,13 @@ def _build_and_train(name: str, least: int, capsys: pytest.CaptureFixture[str]) 
     assert build.main(words[3:]) == 0
     assert len(ShardSet.open(Path(REAL[name]))) >= least
 
-    assert fit.main(["--config", name, "--smoke", "--output.run", "run"]) == 0
+    assert fit.main(["--config", name, "--smoke", "--output.run", "never"]) == 1  # its task is for other data
+    said = capsys.readouterr().err
+    assert "--evaluate.task null" in said and not list(Path().glob("**/never"))
+    assert fit.main(["--config", name, "--smoke", "--output.run", "run", "--evaluate.task", "null"]) == 0
     planar = name == "xray2d.yaml"
-    _load_as_told(capsys.readouterr().out, encoders_first=not planar, size=(224, 224) if planar else (64, 96, 96))
+    size = (3, 128, 128) if planar else (4, 64, 64, 112)
+    _load_as_told(capsys.readouterr().out, encoders_first=not planar, size=size)
 
 
 def _load_as_told(said: str, encoders_first: bool, size: tuple[int, ...]) -> None:
@@ -86,8 +90,7 @@ def _load_as_told(said: str, encoders_first: bool, size: tuple[int, ...]) -> Non
     exec("\n".join(code), names)
     plain, release = names["model"], names["release"]
     assert isinstance(plain, open_clip.CustomTextCLIP) and isinstance(release, Loaded)
-    channels = 3
-    images = torch.randn(1, channels, *size)
+    images = torch.randn(1, *size)
     with torch.no_grad():
         theirs = plain.eval().encode_image(images)
         ours = release.model.eval().encode_image(images).study_BD
@@ -96,7 +99,7 @@ def _load_as_told(said: str, encoders_first: bool, size: tuple[int, ...]) -> Non
         check = [*code[:2], "import sys", "assert 'encoders' not in sys.modules", "print(model.logit_scale.item())"]
         done = subprocess.run([sys.executable, "-c", "; ".join(check)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert float(done.stdout) == pytest.approx(float(plain.logit_scale))
+        assert float(done.stdout) == pytest.approx(plain.logit_scale.item())
 
 
 def _table(source: Path, columns: dict[str, str], image: object, count: int = 24) -> None:
