@@ -1,6 +1,6 @@
 """Features of a shard set, or of a folder of scans, as a Parquet table.
 
-    python -m eval_zero_shot.embed --model DIR --input FOLDER_OR_SHARDS --out features.parquet
+python -m eval_zero_shot.embed --model DIR --input FOLDER_OR_SHARDS --out features.parquet
 """
 
 from __future__ import annotations

@@ -233,4 +233,3 @@ def study_texts(texts: Mapping[str, Any]) -> str:
     if report:
         return report
     return "\n".join(part for key in ("findings", "impression") if (part := str(texts.get(key) or "").strip()))
-

@@ -144,9 +144,7 @@ def test_crops_are_merged_as_asked(release: Path, folder: Path, task: Path, caps
             assert found["positive"] - found["negative"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_array_nifti_dicom_and_stream_give_the_same_input(
-    release: Path, series: Any, tmp_path: Path
-) -> None:
+def test_array_nifti_dicom_and_stream_give_the_same_input(release: Path, series: Any, tmp_path: Path) -> None:
     """What a user loads by hand is bit for bit what training and evaluation stream."""
     from data_shards.schema import Study, Texts
     from data_shards.shard_set import ShardWriter

@@ -184,9 +184,7 @@ def test_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
         wait.until(lambda _: (looked.get_attribute("data-shown") or "").endswith("lung"))
         shown = pixels("coronal")
         strength = browser.find_element(By.ID, "strength")
-        browser.execute_script(
-            "arguments[0].value = 0; arguments[0].dispatchEvent(new Event('input'))", strength
-        )
+        browser.execute_script("arguments[0].value = 0; arguments[0].dispatchEvent(new Event('input'))", strength)
         bare = pixels("coronal")
         assert bare != shown
         assert bare[0::4] == bare[1::4] == bare[2::4]  # grey without the overlay

@@ -52,9 +52,7 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(
         assert scores[0].read_text() == scores[1].read_text()
 
 
-def test_two_optimisers_and_measured_scales_go_on_too(
-    runs: Any, trouble: Callable[..., None], equal: Any
-) -> None:
+def test_two_optimisers_and_measured_scales_go_on_too(runs: Any, trouble: Callable[..., None], equal: Any) -> None:
     changes = {
         "optim__muon": 2.0,
         "data__units__drop_words": 0.3,
