@@ -55,6 +55,7 @@ def cell(patients: int, prevalence: float, auroc: float, trials: int, resamples:
             if interval.low is not None and interval.high is not None:
                 held[1] += interval.low <= auroc <= interval.high
     logit, percentile = held / counted if counted else (np.nan, np.nan)
+    percentile = percentile if resamples else np.nan
     return float(logit), float(percentile), counted / trials
 
 
@@ -77,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"| {patients} | {prevalence:.0%} | {auroc} | – | – | {share:.0%} |", flush=True)
             continue
         least = min(least, logit)
-        print(f"| {patients} | {prevalence:.0%} | {auroc} | {logit:.3f} | {percentile:.3f} | {share:.0%} |", flush=True)
+        other = "–" if np.isnan(percentile) else f"{percentile:.3f}"
+        print(f"| {patients} | {prevalence:.0%} | {auroc} | {logit:.3f} | {other} | {share:.0%} |", flush=True)
     print(f"\nLeast coverage of the logit form: {least:.3f}")
     return 0
 

@@ -137,16 +137,20 @@ class PlanarGeometry(_Record):
             raise DataError(f"deep_percentiles {self.deep_percentiles} are not two rising percentages")
 
 
+SEVERAL = ("sliding", "multi")  # kinds of view that give several crops of a study
+
+
 @dataclass(frozen=True)
 class View(_Record):
     """Which part of a study one training or evaluation example shows.
 
     kind: "random" crop | "centre" crop, padded where the study is smaller | "resize" the whole study |
-        "sliding" crops that cover all of it.
+        "sliding" crops that cover all of a volume | "multi": the corners and the middle (nine crops of a volume, five
+        of an image, whose crops are 7/8 of its shorter side).
     size: D,H,W voxels after resampling; H,W for images (empty: the geometry's size).
     jitter: where a study is smaller than a random crop, shift it by up to this many voxels.
     scale: part of a planar image that a random crop covers (least, most).
-    overlap: part of a sliding crop shared with its neighbour. merge: how scores of sliding crops are joined.
+    overlap: part of a sliding crop shared with its neighbour. merge: how scores of several crops are joined.
     """
 
     kind: str = "centre"
@@ -159,7 +163,7 @@ class View(_Record):
     _ints = ("size", "jitter")
 
     def _check(self) -> None:
-        _one_of(self, kind=("random", "centre", "resize", "sliding"), merge=("mean", "max"))
+        _one_of(self, kind=("random", "centre", "resize", *SEVERAL), merge=("mean", "max"))
         if len(self.size) not in (0, 2, 3) or any(s < 1 for s in self.size):
             raise DataError(f"view size {self.size} is not D,H,W or H,W")
         if not 0 <= self.overlap < 1 or self.jitter < 0 or not 0 < self.scale[0] <= self.scale[1] <= 1:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,8 +49,30 @@ def apply_planar(
     elif view.kind == "centre":
         image = _fit(image, geometry, how)
     else:
-        raise DataError(f"view kind {view.kind!r} is for volumes", fix='use "random", "centre" or "resize"')
-    x_HWC = np.asarray(image.convert(geometry.mode)).reshape(height, width, geometry.channels)
+        raise DataError(f"a {view.kind!r} view does not give one crop of an image", fix="use centre or resize")
+    return _normalised(image, geometry)
+
+
+def planar_crops(image_bytes: bytes, geometry: PlanarGeometry) -> Iterator[np.ndarray]:
+    """The five crops of a "multi" view, C,H,W float32 as `apply_planar`: the corners, then the middle.
+
+    The image is first fitted (by `geometry.resize_mode`) to 8/7 of the geometry's size, 256 for 224, as for
+    torchvision's FiveCrop. Raises DataError for bytes that are no image.
+    """
+    from PIL import Image as pil
+
+    image = decode_image(image_bytes, geometry.deep_percentiles)
+    how = pil.Resampling.BILINEAR if geometry.interpolation == "bilinear" else pil.Resampling.BICUBIC
+    height, width = geometry.size
+    larger = replace(geometry, size=(round(height * 8 / 7), round(width * 8 / 7)))
+    whole = _resized(image, *larger.size, how) if geometry.resize_mode == "squash" else _fit(image, larger, how)
+    down, right = larger.size[0] - height, larger.size[1] - width
+    for top, left in ((0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)):
+        yield _normalised(whole.crop((left, top, left + width, top + height)), geometry)
+
+
+def _normalised(image: Image, geometry: PlanarGeometry) -> np.ndarray:
+    x_HWC = np.asarray(image.convert(geometry.mode)).reshape(*geometry.size, geometry.channels)
     x_CHW = np.ascontiguousarray(x_HWC.transpose(2, 0, 1)).astype(np.float32)
     x_CHW /= np.float32(255)
     x_CHW -= np.array(geometry.mean, np.float32)[:, None, None]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
-from data_shards.planar import apply_planar
+from data_shards.geometry import SEVERAL, Geometry, PlanarGeometry, View, geometry_from_dict
+from data_shards.planar import apply_planar, planar_crops
 
 __all__ = [
     "Geometry",
@@ -24,10 +24,12 @@ __all__ = [
     "View",
     "apply_planar",
     "apply_view",
+    "crop_starts",
+    "crops_of",
     "geometry_from_dict",
+    "planar_crops",
     "resampled_shape",
-    "sliding_crops",
-    "sliding_starts",
+    "view_crops",
 ]
 SAME_SPACING = 1e-4  # relative; closer than this an axis is not resampled
 
@@ -52,8 +54,8 @@ def apply_view(
     """
     if len(view.size) != 3:
         raise DataError(f"view size {view.size} is not D,H,W", fix="a volume needs three numbers")
-    if view.kind == "sliding":
-        raise DataError("a sliding view gives many crops", fix="use data_shards.preprocess.sliding_crops")
+    if view.kind in SEVERAL:
+        raise DataError(f"a {view.kind} view gives several crops", fix="use data_shards.preprocess.view_crops")
     ratios, grid = _grid(source.shape, scan_meta, geometry, view)
     if view.kind == "random":
         if rng is None:
@@ -69,12 +71,19 @@ def resampled_shape(shape: tuple[int, ...], scan_meta: Mapping[str, Any], geomet
     return _grid(shape, scan_meta, geometry, View("centre", (1, 1, 1)))[1]
 
 
-def sliding_starts(
+def crop_starts(
     shape: tuple[int, ...], scan_meta: Mapping[str, Any], geometry: Geometry, view: View
 ) -> list[tuple[int, int, int]]:
-    """Where the crops of a sliding view begin on the resampled grid, evenly spread, with at least `view.overlap`
-    shared by neighbours; an axis shorter than the crop is centred in it (its start is then zero or negative)."""
+    """Where the crops of a view of several begin on the resampled grid.
+
+    "sliding": evenly spread, with at least `view.overlap` shared by neighbours. "multi": the corners, then the middle,
+    each place once. An axis shorter than the crop is centred in it (its start is then zero or negative).
+    """
     _, grid = _grid(shape, scan_meta, geometry, view)
+    if view.kind == "multi":
+        ends = [(0, n - m) if n > m else ((n - m) // 2,) for n, m in zip(grid, view.size)]
+        middle = tuple((n - m) // 2 for n, m in zip(grid, view.size))
+        return list(dict.fromkeys([*itertools.product(*ends), middle]))  # type: ignore[list-item]
     axes = []
     for n, m in zip(grid, view.size):
         if n <= m:
@@ -86,13 +95,29 @@ def sliding_starts(
     return list(itertools.product(*axes))  # type: ignore[arg-type]
 
 
-def sliding_crops(
+def view_crops(
     source: Any, scan_meta: Mapping[str, Any], geometry: Geometry, view: View
 ) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
-    """(start D,H,W on the resampled grid, crop C,D,H,W) for every crop of a sliding view."""
+    """(start D,H,W on the resampled grid, crop C,D,H,W) for every crop of a view of kind "sliding" or "multi"."""
     ratios, grid = _grid(source.shape, scan_meta, geometry, view)
-    for start in sliding_starts(source.shape, scan_meta, geometry, view):
+    for start in crop_starts(source.shape, scan_meta, geometry, view):
         yield start, _crop(source, scan_meta, geometry, ratios, grid, start, view.size, None)
+
+
+def crops_of(source: Any, scan_meta: Mapping[str, Any], geometry: Geometry | PlanarGeometry, view: View) -> np.ndarray:
+    """What a view shows of one scan, [crops, C, (D,) H, W]: one crop, or several for kinds "sliding" and "multi".
+
+    `source` as a ShardSet gives it: D,H,W voxels, or the bytes of an image (`scan_meta` is not read then).
+    Raises DataError as `apply_view` and `apply_planar`, and for sliding crops of an image.
+    """
+    if isinstance(geometry, PlanarGeometry):
+        if view.kind == "sliding":
+            raise DataError("sliding crops are for volumes", "images are resized whole", "use a multi view")
+        several = view.kind in SEVERAL
+        return np.stack([*planar_crops(source, geometry)] if several else [apply_planar(source, geometry, view)])
+    if view.kind not in SEVERAL:
+        return apply_view(source, scan_meta, geometry, view)[None]
+    return np.stack([crop for _, crop in view_crops(source, scan_meta, geometry, view)])
 
 
 def _grid(

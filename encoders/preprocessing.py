@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view
+from data_shards.geometry import SEVERAL
+from data_shards.preprocess import Geometry, PlanarGeometry, View, crops_of
 from data_shards.volume import read_image, read_volume
 from encoders.errors import ReleaseError
 
@@ -35,10 +36,20 @@ class Preprocess:
         DataError: the file is no such scan (4D, two slices, NaN, unreadable ...), or its spacing is unknown.
         ReleaseError: a kind of input this release does not take.
         """
+        if self.view.kind in SEVERAL:
+            raise ReleaseError(
+                f"this view ({self.view.kind}) gives several crops",
+                "one of them would stand for the scan",
+                "use .crops(x)",
+            )
+        return self.crops(x, spacing_mm, modality)[0]
+
+    def crops(self, x: Any, spacing_mm: Sequence[float] | None = None, modality: str | None = None) -> Tensor:
+        """[crops, C, ...]: every crop of the view, one unless it is of kind "sliding" or "multi". Raises the same."""
         if isinstance(self.geometry, PlanarGeometry):
-            return torch.from_numpy(apply_planar(_encoded(x, modality), self.geometry, self.view))
+            return torch.from_numpy(crops_of(_encoded(x, modality), {}, self.geometry, self.view))
         array, meta = _volume(x, spacing_mm, modality)
-        return torch.from_numpy(apply_view(array, meta, self.geometry, self.view))
+        return torch.from_numpy(crops_of(array, meta, self.geometry, self.view))
 
 
 def _volume(x: Any, spacing_mm: Sequence[float] | None, modality: str | None) -> tuple[np.ndarray, dict[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 from eval_zero_shot.embedding import StudyBatch, StudyFeatures, embed_batches, embed_images
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.release import image_encoder, load_release
+from eval_zero_shot.scans import VIEW_HELP, VIEWS, find_scans, with_view
 
 if TYPE_CHECKING:
     from encoders.loading import Loaded
@@ -26,15 +27,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m eval_zero_shot.embed",
-        description="Features of studies under a release: one row a study, unit length.",
+        description="Features of studies under a release: one row a study, unit length, the mean of its crops.",
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="release folder")
     add("--input", required=True, type=Path, metavar="PATH", help="shard set, a folder of scans, or one scan")
     add("--out", required=True, type=Path, metavar="FILE", help="Parquet file: key, patient or file, features")
     add("--split", metavar="NAME", help="of a shard set (default: every study)")
-    add("--view", choices=("own", "sliding"), default="own", help="of a folder: the release's view, or crops over all")
-    add("--overlap", type=float, default=0.25, help="of sliding crops, whose features are averaged (default: 0.25)")
+    add("--view", choices=VIEWS, default="own", help=VIEW_HELP)
+    add(
+        "--overlap",
+        type=float,
+        default=0.25,
+        help="of sliding crops (default: 0.25)",
+    )
     add("--batch-size", type=int, default=8, metavar="N", help="studies encoded together (default: 8)")
     add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -45,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not 0 <= args.overlap < 1:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
-        loaded = load_release(args.model, args.device)
+        loaded = with_view(load_release(args.model, args.device), args.view, args.overlap)
         shards = (args.input / "manifest.json").is_file()
         name, found = (_of_shards if shards else _of_folder)(args, loaded)
         write_features(args.out, found, name, loaded)
@@ -71,8 +77,6 @@ def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
 
 def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeatures]:
     """Keys are hashes of the files' names inside the folder, which stand beside them in the table."""
-    from eval_zero_shot.scans import find_scans, views
-
     if args.split:
         raise EvalError("--split is for shard sets", why="a folder has no splits", fix="leave it out")
     scans = find_scans(args.input, loaded.geometry.kind == "image")
@@ -82,7 +86,7 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
     def batches() -> Iterator[StudyBatch]:
         for number, (scan, name) in enumerate(zip(scans, names, strict=True), 1):
             try:
-                images = views(loaded, scan, args.view == "sliding", args.overlap)
+                images = loaded.preprocess.crops(scan).numpy()
             except ValueError as error:  # DataError and its kin: which one, without its name
                 raise EvalError(
                     f"scan {number} of {len(scans)} (in the order of their names) cannot be read: {error}",
@@ -94,19 +98,7 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
     found = embed_batches(
         image_encoder(loaded), batches(), precision=args.precision, total=len(scans), progress=sys.stderr.isatty()
     )
-    return "file", _averaged(found)
-
-
-def _averaged(found: StudyFeatures) -> StudyFeatures:
-    """Windows of one scan to their mean, of unit length again."""
-    from eval_zero_shot.classify import unit
-
-    names, first, inverse = np.unique(np.asarray(found.keys), return_index=True, return_inverse=True)
-    sums = np.zeros((len(names), found.features_ND.shape[1]))
-    np.add.at(sums, inverse, found.features_ND)
-    order = np.argsort(first)
-    features = unit(sums[order], "scans").astype(np.float32)
-    return StudyFeatures(tuple(names[order]), names[order], features)
+    return "file", found
 
 
 def write_features(out: Path, found: StudyFeatures, name: str, loaded: Loaded) -> None:

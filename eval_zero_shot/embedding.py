@@ -44,7 +44,7 @@ class PackedTexts:
 
 @dataclass(frozen=True)
 class StudyBatch:
-    """Consecutive studies ready for the encoder: images_BCDHW (or BCHW) float32."""
+    """Crops of consecutive studies ready for the encoder, [B, C, (D,) H, W] float32, with the study of each."""
 
     keys: tuple[str, ...]
     patients: tuple[str, ...]
@@ -144,14 +144,18 @@ def study_batches(
 ) -> Iterator[StudyBatch]:
     """Read studies of a `data_shards` ShardSet through a geometry and a deterministic view, in the order of `rows`.
 
-    The first scan of a study is taken. Raises EvalError when scans and geometry are of different kinds (volume, image).
+    The first scan of a study is taken. A view of several crops gives a batch a study.
+
+    Raises EvalError when scans and geometry are of different kinds (volume, image).
     """
-    from data_shards.preprocess import apply_planar, apply_view
+    from data_shards.geometry import SEVERAL
+    from data_shards.preprocess import crops_of
 
     planar = geometry.kind == "image"
+    batch_size = 1 if view.kind in SEVERAL else batch_size
     for start in range(0, len(rows), batch_size):
         part = [int(row) for row in rows[start : start + batch_size]]
-        images = []
+        crops = []
         for row in part:
             source, scan = shards.scan(row, 0)
             if isinstance(source, bytes) != planar:
@@ -161,16 +165,19 @@ def study_batches(
                     why="the encoder was trained on the other kind",
                     fix="evaluate this release on shards of its own kind",
                 )
-            images.append(apply_planar(source, geometry, view) if planar else apply_view(source, scan, geometry, view))
-        yield StudyBatch(
-            tuple(shards.key(row) for row in part), tuple(shards.patient(row) for row in part), np.stack(images)
-        )
+            crops.append(crops_of(source, scan, geometry, view))
+        each = [row for row, of_row in zip(part, crops, strict=True) for _ in of_row]
+        keys, patients = (tuple(name(row) for row in each) for name in (shards.key, shards.patient))
+        yield StudyBatch(keys, patients, np.concatenate(crops))
 
 
 def embed_batches(
     model: Any, batches: Iterable[StudyBatch], *, precision: Precision = "fp32", total: int = 0, progress: bool = False
 ) -> StudyFeatures:
-    """Encode batches as they come. Raises EvalError on features that are not finite or when no study comes."""
+    """Encode batches as they come: one row a study, the mean of its crops, of unit length again.
+
+    Raises EvalError on features that are not finite or when no study comes.
+    """
     import torch
 
     keys: list[str] = []
@@ -183,10 +190,21 @@ def embed_batches(
             features.append(unit(study_BD.float().cpu().numpy(), "studies").astype(np.float32))
             keys += batch.keys
             patients += batch.patients
-            advance(len(batch.keys))
+            advance(len(set(batch.keys)))
     if not features:
         raise EvalError("no study to evaluate", why="the split is empty", fix="name a split that the shard set has")
-    return StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), np.concatenate(features))
+    found = StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), np.concatenate(features))
+    return found if len(set(keys)) == len(keys) else _averaged(found)
+
+
+def _averaged(found: StudyFeatures) -> StudyFeatures:
+    """Crops of one study to their mean, of unit length again, in the order in which studies came."""
+    keys, first, inverse = np.unique(np.asarray(found.keys), return_index=True, return_inverse=True)
+    sums = np.zeros((len(keys), found.features_ND.shape[1]))
+    np.add.at(sums, inverse, found.features_ND)
+    order = np.argsort(first)
+    features = unit(sums[order], "studies").astype(np.float32)
+    return StudyFeatures(tuple(str(k) for k in keys[order]), found.patients[first[order]], features)
 
 
 def embed_images(
@@ -207,6 +225,10 @@ def embed_images(
     if getattr(view, "kind", None) == "random":
         raise EvalError(
             "a random view cannot be evaluated", why="each run would see other crops", fix="use a centre view"
+        )
+    if view.merge == "max" and view.kind in ("sliding", "multi"):
+        raise EvalError(
+            "features of crops cannot be merged by their maximum", why="it is defined for scores", fix="use merge mean"
         )
     batches = study_batches(shards, rows, geometry, view, batch_size)
     return embed_batches(model, batches, precision=precision, total=len(rows), progress=progress)

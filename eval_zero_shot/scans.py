@@ -1,14 +1,11 @@
-"""Scans in a user's folder, and what a release sees of each: one view, or sliding crops that cover all of it."""
+"""Scans in a user's folder, and the view that a command line asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from eval_zero_shot.errors import EvalError
 
@@ -56,24 +53,13 @@ def _is_dicom(file: Path) -> bool:
         return opened.read(132)[128:] == b"DICM"
 
 
-def views(loaded: Loaded, scan: Any, sliding: bool = False, overlap: float = 0.25) -> NDArray[np.float32]:
-    """What the release sees of one scan (a path or anything `loaded.preprocess` takes): [windows, C, (D,) H, W].
+VIEWS = ("own", "sliding", "multi")
+VIEW_HELP = "the release's own view, sliding crops over all of a volume, or multi: corners and middle"
 
-    One window as the release's own view has it, or `sliding` crops of the same size that overlap by a share of it and
-    cover the whole scan.
 
-    Raises:
-        DataError: the scan cannot be read.
-        EvalError: sliding crops asked of an image.
-    """
-    if not sliding:
-        return np.asarray(loaded.preprocess(scan))[None]
-    if loaded.geometry.kind != "volume":
-        raise EvalError("sliding crops are for volumes", why="images are resized whole", fix="leave --view out")
-    from data_shards.preprocess import sliding_crops
-    from data_shards.volume import read_volume
-
-    volume = read_volume(scan) if isinstance(scan, str | Path) else scan
-    view = replace(loaded.view, kind="sliding", overlap=overlap)
-    crops = sliding_crops(volume.array, volume.to_json(), loaded.geometry, view)  # type: ignore[arg-type]
-    return np.stack([crop for _, crop in crops])
+def with_view(loaded: Loaded, kind: str, overlap: float = 0.25) -> Loaded:
+    """A release that looks at scans through another kind of view, one of VIEWS."""
+    if kind == "own":
+        return loaded
+    view = replace(loaded.view, kind=kind, overlap=overlap)
+    return replace(loaded, view=view, preprocess=replace(loaded.preprocess, view=view))

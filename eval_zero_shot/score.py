@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.scans import VIEW_HELP, VIEWS, with_view
 from eval_zero_shot.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("scan", type=Path, help="NIfTI, .npy, a folder with one DICOM series, or an image: what the release reads")
     add("--model", required=True, metavar="DIR", help="release folder")
     add("--prompts", required=True, metavar="FILE", help="YAML of findings and prompts, or a packaged task")
-    add("--view", choices=("own", "sliding"), default="own", help="the release's view, or crops over all of a volume")
+    add("--view", choices=VIEWS, default="own", help=VIEW_HELP)
     add("--overlap", type=float, default=0.25, help="of sliding crops (default: 0.25)")
     add("--merge", choices=("mean", "max"), default="mean", help="how scores of crops are joined (default: mean)")
     add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
@@ -94,10 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
         task = load_task(args.prompts)
         from eval_zero_shot.release import load_dual
-        from eval_zero_shot.scans import views
 
-        loaded = load_dual(args.model, args.device)
-        images = views(loaded, args.scan, args.view == "sliding", args.overlap)
+        loaded = with_view(load_dual(args.model, args.device), args.view, args.overlap)
+        images = loaded.preprocess.crops(args.scan).numpy()
         found = score_views(loaded, images, task, args.merge, args.precision)
     except (EvalError, DataError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)

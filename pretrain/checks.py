@@ -97,13 +97,15 @@ def check_views(data: DataSection) -> Iterator[Problem]:
     for key, view in (("train_view", data.train_view), ("eval_view", data.eval_view)):
         if len(view.size) != (3 if volume else 2):
             yield Problem(("data", key, "size"), f"{len(view.size)} numbers for {'D H W' if volume else 'H W'}")
-    if data.train_view.kind == "sliding":
-        yield Problem(
-            ("data", "train_view", "kind"), "training reads one region a study, not sliding windows", "random"
-        )
+    if data.train_view.kind in ("sliding", "multi"):
+        yield Problem(("data", "train_view", "kind"), "training reads one region a study, not several crops", "random")
+    if data.eval_view.kind == "sliding" and not volume:
+        yield Problem(("data", "eval_view", "kind"), "sliding crops are for volumes", "use multi")
+    if data.eval_view.merge == "max":
+        yield Problem(("data", "eval_view", "merge"), "features of crops are averaged; max is for scores", "use mean")
     if data.eval_view.kind == "random":
         yield Problem(
-            ("data", "eval_view", "kind"), "scores would depend on where the crop falls", "use centre or sliding"
+            ("data", "eval_view", "kind"), "scores would depend on where the crop falls", "use centre, sliding or multi"
         )
     if isinstance(data.geometry, VolumeGeometry):
         for i, (low, high) in enumerate(data.geometry.windows):

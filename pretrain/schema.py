@@ -81,12 +81,12 @@ class PlanarGeometry(Section):
 class ViewSection(Section):
     """Which part of a scan the model sees."""
 
-    kind: Literal["random", "centre", "resize", "sliding"] = Field(description="how the region is chosen")
+    kind: Literal["random", "centre", "resize", "sliding", "multi"] = Field(description="how the region is chosen")
     size: Size = Field(description="D H W of a volume or H W of an image, in model voxels")
     jitter: int = Field(0, ge=0, description="random: shift by up to this many voxels where the scan is smaller")
     scale: tuple[float, float] = Field((0.8, 1.0), description="random, images: part the crop covers (least, most)")
     overlap: float = Field(0.25, ge=0.0, lt=1.0, description="sliding: overlap of neighbouring windows")
-    merge: Literal["mean", "max"] = Field("mean", description="sliding: how the scores of windows merge")
+    merge: Literal["mean", "max"] = Field("mean", description="sliding, multi: how the scores of crops merge")
 
 
 class UnitSection(Section):

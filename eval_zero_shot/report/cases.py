@@ -18,6 +18,7 @@ from eval_zero_shot.run import choose_rows
 from eval_zero_shot.tasks import Task
 
 if TYPE_CHECKING:
+    from data_shards.geometry import View
     from encoders.loading import Loaded
 
 WINDOWS = {"lung": (-1350.0, 150.0), "soft tissue": (-160.0, 240.0)}  # HU
@@ -33,6 +34,13 @@ class Picture:
     spacing_mm: tuple[float, float, float]
 
 
+def one_view(loaded: Loaded) -> View:
+    """The release's view, or the middle where it has several crops: a page shows one."""
+    from data_shards.geometry import SEVERAL
+
+    return dataclasses.replace(loaded.view, kind="centre") if loaded.view.kind in SEVERAL else loaded.view
+
+
 def picture(shards: Any, row: int, loaded: Loaded) -> Picture:
     """A study in lung and soft-tissue windows (CT), in the model's own first window (other volumes), or as it is."""
     from data_shards.preprocess import apply_planar, apply_view
@@ -40,14 +48,14 @@ def picture(shards: Any, row: int, loaded: Loaded) -> Picture:
     source, meta = shards.scan(row, 0)
     geometry: Any = loaded.geometry
     if geometry.kind == "image":
-        x = apply_planar(source, geometry, loaded.view)
+        x = apply_planar(source, geometry, one_view(loaded))
         x = x * np.reshape(geometry.std, (-1, 1, 1)) + np.reshape(geometry.mean, (-1, 1, 1))
         grey = np.clip(np.rint(255 * x.mean(0)), 0, 255).astype(np.uint8)
         return Picture(("image",), grey[None, None], (1.0, 1.0, 1.0))
     names, windows = tuple(WINDOWS), tuple(WINDOWS.values())
     if meta.get("unit") != "HU":
         names, windows = ("first window",), geometry.windows[:1]
-    seen = apply_view(source, meta, dataclasses.replace(geometry, windows=windows), loaded.view)
+    seen = apply_view(source, meta, dataclasses.replace(geometry, windows=windows), one_view(loaded))
     grey = np.clip(np.rint(127.5 * (seen + 1)), 0, 255).astype(np.uint8)
     spacing = geometry.spacing_mm or meta.get("spacing_mm") or (1.0, 1.0, 1.0)
     return Picture(names, grey, tuple(float(s) for s in spacing))  # type: ignore[arg-type]
@@ -125,7 +133,7 @@ def looked(
     columns = [n for n in ranked if n in shards.label_names]
     reference = choose_rows(rows, ORDINARY)
     ordinary = mean_tokens(
-        loaded.model, (batch.images for batch in study_batches(shards, reference, loaded.geometry, loaded.view))
+        loaded.model, (batch.images for batch in study_batches(shards, reference, loaded.geometry, one_view(loaded)))
     )
     if ordinary is None:
         return []
@@ -138,9 +146,9 @@ def looked(
         source, meta = shards.scan(row_of[key], 0)
         geometry: Any = loaded.geometry
         if geometry.kind == "image":
-            image = apply_planar(source, geometry, loaded.view)
+            image = apply_planar(source, geometry, one_view(loaded))
         else:
-            image = apply_view(source, meta, geometry, loaded.view)
+            image = apply_view(source, meta, geometry, one_view(loaded))
         j = task.names.index(name)
         share = contributions(loaded.model, image, prompts.positive_LD[j] - prompts.negative_LD[j], ordinary)
         if share is None:

@@ -16,10 +16,11 @@ from data_shards.preprocess import (
     View,
     apply_planar,
     apply_view,
+    crop_starts,
+    crops_of,
     geometry_from_dict,
     resampled_shape,
-    sliding_crops,
-    sliding_starts,
+    view_crops,
 )
 
 WIDE = ((-2000.0, 2000.0),)
@@ -72,7 +73,7 @@ def test_a_crop_has_the_bits_of_the_whole(spacing: tuple[float, float, float]) -
     shape = resampled_shape(source.shape, META, geometry)
     whole = apply_view(source, META, geometry, View("centre", shape))
     size = tuple(max(1, n // 2) for n in shape)
-    for start, crop in sliding_crops(source, META, geometry, View("sliding", size, overlap=0.5)):
+    for start, crop in view_crops(source, META, geometry, View("sliding", size, overlap=0.5)):
         where = tuple(slice(s, s + m) for s, m in zip(start, size))
         np.testing.assert_array_equal(crop, whole[:, *where])
 
@@ -161,11 +162,21 @@ def test_only_the_region_needed_is_read() -> None:
 
 def test_sliding_covers_the_volume() -> None:
     geometry, view = Geometry(spacing_mm=None), View("sliding", (8, 8, 8), overlap=0.25)
-    starts = sliding_starts((20, 8, 5), {}, geometry, view)
+    starts = crop_starts((20, 8, 5), {}, geometry, view)
     assert starts[0] == (0, 0, -2)
     assert starts[-1] == (12, 0, -2)
     first = sorted({d for d, _, _ in starts})
     assert max(b - a for a, b in itertools.pairwise(first)) <= 6
+
+
+def test_several_crops_are_the_corners_and_the_middle() -> None:
+    geometry, view = Geometry(spacing_mm=None), View("multi", (8, 8, 8))
+    starts = crop_starts((20, 8, 5), {}, geometry, view)
+    assert starts == [(0, 0, -2), (12, 0, -2), (6, 0, -2)]
+    assert len(crop_starts((20, 20, 20), {}, geometry, view)) == 9
+    assert crop_starts((8, 8, 8), {}, geometry, view) == [(0, 0, 0)]
+    with pytest.raises(DataError, match="several crops"):
+        apply_view(volume((20, 8, 5)), META, geometry, view)
 
 
 def test_spacing_that_is_needed_and_missing() -> None:
@@ -216,6 +227,21 @@ def test_random_planar_view() -> None:
     one, same, other = (apply_planar(data, geometry, view, np.random.default_rng(s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def test_five_crops_of_an_image_are_torchvisions() -> None:
+    from torchvision.transforms import v2
+
+    geometry = PlanarGeometry(size=(56, 56), mean=(0, 0, 0), std=(1, 1, 1))
+    data = encoded((90, 120))
+    transform = v2.Compose([
+        v2.Resize(64, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(64), v2.FiveCrop(56),
+    ])  # fmt: skip
+    want = np.stack([np.asarray(crop) for crop in transform(Image.open(io.BytesIO(data)))]).transpose(0, 3, 1, 2)
+    got = crops_of(data, {}, geometry, View("multi"))
+    np.testing.assert_array_equal(np.rint(255 * got), want)
+    with pytest.raises(DataError, match="for volumes"):
+        crops_of(data, {}, geometry, View("sliding"))
 
 
 def test_an_unreadable_image_and_another_size() -> None:

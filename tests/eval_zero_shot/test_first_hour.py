@@ -19,7 +19,7 @@ from encoders.dual import build_dual
 from encoders.release import write_release
 from eval_zero_shot import embed, feature_cache, run, score
 from eval_zero_shot.feature_cache import FeatureCache, identity_of
-from eval_zero_shot.scans import find_scans, views
+from eval_zero_shot.scans import find_scans, with_view
 
 from .conftest import GEOMETRY, TASK, VIEW
 
@@ -76,10 +76,15 @@ def test_a_folder_becomes_a_table(release: Path, folder: Path, tmp_path: Path, c
         alone = loaded.model.encode_image(loaded.preprocess(folder / "ct")[None]).study_BD
     np.testing.assert_allclose(features[1], torch.nn.functional.normalize(alone, dim=1)[0], rtol=1e-4, atol=1e-6)
 
-    assert embed.main([*arguments, "--view", "sliding", "--overlap", "0.5"]) == 0
-    slid = np.stack(pq.read_table(out).column("features").to_pylist())
-    assert not np.allclose(slid, features)
-    np.testing.assert_allclose(np.linalg.norm(slid, axis=1), 1, rtol=1e-5)
+    for view in ("sliding", "multi"):
+        assert embed.main([*arguments, "--view", view, "--overlap", "0.5"]) == 0
+        merged = np.stack(pq.read_table(out).column("features").to_pylist())
+        crops = with_view(loaded, view, 0.5).preprocess.crops(folder / "b.nii.gz")
+        with torch.no_grad():
+            each = torch.nn.functional.normalize(loaded.model.encode_image(crops).study_BD.double(), dim=1)
+        mean = torch.nn.functional.normalize(each.mean(0), dim=0)
+        assert len(crops) > 1 and not np.allclose(merged[0], features[0])
+        np.testing.assert_allclose(merged[0], mean, rtol=1e-4, atol=1e-6)
 
 
 def test_shards_become_a_table(release: Path, toy_folder: Path, tmp_path: Path) -> None:
@@ -87,8 +92,13 @@ def test_shards_become_a_table(release: Path, toy_folder: Path, tmp_path: Path) 
     arguments = ["--model", str(release), "--input", str(toy_folder), "--out", str(out), "--split", "test"]
     assert embed.main([*arguments, "--device", "cpu"]) == 0
     table, shards = pq.read_table(out), ShardSet.open(toy_folder)
+    single = np.stack(table.column("features").to_pylist())
     assert table.column("key").to_pylist() == [shards.key(int(row)) for row in shards.rows("test")]
     assert table.column("patient").to_pylist() == [shards.patient(int(row)) for row in shards.rows("test")]
+    assert embed.main([*arguments, "--device", "cpu", "--view", "multi"]) == 0
+    again = pq.read_table(out)
+    assert again.column("key").to_pylist() == table.column("key").to_pylist()
+    assert not np.allclose(np.stack(again.column("features").to_pylist()), single)
 
 
 def test_an_unreadable_scan_is_refused_without_its_name(
@@ -130,7 +140,7 @@ def test_one_scan_is_scored(release: Path, folder: Path, task: Path, capsys: Any
 
 def test_crops_are_merged_as_asked(release: Path, folder: Path, task: Path, capsys: Any) -> None:
     loaded = encoders.load(str(release))
-    crops = views(loaded, folder / "b.nii.gz", sliding=True, overlap=0.25)
+    crops = with_view(loaded, "sliding").preprocess.crops(folder / "b.nii.gz").numpy()
     assert len(crops) > 1
     each = [score.score_views(loaded, crop[None], TASK) for crop in crops]
     for merge in ("mean", "max"):

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 import encoders
+from encoders.errors import ReleaseError
 from pretrain import fit
 from pretrain.config import dump, load_recipe
 
@@ -47,6 +49,22 @@ def test_a_run_leaves_recipe_environment_numbers_checkpoints_results_and_release
     }  # fmt: skip
     assert json.loads((folder / "results" / "results.json").read_text())["studies"] == 4
     assert not list(folder.rglob(".*"))  # nothing half-written stays
+
+
+def test_scores_may_be_taken_over_several_crops(scored: Any, task_file: Path) -> None:
+    """While training and from the release, whose own view it becomes."""
+    assert scored(
+        "several", evaluate__task=str(task_file), evaluate__every_steps=4, evaluate__final=True,
+        data__eval_view__kind="sliding", data__eval_view__size=[16, 16, 16], data__train_view__size=[16, 16, 16],
+        model__image__name="voxvit_tiny.p-8x8x8_i-16x16x16_c-1_l-1",
+    ) == 0  # fmt: skip
+    folder = scored.folder("several")
+    assert (folder / "report.html").is_file()
+    loaded = encoders.load(str(folder / "release"))
+    assert loaded.view.kind == "sliding"
+    assert len(loaded.preprocess.crops(np.zeros((16, 32, 32), np.int16), spacing_mm=(10, 10, 10))) > 1
+    with pytest.raises(ReleaseError, match=r"\.crops"):
+        loaded.preprocess(np.zeros((16, 32, 32), np.int16))
 
 
 def test_the_best_checkpoint_is_the_one_with_the_best_zero_shot_score(scored: Any) -> None:
