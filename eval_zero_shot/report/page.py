@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from encoders.loading import Loaded
 
 HERE = Path(__file__).parent
-TRAINING_PLOT_NOTE = "Loss of each step, and the score that chose the released checkpoint."
+TRAINING_PLOT_NOTE = "Loss of each step and, where there was a selection split, the score that chose the checkpoint."
 
 
 def write_report(
