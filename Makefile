@@ -9,7 +9,7 @@ ARGS ?=
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint bench peers sweep clean
+.PHONY: help install quickstart test test-full lint bench peers sweep clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -22,6 +22,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	@touch $@
+
+install: $(VENV)/.installed ## the environment alone, in .venv (5 GB, minutes)
 
 quickstart: $(VENV)/.installed ## phantom CT studies -> 3D encoder -> held-out zero-shot table -> a folder open_clip loads
 	$(PY) -m pretrain.fit --config ct3d.yaml $(ARGS)

@@ -11,11 +11,18 @@ if TYPE_CHECKING:
 
 
 def load_release(folder: str, device: str = "auto") -> Loaded:
-    """A release of any kind, on `device` ("auto": the GPU where there is one)."""
+    """A release of any kind, on `device` ("auto": the GPU where there is one).
+
+    Raises:
+        EvalError: a GPU is asked for where there is none.
+        ReleaseError: it is no release.
+    """
     import torch
 
     import encoders
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EvalError(f"--device {device}: torch sees no GPU", why="nothing can run there", fix="use auto or cpu")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return encoders.load(folder, device=chosen)
 

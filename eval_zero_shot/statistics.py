@@ -14,7 +14,7 @@ the wide side where seeds hardly differ, most where each run has its own patient
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -170,9 +170,15 @@ def finding_interval(run: Run, finding: int, level: float = 0.95) -> Interval:
 
 
 def macro_over_runs(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Interval of the mean macro AUROC over runs (seeds), patients resampled inside every draw of runs."""
+    """Interval of the mean macro AUROC over runs (seeds), patients resampled inside every draw of runs.
+
+    None where all resamples agree, as they do with every pair in order: a width of zero, however few the patients.
+    """
     value, drawn_R = _mean_over_runs(*bootstrap_aurocs(runs, resamples, seed), seed)
-    return percentile_interval(value, drawn_R, level=level, patients=_patients(runs), runs=len(runs))
+    found = percentile_interval(value, drawn_R, level=level, patients=_patients(runs), runs=len(runs))
+    if found.low is None or found.low != found.high:
+        return found
+    return replace(found, low=None, high=None, reason="all resamples agree, which says nothing of other patients")
 
 
 def macro_difference(

@@ -22,6 +22,8 @@ from pretrain.objectives import find_objective
 from pretrain.objectives.base import Objective
 from pretrain.schema import PhantomSource, Recipe, SigmoidOptions
 
+VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
+
 
 @dataclass(frozen=True)
 class Data:
@@ -60,6 +62,15 @@ def build_data(recipe: Recipe) -> Data:
             f"data.splits.train: the shard set has no study in split '{splits.train}'",
             why="there would be nothing to train on",
             fix=f"name one of its splits: {', '.join(known)}",
+        )
+    row = int(shards.rows(splits.train)[0])
+    volumes = shards.members(row)[0].endswith(VOLUME_MEMBER)
+    if volumes != (recipe.data.geometry.kind == "volume"):
+        have, other = ("volumes", "ct3d_real.yaml") if volumes else ("images", "xray2d.yaml")
+        raise ConfigError(
+            f"data.source: the shard set holds {have}, the recipe is for {'images' if volumes else 'volumes'}",
+            why="its image tower and preprocessing are for the other kind",
+            fix=f"start from a recipe for {have}, such as {other}",
         )
     # Without a selection or test split a run goes on: nothing is scored then, and the last checkpoint is the best.
     wanted = (splits.train, splits.select, splits.test)

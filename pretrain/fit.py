@@ -26,6 +26,22 @@ class ZeroShotTask:
         self.recipe, self.task = recipe, load_task(recipe.evaluate.task)
 
     def check(self, data: Any) -> None:
+        splits = self.recipe.data.splits
+        if launch.rank() != 0:
+            pass  # said once
+        elif not len(data.test_rows):
+            left = "only while it trains" if len(data.select_rows) else "at no time, and have no results and no page"
+            print(
+                f"warning: the shard set has no study in split '{splits.test}' (data.splits.test): this run will be "
+                f"scored {left}",
+                file=sys.stderr,
+            )
+        elif not len(data.select_rows):
+            print(
+                f"note: the shard set has no study in split '{splits.select}' (data.splits.select): no score chooses a "
+                "checkpoint, the last one is released",
+                file=sys.stderr,
+            )
         if not set(self.task.names) & set(data.shards.label_names):
             raise ConfigError(
                 f"evaluate.task: no finding of task {self.task.name} is a label of the shard set",
@@ -96,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.print_config:
             return _say(dump(recipe), 0)
         folder = resume or runs.name_run(recipe)
+        if resume is None and launch.alone():
+            runs.refuse_existing(folder)  # said once and at once, not by one rank while the others wait for it
         if launch.needed(recipe.train.devices):
-            if resume is None:
-                runs.refuse_existing(folder)  # said once here, not by one rank while the others wait for it
             from pretrain.build import shard_folder
 
             shard_folder(recipe)  # made once, before the ranks look for it

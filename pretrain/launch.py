@@ -34,7 +34,12 @@ def by_torchrun() -> bool:
 
 def needed(devices: int) -> bool:
     """Whether this process has to start the ranks."""
-    return devices > 1 and not (by_slurm() or by_torchrun() or "LOCAL_RANK" in os.environ)
+    return devices > 1 and alone()
+
+
+def alone() -> bool:
+    """Whether no launcher started this process: it is the only one so far."""
+    return not (by_slurm() or by_torchrun() or "LOCAL_RANK" in os.environ)
 
 
 def rank() -> int:

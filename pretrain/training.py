@@ -28,6 +28,7 @@ from pretrain.callbacks.restoring import Restore
 from pretrain.callbacks.zero_shot import ZeroShot
 from pretrain.checkpoint import read_trainer
 from pretrain.config import dump
+from pretrain.errors import ConfigError
 from pretrain.memory import keep_freed_memory
 from pretrain.module import Pretraining
 from pretrain.objectives.base import Objective
@@ -51,6 +52,12 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     """Train in `folder`, from its last checkpoint with `resume`. Returns the process's exit code: 0, or 143 when
     stopped."""
     quiet()
+    if recipe.train.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.accelerator: gpu, and torch sees no GPU here",
+            why="there is nothing to run on",
+            fix="check nvidia-smi and that this torch is a CUDA build, or give --train.accelerator auto",
+        )
     if recipe.train.accelerator != "gpu" and not torch.cuda.is_available():
         keep_freed_memory()
     launch.follow_launcher()

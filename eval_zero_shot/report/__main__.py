@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (EvalError, DataError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {args.out}" + ("" if cases else " (numbers only: studies need --model, --data and --task)"))
+    missing = not cases and not args.no_cases
+    print(f"wrote {args.out}" + (" (numbers only: studies need --model, --data and --task)" if missing else ""))
     return 0
 
 

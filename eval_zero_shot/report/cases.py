@@ -169,7 +169,17 @@ def looked(
                 ],
                 "grid": list(share.shape),
                 "share": base64.b64encode(scaled.tobytes()).decode(),
-                "peak": [int(i) for i in np.unravel_index(int(share.argmax()), share.shape)],
+                "peak": [int(i) for i in np.unravel_index(int(_inside(share, shown.grey[-1]).argmax()), share.shape)],
+                "ordinary": len(reference),
             }
         )
     return cases
+
+
+def _inside(share: NDArray, grey: NDArray[np.uint8]) -> NDArray:
+    """`share` where a token holds something but air, and nothing elsewhere: the page opens on the patient."""
+    if share.shape[0] == 1 or any(n % g for n, g in zip(grey.shape, share.shape, strict=True)):
+        return share
+    (d, h, w), (a, b, c) = share.shape, (n // g for n, g in zip(grey.shape, share.shape, strict=True))
+    filled = (grey > 0).reshape(d, a, h, b, w, c).mean((1, 3, 5)) > 0.1
+    return np.where(filled, share, -np.inf) if filled.any() else share

@@ -53,7 +53,7 @@ def training_plot(metrics: Path, ink: str) -> Any | None:
         return None
     figure, axes = plt.subplots(figsize=(7.0, 2.6))
     steps, losses = zip(*series["loss"], strict=True)
-    axes.plot(steps, losses, color=ACCENT, lw=1.2)
+    axes.plot(steps, losses, "." if len(steps) == 1 else "-", color=ACCENT, lw=1.2)
     axes.set_xlabel("step")
     axes.set_ylabel("training loss", color=ACCENT)
     _plain(figure, axes, ink)

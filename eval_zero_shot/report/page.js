@@ -68,10 +68,12 @@
       windows.replaceChildren(...item.windows.map((w, i) => new Option(w.name, i)));
       windows.value = item.windows.length - 1;
     }
+    windows.parentElement.hidden = item.windows.length === 1;
     current = { item, grey: await voxels(item, windows.value), share: bytes(item.share) };
     for (const plane of planes) {
       const a = axes[plane][2], figure = root.querySelector(`.${plane}`), slider = figure.querySelector("input");
       figure.hidden = item.size[0] === 1 && plane !== "axial";
+      figure.querySelector("figcaption").hidden = item.size[0] === 1; // an image is no plane
       slider.max = item.size[a] - 1; slider.hidden = item.size[a] === 1;
       if (!keep) slider.value = Math.floor(((item.peak[a] + 0.5) * item.size[a]) / item.grid[a]);
     }

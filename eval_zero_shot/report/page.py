@@ -53,8 +53,9 @@ def write_report(
             fix="run eval_zero_shot.run with --out first",
         ) from None
     plots = out.parent / "plots"
+    scored = results["macro"] is not None
     drawn = {
-        "auroc": render(lambda ink: auroc_plot(results, ink), plots / "auroc.png") if results["macro"] else None,
+        "auroc": render(lambda ink: auroc_plot(results, ink), plots / "auroc.png") if scored else None,
         "recall": render(lambda ink: recall_plot(results, ink), plots / "retrieval.png"),
         "training": render(lambda ink: training_plot(metrics, ink), plots / "training.png") if metrics else None,
     }
@@ -178,11 +179,12 @@ def _looked(cases: list[dict[str, Any]]) -> str:
         f"<figcaption>{plane} <output></output></figcaption></figure>"
         for plane in ("axial", "coronal", "sagittal")
     )
+    reference = cases[0]["ordinary"]
     note = (
         "For the best and the weakest findings: the study with the finding that scored highest. Orange adds to the "
         "score (positive against negative prompts), blue takes from it. Plain tokens of the image tower, gradient "
-        "times what sets the token apart from the same place in 32 studies; no head was trained for this, so it shows "
-        "what the score rests on, not where a lesion ends."
+        f"times what sets the token apart from the same place in {reference} studies; no head was trained for this, so "
+        "it shows what the score rests on, not where a lesion ends."
     )
     return (
         f'<h2>Where it looked</h2><p class="soft">{note}</p><div id="looked"><div class="controls">'

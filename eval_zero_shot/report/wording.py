@@ -17,14 +17,16 @@ def verdict(results: dict[str, Any]) -> list[str]:
     span = ""
     if interval.get("low") is not None:
         span = f" (95 % interval {interval['low']:.3f} to {interval['high']:.3f})"
-    said.append(f"Macro AUROC over {len(found)} findings: {results['macro']:.3f}{span}: {_grade(results['macro'])}.")
+    few = [n for n, f in found.items() if min(f["pos_patients"], f["neg_patients"]) < FEW]
+    grade = _grade(results["macro"]) if len(few) < len(found) else "too few cases to say how good that is"
+    noun = "1 finding" if len(found) == 1 else f"{len(found)} findings"
+    said.append(f"Macro AUROC over {noun}: {results['macro']:.3f}{span}: {grade}.")
     best, worst = max(found, key=lambda n: found[n]["auroc"]), min(found, key=lambda n: found[n]["auroc"])
     if best != worst:
         said.append(f"Best: {_named(best, found)}. Weakest: {_named(worst, found)}.")
     chance = [n for n, f in found.items() if f["interval"] and (f["interval"]["low"] or 0) <= 0.5]
     if chance:
         said.append(f"Not told from chance: {_list(chance)}.")
-    few = [n for n, f in found.items() if min(f["pos_patients"], f["neg_patients"]) < FEW]
     if few:
         said.append(f"Too few cases for a firm statement (under {FEW} patients on a side): {_list(few)}.")
     if results["synonym_macro"] is not None:
@@ -33,7 +35,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
     for r in firsts:
         said.append(
             f"Retrieval {r['direction'].replace('_', ' ')}: the right one of {r['pool']} comes first in "
-            f"{100 * r['value']:.0f} % of queries ({r['value'] / r['chance']:.0f} times chance)."
+            f"{100 * r['value']:.0f} % of queries ({_times(r['value'] / r['chance'])} chance)."
         )
     return said
 
@@ -43,6 +45,10 @@ def _grade(auroc: float) -> str:
         if auroc >= least:
             return words
     return "no better than chance"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f} times" if ratio >= 9.5 else f"{ratio:.1f} times"
 
 
 def _named(name: str, found: dict[str, Any]) -> str:

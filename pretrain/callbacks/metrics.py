@@ -18,7 +18,7 @@ HEADER = ["step", "name", "value"]
 
 
 class Metrics(L.Callback):
-    """Writes what the module logged every `every` steps, and always when a score was taken.
+    """Writes what the module logged every `every` steps, after the first and the last, and when a score was taken.
 
     A resumed run first drops the rows past its checkpoint, so that a step never stands there twice. Rows that find no
     room on the disk wait for the next ones: numbers are no reason to lose the weights that are in memory.
@@ -51,7 +51,8 @@ class Metrics(L.Callback):
             return
         step = module.step_number
         scored = any(name.startswith("select/") for name in module.logged)
-        if not (scored or step % self.every == 0 or step == 1):
+        last = step == module.recipe.train.steps
+        if not (scored or last or step % self.every == 0 or step == 1):
             return
         self._pending += _lines([[str(step), name, f"{value:.6g}"] for name, value in module.logged.items()])
         self._append()

@@ -176,3 +176,32 @@ def test_a_final_score_needs_no_task_and_a_task_no_select_split(tiny: Any, task_
     assert tiny("a", evaluate__task=str(task_file), evaluate__final=True, data__splits=splits, train__steps=3) == 0
     assert not (tiny.folder("a") / "results").exists()
     assert tiny.checkpoint("a", "best").name == "step-00000003"
+
+
+def test_the_last_step_is_in_the_numbers_without_a_score(tiny: Any) -> None:
+    assert tiny("run", train__steps=3) == 0
+    assert {row.split(",")[0] for row in tiny.metrics("run")[1:]} == {"1", "3"}
+
+
+def test_a_run_that_cannot_be_scored_says_so_at_its_start(
+    tiny: Any, task_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"evaluate__task": str(task_file), "train__steps": 3}
+    assert tiny("none", data__splits={"select": "no", "test": "none"}, **task) == 0
+    assert "scored at no time" in capsys.readouterr().err
+    assert tiny("last", data__splits={"select": "no"}, **task) == 0
+    assert "the last one is released" in capsys.readouterr().err
+
+
+def test_what_cannot_run_here_leaves_no_folder(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A GPU where there is none, and a recipe for the other kind of scans."""
+    if not torch.cuda.is_available():
+        assert tiny("gpu", train__accelerator="gpu") == 1
+        assert "torch sees no GPU" in capsys.readouterr().err and not tiny.folder("gpu").exists()
+    shards = yaml.safe_load(tiny.recipe.read_text())["data"]["source"]["path"]
+    planar = fit.main([
+        "--config", "xray2d.yaml", "--data.source.path", shards,
+        "--evaluate.task", "null", "--smoke", "--output.root", str(tiny.root), "--output.run", "planar",
+    ])  # fmt: skip
+    assert planar == 1
+    assert "the shard set holds volumes" in capsys.readouterr().err and not tiny.folder("planar").exists()
