@@ -18,7 +18,7 @@ from data_shards.progress import track
 from data_shards.schema import Study
 from data_shards.shard_set import EncodedStudy, ShardWriter, encode_study
 from data_shards.shard_write import REJECTED
-from data_shards.sources.table import TableRow, TableSpec, parse_labels, parse_texts, read_table
+from data_shards.sources.table import TableRow, TableSpec, parse_labels, parse_texts, read_header, read_table
 from data_shards.volume import is_volume, read_image, read_volume
 
 AHEAD = 4  # studies in flight per worker
@@ -32,7 +32,12 @@ example: X-rays, patients split by the program, several labels made from one col
   python -m data_shards.build --source xr.csv --out shards --image-template "png/{file}.png" \\
       --text-columns report --label-columns "view=pa,view=lateral" --val-fraction 0.1 --test-fraction 0.1
 
-Labels: 1 present, 0 absent; blank or -1 is unknown and never trained or scored as absent.
+Labels, in any case: present 1, 1.0, true, yes, y, present, positive, pos;
+  absent 0, 0.0, false, no, n, absent, negative, neg;
+  unknown blank, -1, -1.0, nan, na, n/a, null, none, unknown, uncertain: never trained or scored as absent.
+  For COL=VALUE, VALUE is present, blank and the unknown words except none and -1 are unknown, all else is absent.
+Splits, in any case: train, val, test; training is train; validation, valid and dev are val; testing is test.
+  Other names are kept, and used where a recipe's data.splits names them.
 Identifiers leave only as salted hashes. The salt is $VOXCLIP_SALT, or is made once beside the output folder
 (.voxclip-salt): keep it private, do not hand it on with the shards.
 A study that cannot be used is listed in OUT/rejected.csv by line and hashed key; more than --max-rejects of them
@@ -163,16 +168,15 @@ def _tell(out: Path, rejected: list[Rejection]) -> None:
     shards = len(manifest["shards"])
     print(f"{manifest['samples']} studies of {manifest['patients']} patients in {shards} shards, {size:.1f} MB")
     print(f"splits: {splits}" + (f"; labels: {', '.join(manifest['label_names'])}" if manifest["label_names"] else ""))
+    if without := [name for name in ("val", "test") if not manifest["splits"].get(name)]:
+        print(f"no study in {' and '.join(without)}: val chooses a run's checkpoint, test scores it (--test-fraction)")
     if rejected:
         print(f"{len(rejected)} studies were left out: see {REJECTED}")
     print(f"train on it: python -m pretrain.fit --config YOURS.yaml --data.source.kind shards --data.source.path {out}")
 
 
 def _spec(args: argparse.Namespace, table: Path) -> TableSpec:
-    columns: list[str] = []
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            columns = next(csv.reader(file, delimiter="\t" if table.suffix == ".tsv" else ","), [])
+    columns = read_header(table)
     if args.val_fraction < 0 or args.test_fraction < 0 or args.val_fraction + args.test_fraction >= 1:
         raise DataError("--val-fraction and --test-fraction must leave something to train on")
     return TableSpec(
@@ -203,12 +207,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-column", default="image", metavar="COL", help="column with the image path (default: image)")
     add("--image-template", metavar="T", help='path made from columns, e.g. "ct/{volume}.nii.gz"')
     add("--id-column", metavar="COL", help="unique study id (default: column id, else the image path)")
-    add("--patient-column", default="patient", metavar="COL", help="patient id (default: patient)")
-    add("--split-column", metavar="COL", help="train|val|test (default: column split, else drawn by patient)")
+    add(
+        "--patient-column",
+        default="patient",
+        metavar="COL",
+        help="patient id (default: patient); the study id's column where every study is another patient",
+    )
+    add("--split-column", metavar="COL", help="train|val|test, see below (default: split, else drawn by patient)")
     add("--val-fraction", type=float, default=0.1, metavar="F", help="without a split column (default: 0.1)")
     add("--test-fraction", type=float, default=0.0, metavar="F", help="without a split column (default: 0)")
     add(
-        "--text-columns", default="report", metavar="COLS", help="REPORT | FINDINGS,IMPRESSION | report=COL,caption=COL"
+        "--text-columns",
+        default="report",
+        metavar="COLS",
+        help="REPORT | FINDINGS,IMPRESSION | report=COL,caption=COL (default: report)",
     )
     add("--label-columns", default="", metavar="COLS", help="0/1 columns, or COL=VALUE to make one from categories")
     add("--meta-columns", default="", metavar="COLS", help="further columns to keep in the json (no identifiers!)")

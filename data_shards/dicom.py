@@ -78,7 +78,12 @@ def _read(folder: Path) -> list[Any]:
             raise DataError("a slice has no position, direction or spacing", "its place in the patient is unknown")
         slices.append(item)
     if not slices:
-        raise DataError("the folder holds no DICOM image", fix="give the folder that directly holds the slices")
+        raise DataError(
+            "the folder holds no DICOM image",
+            "a folder is read as the slices of one volume",
+            "give a NIfTI, a .npy or the folder that directly holds one DICOM series; where volumes (CT) are read, "
+            "PNG and JPEG are not",
+        )
     return slices
 
 

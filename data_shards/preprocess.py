@@ -19,6 +19,7 @@ from data_shards.geometry import SEVERAL, Geometry, PlanarGeometry, View, geomet
 from data_shards.planar import apply_planar, planar_crops
 
 __all__ = [
+    "SEVERAL",
     "Geometry",
     "PlanarGeometry",
     "View",

@@ -80,7 +80,7 @@ class Scan:
             raise DataError(
                 f"the volume is {shape}: fewer than {MIN_SLICES} voxels along an axis",
                 "a localiser or a broken series would be trained on as if it were a volume",
-                "drop it from the table or convert the whole series",
+                "leave it out, or convert the whole series",
             )
         if str(self.array.dtype) not in VOLUME_DTYPES:
             raise DataError(f"volume dtype {self.array.dtype} is not one of {VOLUME_DTYPES}", fix="convert first")
@@ -90,7 +90,7 @@ class Scan:
             raise DataError(
                 f"voxel spacing {self.spacing_mm} is not three positive numbers (z, y, x in mm)",
                 "resampling to a common spacing would distort the anatomy",
-                "give the true spacing with --spacing Z Y X",
+                "give the true spacing: --spacing Z Y X of data_shards.build, spacing_mm in Python",
             )
 
 

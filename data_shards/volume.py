@@ -46,7 +46,7 @@ def read_volume(
     """
     path, name = Path(path), str(path).lower()
     if not path.exists():
-        raise DataError("the file is missing", "the study would be lost in silence", "check the path in the table")
+        raise DataError("the file is missing", "there is nothing to read", "check the path")
     try:
         if path.is_dir():
             from data_shards.dicom import read_series
@@ -95,10 +95,10 @@ def read_image(path: str | os.PathLike[str], modality: str | None = None) -> Sca
 
     try:
         data = Path(path).read_bytes()
+    except IsADirectoryError:
+        raise DataError("a folder was given where one image is read", fix="give one image file") from None
     except OSError as error:
-        raise DataError(
-            f"the image file cannot be read ({error.strerror})", fix="check the path in the table"
-        ) from None
+        raise DataError(f"the image file cannot be read ({error.strerror})", fix="check the path") from None
     image = decode_image(data)  # refuses what does not decode whole
     with Image.open(io.BytesIO(data)) as opened:
         kind, frames = opened.format, getattr(opened, "n_frames", 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data_shards.preprocess import Geometry, PlanarGeometry, View, geometry_from_dict
 from encoders.errors import ReleaseError
-from encoders.folder import CONFIG, HEADS, HEADS_SPEC, SCHEMA_VERSION, WEIGHTS, Listing, inspect, read_json
+from encoders.folder import CONFIG, HEADS, HEADS_SPEC, LISTING, SCHEMA_VERSION, WEIGHTS, Listing, inspect, read_json
 from encoders.preprocessing import Preprocess
 from encoders.tokenize import BPE, HFTokenizer, Tokenize
 
@@ -66,6 +66,12 @@ def load(
     if precision is not None and precision not in DTYPES:
         raise ReleaseError(
             f"precision '{precision}' is unknown", "no such arithmetic", f"use one of {', '.join(DTYPES)}"
+        )
+    if not (root / LISTING).is_file() and (root / "release" / LISTING).is_file():
+        raise ReleaseError(
+            f"'{root.name}' has no {LISTING}: it is a run folder, not a release",
+            "a run holds checkpoints beside its release, and only a release is listed and checked file by file",
+            f"did you mean {root / 'release'}?",
         )
     listing = inspect(root, verify)
     config = read_json(root / CONFIG[listing.kind])

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.geometry import SEVERAL
-from data_shards.preprocess import Geometry, PlanarGeometry, View, crops_of
+from data_shards.preprocess import SEVERAL, Geometry, PlanarGeometry, View, crops_of
 from data_shards.volume import read_image, read_volume
 from encoders.errors import ReleaseError
 

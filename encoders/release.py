@@ -195,6 +195,8 @@ def relocate(folder: str | Path) -> Path:
 
 
 def _checkpoint_folder(run: Path, checkpoint: str) -> Path:
+    if not run.is_dir():
+        raise ReleaseError(f"no run folder at '{run}'", "there is nothing to release", "check --run: it does not exist")
     root = run / "checkpoints"
     known = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
     number = checkpoint.removeprefix("step-")

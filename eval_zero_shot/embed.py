@@ -87,9 +87,9 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
         for number, (scan, name) in enumerate(zip(scans, names, strict=True), 1):
             try:
                 images = loaded.preprocess.crops(scan).numpy()
-            except ValueError as error:  # DataError and its kin: which one, without its name
+            except ValueError as error:  # which scan is told by its number, without its name
                 raise EvalError(
-                    f"scan {number} of {len(scans)} (in the order of their names) cannot be read: {error}",
+                    f"scan {number} of {len(scans)} (in the order of their names) cannot be read: {_reason(error)}",
                     why="the table would lack it in silence",
                     fix="repair it or take it out of the folder",
                 ) from None
@@ -99,6 +99,18 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
         image_encoder(loaded), batches(), precision=args.precision, total=len(scans), progress=sys.stderr.isatty()
     )
     return "file", found
+
+
+def _reason(error: ValueError) -> str:
+    """What is wrong, alone: the error it becomes part of has a why and a fix of its own."""
+    from data_shards.errors import DataError
+    from encoders.errors import ReleaseError
+
+    if isinstance(error, DataError):
+        return error.what
+    if isinstance(error, ReleaseError):
+        return str(error).partition("\n  why: ")[0]
+    return f"reading failed ({type(error).__name__})"  # a reader's own message may hold a path
 
 
 def write_features(out: Path, found: StudyFeatures, name: str, loaded: Loaded) -> None:

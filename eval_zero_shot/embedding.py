@@ -148,8 +148,7 @@ def study_batches(
 
     Raises EvalError when scans and geometry are of different kinds (volume, image).
     """
-    from data_shards.geometry import SEVERAL
-    from data_shards.preprocess import crops_of
+    from data_shards.preprocess import SEVERAL, crops_of
 
     planar = geometry.kind == "image"
     batch_size = 1 if view.kind in SEVERAL else batch_size

@@ -33,6 +33,18 @@ from eval_zero_shot.errors import EvalError
 
 PACKAGED = Path(__file__).with_name("tasks")
 PromptSet = Literal["main", "synonyms"]
+FORM = """
+    name: chest
+    classes: {effusion: {positive: ["There is an effusion."], negative: ["There is no effusion."]}}"""
+SAID = {  # pydantic's kinds of mistakes, in the words of a task file; its own speak of tuples and models
+    "tuple_type": "should be a list of sentences",
+    "string_type": "should be text, in quotes",
+    "too_short": "is empty",
+    "missing": "is missing",
+    "extra_forbidden": "is not a key that a task knows",
+    "dict_type": "should be findings by name, as in the form below",
+    "model_type": "should hold keys with values, as in the form below",
+}
 
 
 class Finding(BaseModel):
@@ -169,9 +181,13 @@ def load_task(name_or_path: str | Path) -> Task:
     try:
         return Task.model_validate(raw).expanded()
     except ValidationError as error:
-        mistakes = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
+        mistakes = [
+            f"{'.'.join(map(str, e['loc'])) or 'the file'}: "
+            + SAID.get(e["type"], e["msg"].removeprefix("Value error, "))
+            for e in error.errors()
+        ]
         raise EvalError(
             f"task {path.name} has {len(mistakes)} mistake(s):\n    " + "\n    ".join(mistakes),
             why="a finding with missing or misspelt prompts would be scored on the wrong words",
-            fix="correct the keys named above (see the top of eval_zero_shot/tasks.py for the form)",
+            fix=f"correct the keys named above; the form (more in docs/data.md, Prompts):{FORM}",
         ) from None

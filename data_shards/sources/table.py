@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import string
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ PRESENT = {"1", "1.0", "true", "yes", "y", "present", "positive", "pos"}
 ABSENT = {"0", "0.0", "false", "no", "n", "absent", "negative", "neg"}
 UNKNOWN = {"", "-1", "-1.0", "nan", "na", "n/a", "null", "none", "unknown", "uncertain"}
 SHOWN = 8  # line numbers named per mistake
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 @dataclass(frozen=True)
@@ -79,25 +82,19 @@ def parse_labels(value: str) -> dict[str, tuple[str, str | None]]:
 
 def read_table(path: Path, spec: TableSpec) -> list[TableRow]:
     """The studies of a table. Raises one DataError that lists everything wrong with it: missing columns, files that do
-    not exist, double ids, empty patients, unreadable labels, a patient in two splits."""
-    csv.field_size_limit(min(sys.maxsize, 1 << 27))  # a report may be longer than csv's default of 128 KB
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            columns, records = list(reader.fieldnames or []), list(reader)
-    except FileNotFoundError:
-        raise DataError("the table does not exist", fix="check --source") from None
-    except UnicodeDecodeError:
-        raise DataError("the table is not UTF-8", "names and reports would be garbled", "save it as UTF-8") from None
-    if missing := sorted(_needed(spec) - set(columns)):
-        raise DataError(
-            f"the table has no column {missing}; it has {columns}",
-            fix="name the right ones: --patient-column, --image-column or --image-template, --text-columns, …",
-        )
+    not exist, double ids, empty patients, unreadable labels, a patient in two splits. A quote that is never closed is
+    refused before all that: nothing after it can be told apart."""
+    (_, columns), *records = _records(path)
+    needed = _needed(spec)
+    if missing := sorted(needed - set(columns)):
+        # Where not one name is right, the first line may be a study and not a header: it is not repeated.
+        known = f"it has {columns}" if needed & set(columns) else "is its first line the header?"
+        raise DataError(f"the table has no column {missing}; {known}", fix=_naming(missing, spec))
     if not records:
-        raise DataError("the table has no rows")
+        raise DataError("the table has a header and no rows", fix="write one line a study below the header")
     mistakes: dict[str, list[int]] = {}
-    rows = [_row(i, record, spec, mistakes) for i, record in enumerate(records, 2)]
+    unnamed = _unnamed(path, spec)
+    rows = [_row(line, columns, fields, spec, unnamed, mistakes) for line, fields in records]
     seen: dict[str, int] = {}
     split_of: dict[str, str] = {}
     for row in rows:
@@ -115,27 +112,106 @@ def read_table(path: Path, spec: TableSpec) -> list[TableRow]:
     return rows
 
 
+def read_header(path: Path) -> list[str]:
+    """The names of a table's columns. Raises DataError for a file that is no table."""
+    return next(_records(path))[1]
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line it starts on, fields) of the header and of every row that is not blank."""
+    csv.field_size_limit(min(sys.maxsize, 1 << 27))  # a report may be longer than csv's default of 128 KB
+    separator, start = "\t" if path.suffix == ".tsv" else ",", 1
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            _check_first_line(file.readline(), separator)
+            file.seek(0)
+            # Not strict, csv takes an open quote to the end of the file for one long report of one patient.
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            for fields in reader:
+                if fields:
+                    yield start, fields
+                start = reader.line_num + 1
+    except csv.Error as error:
+        open_to_the_end = "unexpected end" in str(error)
+        raise DataError(
+            f"the row that starts on line {start} has a quote that is "
+            + ("never closed" if open_to_the_end else "not closed, or stands alone within quoted text"),
+            "the rows after it would be read as part of its text: one patient's report under another's image",
+            'put one " before and one " after the text, next to the separators, and write a " inside it twice: ""',
+        ) from None
+    except FileNotFoundError:
+        raise DataError("the table does not exist", fix="check --source") from None
+    except OSError as error:
+        raise DataError(f"the table cannot be read ({error.strerror})", fix="give --source a CSV file") from None
+    except UnicodeDecodeError:
+        raise DataError("the table is not UTF-8", "names and reports would be garbled", "save it as UTF-8") from None
+
+
+def _check_first_line(line: str, separator: str) -> None:
+    if not line.strip():
+        raise DataError("the table is empty, or begins with an empty line", fix="name the columns on the first line")
+    others = [other for other in SEPARATORS if other in line]
+    if separator not in line and others:
+        raise DataError(
+            f"the table is separated by {SEPARATORS[others[0]]}, not by {SEPARATORS[separator]}",
+            "all of its columns would be one",
+            "save it with commas, as .csv" + (" (or with tabs, as .tsv)" if separator == "\t" else ""),
+        )
+
+
+def _naming(missing: list[str], spec: TableSpec) -> str:
+    """How to name the columns that were not found."""
+    ways = []
+    if set(missing) & set(spec.texts.values()):
+        ways.append("the report's with --text-columns COL (default: report), or FINDINGS,IMPRESSION")
+    if spec.patient_column in missing:
+        alone = spec.id_column or "COLUMN_OF_STUDIES"
+        ways.append(
+            f"the patient's with --patient-column COL (default: patient; --patient-column {alone} where every study "
+            "is another patient)"
+        )
+    if set(missing) & _template_columns(spec):
+        ways.append("the image's with --image-column COL (default: image) or --image-template")
+    return "name " + ("; ".join(ways) or "the columns that the table has in the options that ask for these")
+
+
+def _unnamed(path: Path, spec: TableSpec) -> str:
+    """What is said of a row whose file does not exist, in the options that were given."""
+    columns = _template_columns(spec)
+    alone = next(iter(columns), "")
+    template = spec.image_template
+    source = f"column {alone!r}" if template == f"{{{alone}}}" else f"--image-template {template!r}"
+    return f"{source} names no file " + ("below the table's folder" if spec.root == path.parent else "below --root")
+
+
+def _template_columns(spec: TableSpec) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(spec.image_template) if name}
+
+
 def _needed(spec: TableSpec) -> set[str]:
-    named = {name for _, name, _, _ in string.Formatter().parse(spec.image_template) if name}
     optional = {c for c in (spec.id_column, spec.split_column) if c}
     labels = {column for column, _ in spec.labels.values()}
-    return named | optional | labels | {spec.patient_column} | set(spec.texts.values()) | set(spec.meta_columns)
+    named = {spec.patient_column, *spec.texts.values(), *spec.meta_columns}
+    return named | _template_columns(spec) | optional | labels
 
 
-def _row(line: int, record: dict[str, Any], spec: TableSpec, mistakes: dict[str, list[int]]) -> TableRow:
+def _row(
+    line: int, columns: list[str], fields: list[str], spec: TableSpec, unnamed: str, mistakes: dict[str, list[int]]
+) -> TableRow:
     def wrong(what: str) -> None:
         mistakes.setdefault(what, []).append(line)
 
-    if None in record or None in record.values():
+    if len(fields) != len(columns):
         wrong("more or fewer fields than the header has")
-    cells = {k: (v or "").strip() for k, v in record.items() if isinstance(k, str)}
-    image = spec.root / spec.image_template.format_map(cells)
-    if not image.exists():
-        wrong(f"no file at --image-template {spec.image_template!r} under --root")
+    cells = {column: field.strip() for column, field in zip_longest(columns, fields[: len(columns)], fillvalue="")}
+    place = spec.image_template.format_map(cells)
+    image = spec.root / place
+    if not place or not image.exists():  # a blank cell would name the root folder, which exists
+        wrong(unnamed)
     patient = cells[spec.patient_column]
     if not patient:
         wrong("no patient")
-    name = cells[spec.id_column] if spec.id_column else spec.image_template.format_map(cells)
+    name = cells[spec.id_column] if spec.id_column else place
     if not name:
         wrong("no id")
     if spec.split_column:

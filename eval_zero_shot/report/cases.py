@@ -36,7 +36,7 @@ class Picture:
 
 def one_view(loaded: Loaded) -> View:
     """The release's view, or the middle where it has several crops: a page shows one."""
-    from data_shards.geometry import SEVERAL
+    from data_shards.preprocess import SEVERAL
 
     return dataclasses.replace(loaded.view, kind="centre") if loaded.view.kind in SEVERAL else loaded.view
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from PIL import Image
 
 from data_shards.build import main
 from data_shards.shard_set import ShardSet
+from data_shards.sources.table import ABSENT, PRESENT, SPLIT_NAMES, UNKNOWN
 
 Table = Callable[..., Path]
 
@@ -135,7 +137,7 @@ def test_every_mistake_of_a_table_is_told_at_once(
     told = capsys.readouterr().err
     for message in (
         "the id was used on an earlier line: line 3",
-        "no file at --image-template '{image}' under --root: line 4",
+        "column 'image' names no file below the table's folder: line 4",
         "label column 'nodule' is neither 1, 0, -1 nor blank (for categories say nodule=VALUE): line 5",
         "no patient: line 6",
         "the patient is in another split on an earlier line: line 7",
@@ -147,7 +149,49 @@ def test_every_mistake_of_a_table_is_told_at_once(
 
 def test_missing_columns_are_listed(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
     assert build(table(rows()), "--text-columns", "findings,impression", "--patient-column", "who") == 1
-    assert "no column ['findings', 'impression', 'who']" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no column ['findings', 'impression', 'who']" in told
+    assert "--text-columns COL (default: report)" in told and "--patient-column id where every study" in told
+
+
+HEADER = "id,image,patient,split,report\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEADER + 'a,,p,train,"Clear."\nb,,q,train,"Clear.\nc,,r,train,Jane Doe has cancer.\n', "starts on line 3 has"),
+        (HEADER + 'a,,p,train,"Clear.\nb,,q,train,"Jane Doe has cancer."\n', "starts on line 2 has"),
+        (HEADER + 'a,,p,train,"One\nTwo."\nb,,q,train,"Jane "Doe" has cancer."\n', "starts on line 4 has"),
+        (HEADER + 'a,,p,train,"One\nTwo."\nb,,q,train,Clear.\n', "names no file below the table's folder: line 2, 4"),
+        ('"id";"image"\n"a";"Doe, Jane"\n', "separated by semicolons, not by commas"),
+        ("id\timage\na\tDoe\n", "separated by tabs, not by commas"),
+        ("", "the table is empty"),
+        (HEADER, "a header and no rows"),
+        ("Doe-1,Doe.nii,Jane Doe,train,Jane Doe has cancer.\n", "is its first line the header?"),
+    ],
+)
+def test_files_that_are_no_such_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    assert build(tmp_path / "table.csv") == 1
+    told = capsys.readouterr().err
+    assert said in told and told.count("fix:") == 1
+    assert "Doe" not in told and "cancer" not in told
+
+
+def test_a_quoted_report_may_have_lines_quotes_and_commas(table: Table, tmp_path: Path) -> None:
+    entries = rows(3)
+    entries[1]["report"] = 'FINDINGS: clear, no "halo".\n\nIMPRESSION: normal.'
+    assert build(table(entries)) == 0
+    shards = ShardSet.open(tmp_path / "out")
+    assert [shards.json(i)["texts"]["report"] for i in range(3)] == [entry["report"] for entry in entries]
+
+
+def test_a_template_and_a_root_are_named_where_they_were_given(
+    table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(table(rows(1)), "--image-template", "ct/{id}.nii", "--root", str(tmp_path / "scans")) == 1
+    assert "--image-template 'ct/{id}.nii' names no file below --root: line 2" in capsys.readouterr().err
 
 
 def _spoil(path: Path, kind: str) -> None:
@@ -228,3 +272,7 @@ def test_help_teaches_without_torch() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "python -m data_shards.build --source reads.csv --out shards" in shown
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    for word in filter(None, (*PRESENT, *ABSENT, *UNKNOWN, *SPLIT_NAMES)):
+        assert re.search(rf"[ ,]{re.escape(word)}[ ,;:.]", shown), f"--help does not say that {word} is accepted"
+        assert f"`{word}`" in docs, f"docs/data.md does not say that {word} is accepted"

@@ -75,7 +75,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as caught:
             read_volume(broken)
         assert "Doe" not in str(caught.value)
-    with pytest.raises(DataError, match="file is missing"):
+    with pytest.raises(DataError, match=r"file is missing(.|\n)*check the path$"):
         read_volume(tmp_path / "none.nii")
 
 
@@ -115,7 +115,7 @@ def test_a_missing_slice_and_a_second_series(series: Any, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="holds 2 DICOM series"):
         read_volume(series(tmp_path / "two", ct((9, 6, 5)), uid="1.2.4"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no DICOM image"):
+    with pytest.raises(DataError, match=r"no DICOM image(.|\n)*give a NIfTI, a \.npy or the folder"):
         read_volume(tmp_path / "empty")
 
 
@@ -149,3 +149,5 @@ def test_unreadable_images(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             read_image(tmp_path / name)
+    with pytest.raises(DataError, match="a folder was given where one image is read"):
+        read_image(tmp_path)

@@ -182,6 +182,13 @@ def test_weights_that_are_no_safetensors(folder: Path) -> None:
         encoders.load(folder)
 
 
+def test_a_run_folder_leads_to_its_release(folder: Path) -> None:
+    assert folder.name == "release"
+    with pytest.raises(ReleaseError) as caught:
+        encoders.load(folder.parent)
+    assert f"did you mean {folder}?" in str(caught.value)
+
+
 def test_a_planar_release(tmp_path: Path, make_dual: Any, planar: PlanarGeometry) -> None:
     dual = make_dual("resnet10t")
     folder = write_release(tmp_path / "r", dual.clip.state_dict(), dual.model_cfg, planar, View("centre"))

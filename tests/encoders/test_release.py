@@ -78,6 +78,8 @@ def test_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "it has best, last, step-00000100, step-00000200" in capsys.readouterr().err
     assert main(["--run", str(tmp_path), "--out", str(tmp_path / "p")]) == 1
     assert "give --run a folder made by pretrain.fit" in capsys.readouterr().err
+    assert main(["--run", str(tmp_path / "nope"), "--out", str(tmp_path / "p")]) == 1
+    assert "it does not exist" in capsys.readouterr().err
     assert main(["--relocate", str(out)]) == 1
     assert "no Hugging Face text tower" in capsys.readouterr().err
 

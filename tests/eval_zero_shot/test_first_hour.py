@@ -111,6 +111,7 @@ def test_an_unreadable_scan_is_refused_without_its_name(
     said = capsys.readouterr().err
     assert "scan 1 of 3" in said
     assert "Jane" not in said and "b.nii" not in said
+    assert said.count("why:") == said.count("fix:") == 1
     assert not out.exists() and not list(tmp_path.glob(".*tmp"))
 
 

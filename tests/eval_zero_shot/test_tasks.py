@@ -56,6 +56,8 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         assert path in str(error.value)
     assert "why:" in str(error.value)
     assert "fix:" in str(error.value)
+    form = yaml.safe_load(str(error.value).partition("Prompts):")[2])
+    assert Task.model_validate(form).names == ("effusion",), "the form that is shown is one"
 
 
 @pytest.mark.parametrize(
@@ -64,8 +66,9 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         ({"positive": ["A."], "negative": ["A."]}, "cancel"),
         ({"positive": ["A.", "A."], "negative": ["B."]}, "twice"),
         ({"positive": ["A."], "negative": ["B."], "synonyms_positive": ["C."]}, "both sides"),
-        ({"positive": "A.", "negative": ["B."]}, "positive"),
-        ({"positive": [1], "negative": ["B."]}, "positive.0"),
+        ({"positive": "A.", "negative": ["B."]}, "positive: should be a list of sentences"),
+        ({"positive": [1], "negative": ["B."]}, "positive.0: should be text, in quotes"),
+        (None, "cyst: should hold keys with values"),
     ],
 )
 def test_prompts_that_would_score_wrongly(tmp_path: Path, finding: dict, word: str) -> None:
@@ -77,6 +80,13 @@ def test_repeated_key_is_refused(tmp_path: Path) -> None:
     finding = "{positive: [A.], negative: [B.]}"
     with pytest.raises(EvalError, match="'cyst' is given twice"):
         load_task(write(tmp_path, f"name: toy\nclasses:\n  cyst: {finding}\n  cyst: {finding}\n"))
+
+
+def test_the_examples_of_the_docs_are_tasks(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    plain, templated = (load_task(write(tmp_path, part.partition("```")[0])) for part in page.split("```yaml\n")[1:])
+    assert plain.has_synonyms
+    assert len(templated.classes["effusion"].positive) == 4
 
 
 def test_unknown_name_lists_the_packaged_ones() -> None:
