@@ -7,9 +7,11 @@ Philox generator keyed by (seed, epoch, row). The state is a few integers and tw
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import signal
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +29,7 @@ from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, study_units
 
 STATE_VERSION = 1
 PREFETCH_BYTES = 512 << 20  # images that workers may hold ready, all together
+_LIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # passes with workers
 
 
 @dataclass
@@ -262,7 +265,24 @@ def _load(dataset: _Steps, steps: range, workers: int, pin_memory: bool) -> Iter
         # fork shares the index for free; but a process that has started CUDA must not be forked.
         multiprocessing_context="spawn" if torch.cuda.is_initialized() else "fork",
     )
-    return map(_whole, loader)
+    return _from_workers(loader)
+
+
+def _from_workers(loader: DataLoader) -> Iterator[Batch]:
+    """Batches as they come; however the pass ends, its workers end with it."""
+    batches = iter(loader)
+    _LIVE.add(batches)
+    try:
+        for batch in batches:
+            yield _whole(batch)
+    finally:
+        del batches  # an error's traceback keeps this frame, and would keep the workers
+
+
+def _end_workers() -> None:
+    """At exit multiprocessing asks workers to go with SIGTERM, which ours leave to the trainer, and waits for ever."""
+    for batches in list(_LIVE):
+        batches._shutdown_workers()
 
 
 def _empty(shape: tuple[int, ...]) -> torch.Tensor:
@@ -290,6 +310,9 @@ def _start_worker(_: int) -> None:
     # needs its workers; they leave when it does.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+atexit.register(_end_workers)  # after multiprocessing was imported, hence before its own
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,22 @@ def test_damage_stops_the_stream_and_names_the_sample(shard_folder: Path, tmp_pa
     (copy / entry["shard"]).write_bytes(data)
     with pytest.raises(DataError, match=r"shard-000000\.tar, sample study3: member 00\.vol\.b2nd does not match"):
         list(stream(ShardSet.open(copy), workers=workers))
+
+
+def test_a_pass_left_open_does_not_hold_up_the_exit(shard_folder: Path) -> None:
+    """Workers leave signals to the trainer, so nobody but the pass itself can end them."""
+    code = (
+        "import sys; from data_shards.shard_set import ShardSet; from data_shards.stream import ordered_pass\n"
+        "from data_shards.preprocess import Geometry, View; from data_shards.units import UnitPolicy\n"
+        "shards = ShardSet.open(sys.argv[1])\n"
+        "batches = ordered_pass(shards, shards.rows(), Geometry(), View('centre', (8, 8, 8)), "
+        "lambda text: [1], UnitPolicy(), batch_size=1, workers=1)\n"
+        "print(len(next(batches).keys))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(shard_folder)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_a_study_without_the_text_asked_for_is_named(tmp_path: Path) -> None:
