@@ -117,7 +117,7 @@ def _nifti(path: Path) -> Any:
 
     try:
         image = nibabel.load(path)
-    except nibabel.filebasedimages.ImageFileError as error:
+    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
         raise DataError(
             "the file is not a readable NIfTI", "a damaged header misplaces every voxel", "export it again"
         ) from error

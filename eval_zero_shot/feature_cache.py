@@ -62,10 +62,15 @@ class FeatureCache:
 
     def get_or_make(self, identity: dict[str, Any], make: Callable[[], StudyFeatures]) -> StudyFeatures:
         """The features, made and kept where they are not there yet."""
+        from safetensors import SafetensorError
+
         found = self.get(identity)
         if found is None:
             found = make()
-            self.put(identity, found)
+            try:
+                self.put(identity, found)
+            except (OSError, SafetensorError) as error:  # hours of encoding are not lost for want of a cache
+                print(f"warning: features could not be kept ({type(error).__name__}): use --cache", file=sys.stderr)
         return found
 
     def put(self, identity: dict[str, Any], found: StudyFeatures) -> Path:

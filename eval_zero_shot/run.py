@@ -251,6 +251,13 @@ def _evaluate_release(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
     from data_shards.geometry import geometry_from_dict
     from data_shards.shard_set import ShardSet
 
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names) or any(name != Path(name).name for name in names):
+        raise EvalError(
+            "two tasks have one name, or a name is no name of a folder",
+            why="one's results would be written over the other's",
+            fix="change `name:` in the task file",
+        )
     shards = ShardSet.open(args.data)
     rows = choose_rows(shards.rows(args.split), args.max_studies, args.seed)
     from eval_zero_shot.feature_cache import FeatureCache

@@ -61,5 +61,11 @@ def with_view(loaded: Loaded, kind: str, overlap: float = 0.25) -> Loaded:
     """A release that looks at scans through another kind of view, one of VIEWS."""
     if kind == "own":
         return loaded
+    if loaded.view.kind == "resize":
+        raise EvalError(
+            f"--view {kind}: this release was trained on whole scans resized to one size",
+            why="crops would show it another scale, which turns good scores into chance",
+            fix="leave --view out",
+        )
     view = replace(loaded.view, kind=kind, overlap=overlap)
     return replace(loaded, view=view, preprocess=replace(loaded.preprocess, view=view))

@@ -153,7 +153,7 @@ def auroc_intervals(
     macro = percentile_interval(
         float(estimate_L[usable].mean()), drawn_RL[:, usable].mean(axis=1), level=level, patients=total
     )
-    return tuple(each), macro
+    return tuple(each), _of_some_width(macro)
 
 
 def finding_interval(run: Run, finding: int, level: float = 0.95) -> Interval:
@@ -175,8 +175,12 @@ def macro_over_runs(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0
     None where all resamples agree, as they do with every pair in order: a width of zero, however few the patients.
     """
     value, drawn_R = _mean_over_runs(*bootstrap_aurocs(runs, resamples, seed), seed)
-    found = percentile_interval(value, drawn_R, level=level, patients=_patients(runs), runs=len(runs))
-    if found.low is None or found.low != found.high:
+    return _of_some_width(percentile_interval(value, drawn_R, level=level, patients=_patients(runs), runs=len(runs)))
+
+
+def _of_some_width(found: Interval) -> Interval:
+    """Without limits where every pair is in order (or none) in every resample."""
+    if found.low is None or found.low != found.high or found.value not in (0.0, 1.0):
         return found
     return replace(found, low=None, high=None, reason="all resamples agree, which says nothing of other patients")
 

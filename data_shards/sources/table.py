@@ -75,8 +75,8 @@ def parse_labels(value: str) -> dict[str, tuple[str, str | None]]:
     labels: dict[str, tuple[str, str | None]] = {}
     for part in (p.strip() for p in value.split(",")):
         if part:
-            column, _, wanted = part.partition("=")
-            labels["_".join(part.replace("=", "_").split())] = (column, wanted or None)
+            column, _, wanted = (side.strip() for side in part.partition("="))
+            labels["_".join(part.replace("=", " ").split())] = (column, wanted or None)
     return labels
 
 

@@ -51,7 +51,8 @@ def picture(shards: Any, row: int, loaded: Loaded) -> Picture:
         x = apply_planar(source, geometry, one_view(loaded))
         x = x * np.reshape(geometry.std, (-1, 1, 1)) + np.reshape(geometry.mean, (-1, 1, 1))
         grey = np.clip(np.rint(255 * x.mean(0)), 0, 255).astype(np.uint8)
-        return Picture(("image",), grey[None, None], (1.0, 1.0, 1.0))
+        # Volumes are drawn with both in-plane axes turned round (RAS); an image's first row is on top already.
+        return Picture(("image",), np.ascontiguousarray(grey[None, None, ::-1, ::-1]), (1.0, 1.0, 1.0))
     names, windows = tuple(WINDOWS), tuple(WINDOWS.values())
     if meta.get("unit") != "HU":
         names, windows = ("first window",), geometry.windows[:1]
@@ -153,7 +154,7 @@ def looked(
         share = contributions(loaded.model, image, prompts.positive_LD[j] - prompts.negative_LD[j], ordinary)
         if share is None:
             return []
-        share = share[None] if share.ndim == 2 else share
+        share = np.ascontiguousarray(share[None, ::-1, ::-1]) if share.ndim == 2 else share  # as the picture
         shown = picture(shards, row_of[key], loaded)
         scaled = np.clip(np.rint(127 * share / (np.abs(share).max() or 1.0)), -127, 127).astype(np.int8)
         cases.append(

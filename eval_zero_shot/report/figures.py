@@ -33,7 +33,7 @@ def auroc_plot(results: dict[str, Any], ink: str) -> Any:
         if f["synonym_auroc"] is not None:
             axes.plot(f["synonym_auroc"], y, "o", mfc="none", mec=SECOND, ms=6)
     axes.axvline(0.5, color=ink, lw=1, ls=":")
-    axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+    axes.set_yticks(range(len(names)), [n.replace("_", " ").replace("$", r"\$") for n in names])
     axes.set_xlim(max(-0.01, least), 1.01)
     axes.set_xlabel("AUROC (filled: prompts with 95 % interval; hollow: synonyms; dotted: chance)")
     _plain(figure, axes, ink)

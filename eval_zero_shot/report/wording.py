@@ -24,7 +24,11 @@ def verdict(results: dict[str, Any]) -> list[str]:
     best, worst = max(found, key=lambda n: found[n]["auroc"]), min(found, key=lambda n: found[n]["auroc"])
     if best != worst:
         said.append(f"Best: {_named(best, found)}. Weakest: {_named(worst, found)}.")
-    chance = [n for n, f in found.items() if f["interval"] and (f["interval"]["low"] or 0) <= 0.5]
+    spans = {n: f["interval"] for n, f in found.items() if f["interval"] and f["interval"]["low"] is not None}
+    chance = [n for n, span in spans.items() if span["low"] <= 0.5 <= span["high"]]
+    below = [n for n, span in spans.items() if span["high"] < 0.5]
+    if below:
+        said.append(f"Below chance (are labels or prompts swapped?): {_list(below)}.")
     if chance:
         said.append(f"Not told from chance: {_list(chance)}.")
     if few:
