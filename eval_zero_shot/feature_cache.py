@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,21 @@ from eval_zero_shot.release import image_encoder
 
 DEFAULT = Path("~/.cache/voxclip/features")
 # What stands between a stored scan and its features.
-CODE = ("encoders/**/*.py", "data_shards/*.py", "eval_zero_shot/embedding.py")
+CODE = (
+    "encoders/**/*.py",
+    "data_shards/*.py",
+    *(f"eval_zero_shot/{f}.py" for f in ("embedding", "classify", "release")),
+)
+PACKAGES = ("torch", "timm", "open_clip_torch", "numpy", "pillow", "blosc2")
 
 
 @lru_cache(maxsize=1)
 def code_sha256() -> str:
-    """Of the source files that turn a stored scan into features."""
+    """Of the source files that turn a stored scan into features, and the versions of the packages they stand on."""
     root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
     for file in sorted({f for pattern in CODE for f in root.glob(pattern)}):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    digest.update(json.dumps([version(name) for name in PACKAGES]).encode())
     return digest.hexdigest()
 
 
@@ -95,13 +102,16 @@ def identity_of(
     release_sha256: str, geometry: Any, view: Any, shards: Any, rows: Any, precision: str
 ) -> dict[str, Any]:
     """What determines the features of some rows of a shard set under a release."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # decides what precision "auto" is
     return {
         "release": release_sha256,
         "geometry": geometry.identity,
         "view": view.identity,
         "data": shards.manifest_hash,
         "rows": hashlib.sha256(np.asarray(rows, dtype=np.int64).tobytes()).hexdigest(),
-        "precision": precision,
+        "precision": f"{precision} {device}",
     }
 
 
