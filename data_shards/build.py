@@ -15,11 +15,12 @@ from pathlib import Path
 from data_shards.errors import DataError
 from data_shards.privacy import hashed, resolve_salt
 from data_shards.progress import track
+from data_shards.reading import read_scans
 from data_shards.schema import Study
 from data_shards.shard_set import EncodedStudy, ShardWriter, encode_study
 from data_shards.shard_write import REJECTED
-from data_shards.sources.table import TableRow, TableSpec, parse_labels, parse_texts, read_header, read_table
-from data_shards.volume import is_volume, read_image, read_volume
+from data_shards.sources.base import StudyRow
+from data_shards.sources.table import TableSpec, parse_labels, parse_texts, read_header, read_table
 
 AHEAD = 4  # studies in flight per worker
 LISTED = 50  # rejects found beyond the limit before the build stops
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build(args: argparse.Namespace) -> int:
     table, out = Path(args.source), Path(args.out)
-    rows = read_table(table, _spec(args, table))
+    rows = read_table(table, _spec(args, table)).rows
     salt = resolve_salt(out)
     make = partial(
         make_study,
@@ -100,7 +101,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def make_study(
-    row: TableRow,
+    row: StudyRow,
     salt: str,
     modality: str | None = None,
     spacing_mm: Sequence[float] | None = None,
@@ -110,12 +111,9 @@ def make_study(
     """Read, check and compress one row's study; what is wrong with it comes back as a Rejection."""
     key = hashed(f"study/{row.id}", salt)
     try:
-        if is_volume(row.image):
-            scan = read_volume(row.image, modality, spacing_mm)
-        else:
-            scan = read_image(row.image, modality)
+        scans = read_scans(row, modality, spacing_mm)
         patient = hashed(f"patient/{row.patient}", salt)
-        return encode_study(Study(key, patient, row.split, (scan,), row.texts, row.labels, source, licence, row.meta))
+        return encode_study(Study(key, patient, row.split, scans, row.texts, row.labels, source, licence, row.meta))
     except DataError as error:
         return Rejection(row.line, key, error.what)
     except Exception as error:  # a reader's own failure: its message may hold a path, so only its kind is kept
@@ -123,7 +121,7 @@ def make_study(
 
 
 def _run(
-    make: partial[EncodedStudy | Rejection], rows: Sequence[TableRow], workers: int
+    make: partial[EncodedStudy | Rejection], rows: Sequence[StudyRow], workers: int
 ) -> Iterator[EncodedStudy | Rejection]:
     """Results in the order of the rows, whatever worker finishes first."""
     if workers < 1:

@@ -25,7 +25,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # What training may not know even so: how a volume is read.
 NEVER = {"pretrain": ("data_shards.volume", "data_shards.sources")}
 # What the two leaves may not pull in, or `encoders.load` would drag the shard format along.
-NOT_LEAF = ("shard_set", "shard_write", "stream", "build", "check", "privacy", "report", "phantom", "sources.table")
+NOT_LEAF = (
+    "shard_set",
+    "shard_write",
+    "stream",
+    "build",
+    "check",
+    "privacy",
+    "report",
+    "phantom",
+    "sources",
+    "reading",
+)
 
 
 @cache

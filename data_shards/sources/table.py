@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.schema import Caption, Texts
+from data_shards.sources.base import Listing, ScanFile, StudyRow
 
 SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 TEXT_FIELDS = ("report", "findings", "impression", "caption")
@@ -38,20 +38,6 @@ class TableSpec:
     meta_columns: tuple[str, ...] = ()
     val_fraction: float = 0.1
     test_fraction: float = 0.0
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One study as the table tells it; nothing is hashed yet, so it never leaves the building process."""
-
-    line: int
-    id: str
-    image: str
-    patient: str
-    split: str
-    texts: Texts
-    labels: dict[str, int | None]
-    meta: dict[str, Any]
 
 
 def parse_texts(value: str) -> dict[str, str]:
@@ -80,7 +66,7 @@ def parse_labels(value: str) -> dict[str, tuple[str, str | None]]:
     return labels
 
 
-def read_table(path: Path, spec: TableSpec) -> list[TableRow]:
+def read_table(path: Path, spec: TableSpec) -> Listing:
     """The studies of a table. Raises one DataError that lists everything wrong with it: missing columns, files that do
     not exist, double ids, empty patients, unreadable labels, a patient in two splits. A quote that is never closed is
     refused before all that: nothing after it can be told apart."""
@@ -95,6 +81,7 @@ def read_table(path: Path, spec: TableSpec) -> list[TableRow]:
     mistakes: dict[str, list[int]] = {}
     unnamed = _unnamed(path, spec)
     rows = [_row(line, columns, fields, spec, unnamed, mistakes) for line, fields in records]
+    _require_values(columns, [fields for _, fields in records], spec)
     seen: dict[str, int] = {}
     split_of: dict[str, str] = {}
     for row in rows:
@@ -109,7 +96,7 @@ def read_table(path: Path, spec: TableSpec) -> list[TableRow]:
             "studies would be lost, mixed up, or tested on patients seen in training",
             "correct these lines",
         )
-    return rows
+    return Listing(rows)
 
 
 def read_header(path: Path) -> list[str]:
@@ -197,7 +184,7 @@ def _needed(spec: TableSpec) -> set[str]:
 
 def _row(
     line: int, columns: list[str], fields: list[str], spec: TableSpec, unnamed: str, mistakes: dict[str, list[int]]
-) -> TableRow:
+) -> StudyRow:
     def wrong(what: str) -> None:
         mistakes.setdefault(what, []).append(line)
 
@@ -234,7 +221,7 @@ def _row(
     caption = text.pop("caption", "")
     texts = Texts(**text, captions=(Caption(caption),) if caption else ())
     meta = {c: cells[c] for c in spec.meta_columns if cells[c]}
-    return TableRow(line, name, str(image), patient, split, texts, labels, meta)
+    return StudyRow(line, name, (ScanFile(str(image)),), patient, split, texts, labels, meta)
 
 
 def _split_of(patient: str, val: float, test: float) -> str:
@@ -243,6 +230,22 @@ def _split_of(patient: str, val: float, test: float) -> str:
 
     place = int.from_bytes(hashlib.blake2b(patient.encode(), digest_size=8).digest(), "big") / 2**64
     return "val" if place < val else "test" if place < val + test else "train"
+
+
+def _require_values(columns: list[str], records: list[list[str]], spec: TableSpec) -> None:
+    """Of COL=VALUE, refuse a value that no row has: every study would be stored without the finding."""
+    for column, wanted in spec.labels.values():
+        at = columns.index(column)
+        values = {fields[at].strip().lower() for fields in records if at < len(fields)}
+        if wanted is not None and wanted.lower() not in values:
+            few = sorted(values - {""})
+            private = {spec.patient_column, spec.id_column, *spec.texts.values(), *_template_columns(spec)}
+            shown = len(few) <= SHOWN and column not in private
+            raise DataError(
+                f"--label-columns {column}={wanted}: no row has this value in column {column!r}",
+                "every study would be stored as one without the finding",
+                f"it has {few}" if shown else f"it has {len(few)} other values: check the spelling",
+            )
 
 
 def _lines(lines: list[int]) -> str:

@@ -276,3 +276,12 @@ def test_help_teaches_without_torch() -> None:
     for word in filter(None, (*PRESENT, *ABSENT, *UNKNOWN, *SPLIT_NAMES)):
         assert re.search(rf"[ ,]{re.escape(word)}[ ,;:.]", shown), f"--help does not say that {word} is accepted"
         assert f"`{word}`" in docs, f"docs/data.md does not say that {word} is accepted"
+
+
+def test_category_that_no_row_has_is_refused(table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = table(rows()), tmp_path / "out"
+    assert main(["--source", str(source), "--out", str(out), "--label-columns", "fat=litle"]) == 1
+    told = capsys.readouterr().err
+    assert "fat=litle" in told and "['little', 'much']" in told and not out.exists()
+    assert main(["--source", str(source), "--out", str(out), "--label-columns", "patient=Jane"]) == 1
+    assert "Doe" not in capsys.readouterr().err.replace(str(source), "")

@@ -1,0 +1,30 @@
+"""Scan files of any source to scans: the one place that knows which reader is for which file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from data_shards.schema import Scan
+from data_shards.sources.base import ScanFile, StudyRow
+from data_shards.volume import is_volume, read_image, read_volume
+
+
+def read_scans(
+    row: StudyRow, modality: str | None = None, spacing_mm: Sequence[float] | None = None
+) -> tuple[Scan, ...]:
+    """The scans of a study; `modality` and `spacing_mm` (z, y, x) are for files that do not say.
+
+    Raises: DataError for a file that is not what it claims to be.
+    """
+    return tuple(read_scan(file, modality, spacing_mm) for file in row.scans)
+
+
+def read_scan(file: ScanFile, modality: str | None = None, spacing_mm: Sequence[float] | None = None) -> Scan:
+    """One scan. Raises: DataError as `data_shards.volume.read_volume` and `read_image`."""
+    modality, spacing_mm = file.modality or modality, file.spacing_mm or spacing_mm
+    if is_volume(file.path):
+        scan = read_volume(file.path, modality, spacing_mm, file.phase)
+    else:
+        scan = read_image(file.path, modality)
+    return dataclasses.replace(scan, role=file.role)
