@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval_zero_shot.embedding import StudyBatch, StudyFeatures, embed_batches, embed_images
 from eval_zero_shot.errors import EvalError
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=0.25,
         help="of sliding crops (default: 0.25)",
     )
-    add("--batch-size", type=int, default=8, metavar="N", help="studies encoded together (default: 8)")
+    add("--batch-size", type=int, default=8, metavar="N", help="crops encoded together (default: 8)")
     add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     args = parser.parse_args(argv)
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from encoders.errors import ReleaseError
 
     try:
+        if args.batch_size < 1:
+            raise EvalError(f"--batch-size {args.batch_size}", why="nothing would be encoded", fix="1 or more")
         if not 0 <= args.overlap < 1:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
         loaded = with_view(load_release(args.model, args.device), args.view, args.overlap)
@@ -79,25 +82,42 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
     """Keys are hashes of the files' names inside the folder, which stand beside them in the table."""
     if args.split:
         raise EvalError("--split is for shard sets", why="a folder has no splits", fix="leave it out")
+    from data_shards.preprocess import SEVERAL
+
     scans = find_scans(args.input, loaded.geometry.kind == "image")
     root = args.input if args.input.is_dir() else args.input.parent
     names = [str(scan.relative_to(root)) or "." for scan in scans]
 
+    for number, name in enumerate(names, 1):
+        if not name.isprintable():
+            raise EvalError(
+                f"the file name of scan {number} of {len(scans)} (in the order of their names) is not UTF-8 text",
+                why="its row of the table could not be named",
+                fix="rename the file",
+            )
+
+    def crops(number: int) -> NDArray[np.float32]:
+        try:
+            return loaded.preprocess.crops(scans[number]).numpy()
+        except ValueError as error:  # which scan is told by its number, without its name
+            raise EvalError(
+                f"scan {number + 1} of {len(scans)} (in the order of their names) cannot be read: {_reason(error)}",
+                why="the table would lack it in silence",
+                fix="repair it or take it out of the folder",
+            ) from None
+
     def batches() -> Iterator[StudyBatch]:
-        for number, (scan, name) in enumerate(zip(scans, names, strict=True), 1):
-            try:
-                images = loaded.preprocess.crops(scan).numpy()
-            except ValueError as error:  # which scan is told by its number, without its name
-                raise EvalError(
-                    f"scan {number} of {len(scans)} (in the order of their names) cannot be read: {_reason(error)}",
-                    why="the table would lack it in silence",
-                    fix="repair it or take it out of the folder",
-                ) from None
-            yield StudyBatch((name,) * len(images), (name,) * len(images), images)
+        together = 1 if loaded.view.kind in SEVERAL else args.batch_size
+        for start in range(0, len(scans), together):
+            group = range(start, min(start + together, len(scans)))
+            images = [crops(number) for number in group]
+            each = tuple(names[i] for i, of_scan in zip(group, images, strict=True) for _ in of_scan)
+            yield StudyBatch(each, each, np.concatenate(images))
 
     found = embed_batches(
-        image_encoder(loaded), batches(), precision=args.precision, total=len(scans), progress=sys.stderr.isatty()
-    )
+        image_encoder(loaded), batches(), batch_size=args.batch_size, precision=args.precision, total=len(scans),
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
     return "file", found
 
 

@@ -171,9 +171,16 @@ def study_batches(
 
 
 def embed_batches(
-    model: Any, batches: Iterable[StudyBatch], *, precision: Precision = "fp32", total: int = 0, progress: bool = False
+    model: Any,
+    batches: Iterable[StudyBatch],
+    *,
+    batch_size: int = 8,
+    precision: Precision = "fp32",
+    total: int = 0,
+    progress: bool = False,
 ) -> StudyFeatures:
-    """Encode batches as they come: one row a study, the mean of its crops, of unit length again.
+    """Encode batches as they come, at most `batch_size` crops at once: one row a study, the mean of its crops, of unit
+    length again.
 
     Raises EvalError on features that are not finite or when no study comes.
     """
@@ -184,9 +191,11 @@ def embed_batches(
     features: list[NDArray] = []
     with evaluating(model) as device, _bar(progress, total) as advance:
         for batch in batches:
-            with _autocast(device, precision):
-                study_BD = model.encode_image(torch.from_numpy(batch.images).to(device)).study_BD
-            features.append(unit(study_BD.float().cpu().numpy(), "studies").astype(np.float32))
+            for start in range(0, len(batch.images), batch_size):  # sliding crops of a large CT are dozens
+                images = torch.from_numpy(batch.images[start : start + batch_size])
+                with _autocast(device, precision):
+                    study_BD = model.encode_image(images.to(device)).study_BD
+                features.append(unit(study_BD.float().cpu().numpy(), "studies").astype(np.float32))
             keys += batch.keys
             patients += batch.patients
             advance(len(set(batch.keys)))
@@ -230,7 +239,7 @@ def embed_images(
             "features of crops cannot be merged by their maximum", why="it is defined for scores", fix="use merge mean"
         )
     batches = study_batches(shards, rows, geometry, view, batch_size)
-    return embed_batches(model, batches, precision=precision, total=len(rows), progress=progress)
+    return embed_batches(model, batches, batch_size=batch_size, precision=precision, total=len(rows), progress=progress)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_zero_shot.errors import EvalError
 from eval_zero_shot.retrieve import Direction, Recall
 from eval_zero_shot.statistics import Interval
 
@@ -126,6 +127,32 @@ class Results:
         for path, text in contents.items():
             _replace(path, text)
         return results, scores
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """`results.json` of an evaluation. Raises EvalError where there is none that can be read."""
+    try:
+        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvalError(
+            f"no readable results.json ({type(error).__name__})",
+            why="there is nothing to show",
+            fix="name the folder that eval_zero_shot.run wrote with --out",
+        ) from None
+
+
+def read_scores(folder: Path) -> dict[tuple[str, str], float]:
+    """(key, finding) -> score under the task's own prompts, of `scores.csv`. Raises EvalError where it is missing."""
+    try:
+        with (folder / "scores.csv").open(encoding="utf-8", newline="") as opened:
+            rows = [row for row in csv.DictReader(opened) if row["prompts"] == "main"]
+            return {(row["key"], row["finding"]): float(row["score"]) for row in rows}
+    except (OSError, KeyError, ValueError) as error:
+        raise EvalError(
+            f"no readable scores.csv beside results.json ({type(error).__name__})",
+            why="studies could not be chosen by their scores",
+            fix="copy the whole folder that eval_zero_shot.run wrote, or show numbers alone: --no-cases",
+        ) from None
 
 
 def scores_csv(cases: Cases) -> str:

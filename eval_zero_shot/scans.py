@@ -67,5 +67,11 @@ def with_view(loaded: Loaded, kind: str, overlap: float = 0.25) -> Loaded:
             why="crops would show it another scale, which turns good scores into chance",
             fix="leave --view out",
         )
+    if kind == "sliding" and loaded.geometry.kind == "image":
+        raise EvalError(
+            "--view sliding: this release reads images, which are resized whole",
+            why="sliding crops are defined for volumes",
+            fix="use --view multi (four corners and the middle), or leave --view out",
+        )
     view = replace(loaded.view, kind=kind, overlap=overlap)
     return replace(loaded, view=view, preprocess=replace(loaded.preprocess, view=view))

@@ -1,6 +1,6 @@
-"""Probabilities of findings for one scan.
+"""Probabilities of findings for one scan or several.
 
-    python -m eval_zero_shot.score --model RELEASE_DIR CT.nii.gz --prompts FILE [--view sliding] [--json]
+    python -m eval_zero_shot.score --model RELEASE_DIR CT.nii.gz [...] --prompts FILE [--view sliding] [--json]
 
 FILE is a task (eval_zero_shot.tasks): findings with positive and negative prompts, or the name of a packaged one.
 """
@@ -74,10 +74,16 @@ def score_views(
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(
-        prog="python -m eval_zero_shot.score", description="Probabilities of findings for one scan."
+        prog="python -m eval_zero_shot.score", description="Probabilities of findings for one scan or several."
     )
     add = parser.add_argument
-    add("scan", type=Path, help="NIfTI, .npy, a folder with one DICOM series, or an image: what the release reads")
+    add(
+        "scans",
+        nargs="+",
+        type=Path,
+        metavar="SCAN",
+        help="NIfTI, .npy, a folder with one DICOM series, or an image: what the release reads",
+    )
     add("--model", required=True, metavar="DIR", help="release folder")
     add("--prompts", required=True, metavar="FILE", help="YAML of findings and prompts, or a packaged task")
     add("--view", choices=VIEWS, default="own", help=VIEW_HELP)
@@ -85,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--merge", choices=("mean", "max"), default="mean", help="how scores of crops are joined (default: mean)")
     add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--json", action="store_true", help="print JSON (of several scans: a list) instead of tables")
     args = parser.parse_args(argv)
     from data_shards.errors import DataError
     from encoders.errors import ReleaseError
@@ -94,28 +100,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.overlap < 1:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
         task = load_task(args.prompts)
+        for number, scan in enumerate(args.scans, 1):
+            if not scan.exists():  # said before torch is imported
+                raise EvalError(
+                    f"{_name(number, args.scans)} does not exist", why="nothing to score", fix="check its path"
+                )
         from eval_zero_shot.release import load_dual
 
         loaded = with_view(load_dual(args.model, args.device), args.view, args.overlap)
-        images = loaded.preprocess.crops(args.scan).numpy()
-        found = score_views(loaded, images, task, args.merge, args.precision)
+        every = []
+        for number, scan in enumerate(args.scans, 1):
+            images = _crops(loaded, scan, _name(number, args.scans))
+            found = score_views(loaded, images, task, args.merge, args.precision)
+            every.append({"windows": len(images), "merge": args.merge, "findings": [asdict(f) for f in found]})
+            if not args.json:
+                _table(found, len(images), args.merge, f"scan {number}: " if len(args.scans) > 1 else "")
     except (EvalError, DataError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.json:
-        whole = {"windows": len(images), "merge": args.merge, "findings": [asdict(f) for f in found]}
-        print(json.dumps(whole, indent=2))
-    else:
-        _table(found, len(images), args.merge)
+        print(json.dumps(every if len(every) > 1 else every[0], indent=2))
     return 0
 
 
-def _table(found: Sequence[FindingProbability], windows: int, merge: str) -> None:
+def _name(number: int, scans: Sequence[Path]) -> str:
+    """A scan by its place on the command line: a file name may hold a patient's."""
+    return f"scan {number} of {len(scans)}" if len(scans) > 1 else "the scan"
+
+
+def _crops(loaded: Loaded, scan: Path, name: str) -> NDArray[np.float32]:
+    from data_shards.errors import DataError
+
+    try:
+        return loaded.preprocess.crops(scan).numpy()
+    except DataError as error:
+        raise DataError(f"{name}: {error.what}", error.why, error.fix) from None
+
+
+def _table(found: Sequence[FindingProbability], windows: int, merge: str, name: str) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    title = "Zero-shot findings" + (f", {merge} over {windows} crops" if windows > 1 else "")
+    title = f"{name}Zero-shot findings" + (f", {merge} over {windows} crops" if windows > 1 else "")
     table = Table("finding", title=title, box=SIMPLE_HEAD)
     for heading in ("probability", "", "positive", "negative"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)

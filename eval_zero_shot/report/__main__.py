@@ -52,23 +52,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _cases(model: str, data: str, task: str, results: Path) -> dict[str, Any]:
-    """Release, shards, task and the rows whose scores are there."""
-    import csv
+def _cases(model: str, data: str, task_name: str, results: Path) -> dict[str, Any]:
+    """Release, shards, task and the rows whose scores are there.
+
+    Raises EvalError where one of them is not what the results were made with: the page would show other studies,
+    prompts or weights beside these numbers.
+    """
+    import numpy as np
 
     from data_shards.shard_set import ShardSet
     from eval_zero_shot.release import load_dual
+    from eval_zero_shot.results import read_results, read_scores
     from eval_zero_shot.tasks import load_task
 
-    shards = ShardSet.open(data)
-    with (results / "scores.csv").open(encoding="utf-8", newline="") as file:
-        keys = {row["key"] for row in csv.DictReader(file)}
+    about = read_results(results)["provenance"]
+    shards, task = ShardSet.open(data), load_task(task_name)
+    _require_same("--data", "data_sha256", shards.manifest_hash, about)
+    _require_same("--task", "task_sha256", task.identity, about)
+    loaded = load_dual(model)
+    _require_same("--model", "release_sha256", loaded.sha256, about)
+    keys = {key for key, _ in read_scores(results)}
     rows = [row for row in range(len(shards)) if shards.key(row) in keys]
-    if not rows:
-        raise EvalError("no scored study is in these shards", why="other studies would be shown", fix="check --data")
-    import numpy as np
+    return {"loaded": loaded, "shards": shards, "rows": np.asarray(rows), "task": task}
 
-    return {"loaded": load_dual(model), "shards": shards, "rows": np.asarray(rows), "task": load_task(task)}
+
+def _require_same(option: str, name: str, found: str, about: dict[str, Any]) -> None:
+    if about.get(name) not in (None, found):
+        raise EvalError(
+            f"{option} is not what these results were made with ({name} differs)",
+            why="the page would show other studies or another model beside these numbers",
+            fix=f"name what was scored, or score again; numbers alone need no {option} (--no-cases)",
+        )
 
 
 if __name__ == "__main__":

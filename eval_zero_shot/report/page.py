@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 import os
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from eval_zero_shot.errors import EvalError
 from eval_zero_shot.report.figures import auroc_plot, recall_plot, render, training_plot
 from eval_zero_shot.report.wording import FEW, verdict
+from eval_zero_shot.results import read_results, read_scores
 from eval_zero_shot.tasks import Task
 
 if TYPE_CHECKING:
@@ -44,14 +43,7 @@ def write_report(
     Raises:
         EvalError: the folder holds no evaluation.
     """
-    try:
-        results = json.loads((results_folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvalError(
-            f"no readable results.json ({type(error).__name__})",
-            why="there is nothing to show",
-            fix="run eval_zero_shot.run with --out first",
-        ) from None
+    results = read_results(results_folder)
     plots = out.parent / "plots"
     scored = results["macro"] is not None
     drawn = {
@@ -65,7 +57,7 @@ def write_report(
         from eval_zero_shot.report import cases
 
         gallery = cases.gallery(loaded, shards, rows, seed)
-        looked = cases.looked(loaded, shards, rows, task, results, _scores(results_folder / "scores.csv"))
+        looked = cases.looked(loaded, shards, rows, task, results, read_scores(results_folder))
     provenance = results["provenance"]
     page = Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
@@ -94,14 +86,6 @@ def write_report(
     finally:
         aside.unlink(missing_ok=True)
     return out
-
-
-def _scores(file: Path) -> dict[tuple[str, str], float]:
-    if not file.is_file():
-        return {}
-    with file.open(encoding="utf-8", newline="") as opened:
-        rows = [row for row in csv.DictReader(opened) if row["prompts"] == "main"]
-    return {(row["key"], row["finding"]): float(row["score"]) for row in rows}
 
 
 def _warning(patients: bool) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ import pytest
 import torch
 
 import encoders
+from data_shards.geometry import PlanarGeometry
 from data_shards.shard_set import ShardSet
 from encoders.dual import build_dual
 from encoders.release import write_release
 from eval_zero_shot import embed, feature_cache, run, score
+from eval_zero_shot.errors import EvalError
 from eval_zero_shot.feature_cache import FeatureCache, identity_of
 from eval_zero_shot.scans import find_scans, with_view
 
@@ -223,3 +227,56 @@ def test_scans_are_found_by_what_they_are(folder: Path) -> None:
     shutil.copy(folder / "notes.txt", folder / "picture.txt")
     assert [str(f.relative_to(folder)) for f in find_scans(folder, planar=False)] == ["b.nii.gz", "ct", "deep/a.nii"]
     assert find_scans(folder / "b.nii.gz", planar=False) == [folder / "b.nii.gz"]
+
+
+def test_several_scans_are_scored_in_their_order(release: Path, folder: Path, task: Path, capsys: Any) -> None:
+    common = ["--model", str(release), "--prompts", str(task), "--device", "cpu"]
+    each = []
+    for scan in (folder / "b.nii.gz", folder / "deep" / "a.nii"):
+        assert score.main([*common, "--json", str(scan)]) == 0
+        each.append(json.loads(capsys.readouterr().out))
+    assert score.main([*common, "--json", str(folder / "b.nii.gz"), str(folder / "deep" / "a.nii")]) == 0
+    assert json.loads(capsys.readouterr().out) == each
+    assert score.main([*common, str(folder / "b.nii.gz"), str(folder / "deep" / "a.nii")]) == 0
+    assert capsys.readouterr().out.count("Zero-shot findings") == 2
+
+
+def test_a_missing_scan_is_told_by_its_number(release: Path, folder: Path, task: Path, capsys: Any) -> None:
+    common = ["--model", str(release), "--prompts", str(task), "--device", "cpu"]
+    assert score.main([*common, str(folder / "b.nii.gz"), str(folder / "Jane.nii")]) == 1
+    said = capsys.readouterr().err
+    assert "scan 2 of 2 does not exist" in said and "Jane" not in said
+
+
+def test_batches_of_a_folder_change_nothing(release: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    found = []
+    for size, view in (("1", "own"), ("3", "own"), ("1", "sliding"), ("5", "sliding")):
+        out = tmp_path / f"{size}{view}.parquet"
+        arguments = ["--model", str(release), "--input", str(folder), "--out", str(out), "--device", "cpu"]
+        assert embed.main([*arguments, "--batch-size", size, "--view", view]) == 0
+        found.append(np.stack(pq.read_table(out).column("features").to_pylist()))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[3], atol=1e-6)
+    assert embed.main([*arguments, "--batch-size", "0"]) == 1
+    assert "--batch-size 0" in capsys.readouterr().err
+
+
+def test_a_file_name_that_is_no_text_is_refused_before_encoding(
+    release: Path, folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    shutil.copy(folder / "b.nii.gz", os.fsencode(folder) + b"/\xff.nii.gz")
+    out = tmp_path / "features.parquet"
+    arguments = ["--model", str(release), "--input", str(folder), "--out", str(out), "--device", "cpu"]
+    assert embed.main(arguments) == 1
+    assert "scan 4 of 4" in capsys.readouterr().err and not out.exists()
+
+
+def test_crops_of_a_resized_view_or_an_image_are_refused(release: Path) -> None:
+    loaded = encoders.load(str(release))
+    resized = dataclasses.replace(loaded, view=VIEW.__class__("resize", (4, 8, 8)))
+    with pytest.raises(EvalError, match="resized to one size"):
+        with_view(resized, "sliding")
+    planar = dataclasses.replace(loaded, geometry=PlanarGeometry(size=(8, 8)), view=VIEW.__class__())
+    with pytest.raises(EvalError, match="reads images"):
+        with_view(planar, "sliding")
+    assert with_view(planar, "multi").view.kind == "multi"

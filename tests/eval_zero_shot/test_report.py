@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,9 @@ import torch
 from PIL import Image
 
 import encoders
-from data_shards.shard_set import ShardSet
+from data_shards.geometry import PlanarGeometry, View
+from data_shards.schema import Scan, Study, Texts
+from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.dual import build_dual
 from encoders.release import write_release
 from eval_zero_shot.report import write_report
@@ -23,7 +29,7 @@ from eval_zero_shot.report.focus import contributions, mean_tokens
 from eval_zero_shot.report.wording import verdict
 from eval_zero_shot.run import evaluate
 
-from .conftest import GEOMETRY, TASK, VIEW
+from .conftest import GEOMETRY, TASK, VIEW, study
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,8 @@ def evaluated(release: Path, toy_folder: Path, tmp_path_factory: pytest.TempPath
     loaded, shards = encoders.load(str(release)), ShardSet.open(toy_folder)
     evaluate(
         loaded.model, loaded.tokenizer, shards, shards.rows("test"), GEOMETRY, VIEW, TASK,
-        resamples=20, pools=(8,), repeats=5, out=run / "results", provenance={"split": "test"},
+        resamples=20, pools=(8,), repeats=5, out=run / "results",
+        provenance={"split": "test", "release_sha256": loaded.sha256},
     )  # fmt: skip
     lines = [f"{step},loss,{9 - step}" for step in range(1, 6)]
     lines += ["2,select/macro_auroc,0.6", "5,select/macro_auroc,0.7"]
@@ -52,11 +59,16 @@ def evaluated(release: Path, toy_folder: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def page(evaluated: Path, release: Path, toy_folder: Path, tmp_path: Path) -> Path:
+def toy_task(tmp_path: Path) -> Path:
     task = tmp_path / "toy.yaml"
     task.write_text(json.dumps(TASK.model_dump(mode="json")))
+    return task
+
+
+@pytest.fixture
+def page(evaluated: Path, release: Path, toy_folder: Path, toy_task: Path, tmp_path: Path) -> Path:
     out = tmp_path / "page" / "report.html"
-    arguments = ["--run", str(evaluated), "--model", str(release), "--data", str(toy_folder), "--task", str(task)]
+    arguments = ["--run", str(evaluated), "--model", str(release), "--data", str(toy_folder), "--task", str(toy_task)]
     assert main([*arguments, "--out", str(out), "--title", "A <toy> & its scores"]) == 0
     return out
 
@@ -96,11 +108,39 @@ def test_the_same_evaluation_gives_the_same_bytes(page: Path, evaluated: Path, t
     assert once.read_bytes() == again.read_bytes()
 
 
-def test_what_is_missing_is_said(tmp_path: Path, evaluated: Path, toy_folder: Path, capsys: Any) -> None:
+def test_what_is_missing_is_said(
+    tmp_path: Path, evaluated: Path, toy_folder: Path, release: Path, toy_task: Path, capsys: Any
+) -> None:
     assert main(["--out", str(tmp_path / "x.html")]) == 1
     assert "neither --results nor --run" in capsys.readouterr().err
     assert main(["--results", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 1
     assert "no readable results.json" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+    shutil.copytree(evaluated / "results", tmp_path / "results")
+    (tmp_path / "results" / "scores.csv").unlink()
+    arguments = ["--results", str(tmp_path / "results"), "--model", str(release), "--data", str(toy_folder)]
+    assert main([*arguments, "--task", str(toy_task), "--out", str(tmp_path / "x.html")]) == 1
+    assert "no readable scores.csv" in capsys.readouterr().err
+
+
+def test_what_was_not_scored_is_not_shown(
+    tmp_path: Path, evaluated: Path, toy_folder: Path, release: Path, toy_task: Path, capsys: Any
+) -> None:
+    """Another task, release or shard set beside these numbers would illustrate them with something else."""
+    other = tmp_path / "other"
+    weights = {k: v + 0.1 for k, v in encoders.load(str(release)).model.clip.state_dict().items()}
+    config = json.loads((release / "open_clip_config.json").read_text())["model_cfg"]
+    write_release(other, weights, config, GEOMETRY, VIEW)
+    given = {"--model": release, "--data": toy_folder, "--task": toy_task}
+    shards = tmp_path / "shards"
+    with ShardWriter(shards) as writer:  # other studies under the same keys
+        for i in range(8):
+            writer.write(study(i))
+    for option, wrong in (("--model", other), ("--data", shards), ("--task", "phantom")):
+        asked = {**given, option: wrong}
+        arguments = [str(word) for pair in asked.items() for word in pair]
+        assert main(["--run", str(evaluated), *arguments, "--out", str(tmp_path / "x.html")]) == 1
+        assert f"{option} is not what these results were made with" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
 
 
@@ -135,27 +175,99 @@ def test_a_verdict_is_in_words() -> None:
     assert "nothing can be said" in " ".join(verdict({**results, "macro": None, "per_finding": {}}))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("width", [1200, 420])
-def test_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
+@pytest.fixture(scope="module")
+def planar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A page over images whose upper left quarter alone is white, and the shards of these images."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("planar")
+    vision = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
+    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 160}, "text_cfg": text}
+    geometry, view = PlanarGeometry(size=(160, 160)), View()
+    folder = write_release(root / "toy", build_dual(config).clip.state_dict(), config, geometry, view)
+    with ShardWriter(root / "shards") as writer:
+        for i in range(12):
+            grey = np.random.default_rng(i).integers(0, 60, (160, 160)).astype(np.uint8)
+            grey[:80, :80] = 250
+            out = io.BytesIO()
+            Image.fromarray(grey).save(out, "PNG")
+            scan = Scan(image=out.getvalue(), ext="png", modality="CR", unit="arbitrary")
+            labels: dict[str, int | None] = {"bright": i % 2, "dark": 1 - i % 2}
+            texts = Texts(report="bright scan" if i % 2 else "dark scan")
+            writer.write(Study(f"{i:016x}", f"{i + 100:016x}", "test", (scan,), texts, labels))
+    loaded, shards = encoders.load(str(folder)), ShardSet.open(root / "shards")
+    rows = shards.rows("test")
+    evaluate(
+        loaded.model, loaded.tokenizer, shards, rows, geometry, view, TASK,
+        resamples=0, pools=(), out=root / "results", provenance={"split": "test"},
+    )  # fmt: skip
+    page = write_report(
+        root / "results", root / "report.html", title="t", loaded=loaded, shards=shards, rows=rows, task=TASK
+    )
+    return page, root / "shards"
+
+
+def test_images_stand_upright_in_the_gallery(planar: tuple[Path, Path]) -> None:
+    cases = planar[0].read_text(encoding="utf-8").split('class="case"')[1:]
+    assert len(cases) == 6
+    for case in cases:
+        encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", case)
+        grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded[0]))).convert("L")).astype(float)
+        h, w = grey.shape[0] // 2, grey.shape[1] // 2
+        assert grey[:h, :w].mean() > 200 and max(grey[h:].mean(), grey[:h, w:].mean()) < 60
+
+
+@contextmanager
+def chromium(folder: Path, width: int) -> Iterator[Any]:
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("no chromium and chromedriver on this machine")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import Select, WebDriverWait
 
     options = webdriver.ChromeOptions()
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     options.binary_location = str(shutil.which("chromium"))
     for flag in (
         "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}",
         f"--window-size={width},900",
     ):  # fmt: skip
         options.add_argument(flag)
     browser = webdriver.Chrome(options=options, service=Service(str(shutil.which("chromedriver"))))
     try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+@pytest.mark.full
+def test_images_stand_upright_where_it_looked(planar: tuple[Path, Path], tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    with chromium(tmp_path, 1200) as browser:
+        browser.get(planar[0].as_uri())
+        WebDriverWait(browser, 20).until(
+            lambda b: b.find_element(By.ID, "looked").get_attribute("data-shown")  # the first picture is drawn
+        )
+        strength = browser.find_element(By.ID, "strength")
+        browser.execute_script("arguments[0].value = 0; arguments[0].dispatchEvent(new Event('input'))", strength)
+        size, values = browser.execute_script(
+            "const c = document.querySelector('.axial canvas');"
+            "return [[c.height, c.width], Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)]"
+        )
+        grey = np.asarray(values, float).reshape(*size, 4)[..., 0]
+        h, w = size[0] // 2, size[1] // 2
+        assert grey[:h, :w].mean() > 200 and max(grey[h:].mean(), grey[:h, w:].mean()) < 60
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("width", [1200, 420])
+def test_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    with chromium(tmp_path, width) as browser:
         browser.get(page.as_uri())
         looked = browser.find_element(By.ID, "looked")
         wait = WebDriverWait(browser, 20)
@@ -191,5 +303,3 @@ def test_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
         wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
         assert wide <= 0  # nothing is cut off at the side
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    finally:
-        browser.quit()
