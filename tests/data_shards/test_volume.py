@@ -151,3 +151,13 @@ def test_unreadable_images(tmp_path: Path) -> None:
             read_image(tmp_path / name)
     with pytest.raises(DataError, match="a folder was given where one image is read"):
         read_image(tmp_path)
+
+
+def test_a_damaged_nifti_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ct.nii"
+    nibabel.save(nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4)), path)
+    data = bytearray(path.read_bytes())
+    data[70:72] = (9999).to_bytes(2, "little")  # the data type's code
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="not a readable NIfTI"):
+        read_volume(path)

@@ -280,3 +280,23 @@ def test_crops_of_a_resized_view_or_an_image_are_refused(release: Path) -> None:
     with pytest.raises(EvalError, match="reads images"):
         with_view(planar, "sliding")
     assert with_view(planar, "multi").view.kind == "multi"
+
+
+def test_a_cache_that_cannot_be_written_loses_nothing(
+    release: Path, toy_folder: Path, task: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    arguments = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "0", "--pool"]
+    arguments += ["--device", "cpu", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "file" / "cache")]
+    assert run.main(arguments) == 0
+    assert "features could not be kept" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_tasks_of_one_name_are_refused(
+    release: Path, toy_folder: Path, task: Path, tmp_path: Path, capsys: Any
+) -> None:
+    shutil.copy(task, tmp_path / "again.yaml")
+    arguments = ["--model", str(release), "--data", str(toy_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert run.main([*arguments, "--task", str(task), str(tmp_path / "again.yaml")]) == 1
+    assert "two tasks have one name" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -172,6 +172,9 @@ def test_a_verdict_is_in_words() -> None:
     said = " ".join(verdict(results))
     for part in ("50 studies of 45 patients", "0.935", "good", "Weakest: left stone", "chance: left stone", "Too few"):
         assert part in said
+    swapped = {**sure, "auroc": 0.1, "interval": {"low": 0.05, "high": 0.2}}
+    low = " ".join(verdict({**results, "macro": 0.1, "per_finding": {"cyst": swapped}}))
+    assert "Below chance (are labels or prompts swapped?): cyst" in low and "Not told from chance" not in low
     assert "nothing can be said" in " ".join(verdict({**results, "macro": None, "per_finding": {}}))
 
 
