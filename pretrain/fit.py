@@ -76,7 +76,11 @@ class ZeroShotTask:
         results = evaluate(
             loaded.model, loaded.tokenizer, data.shards, data.test_rows, data.geometry, data.eval_view, self.task,
             stored_geometry=loaded.geometry, batch_size=self.recipe.train.batch_size, precision=precision,
-            out=out, provenance={"split": self.recipe.data.splits.test, "release_sha256": loaded.sha256},
+            out=out, provenance={
+                "split": self.recipe.data.splits.test,
+                "release_sha256": loaded.sha256,
+                "training_steps": self.recipe.train.steps,
+            },
         )  # fmt: skip
         print_table(results)
         run = out.parent

@@ -134,7 +134,7 @@ def _gallery(cases: list[dict[str, Any]]) -> str:
     cards = []
     for case in cases:
         slices = "".join(
-            f'<figure><img alt="{html.escape(name)} window" src="{uri}" style="aspect-ratio:{case["aspect"]:.3f}">'
+            f'<figure><img alt="{html.escape(name)}" src="{uri}" style="aspect-ratio:{case["aspect"]:.3f}">'
             f"<figcaption>{html.escape(name)}</figcaption></figure>"
             for name, uri in case["slices"]
         )
@@ -147,8 +147,10 @@ def _gallery(cases: list[dict[str, Any]]) -> str:
             f'<div class="case"><div class="slices">{slices}</div><ol>{matches}</ol>'
             f'<code class="soft">{key}</code></div>'
         )
+    planar = any(name == "image" for case in cases for name, _ in case["slices"])
+    shown = "as the model sees them" if planar else "middle slice (front above, the patient's right on the left)"
     note = (
-        "A fixed choice of scored studies, middle slice (front above, the patient's right on the left), with the "
+        f"A fixed choice of scored studies, {shown}, with the "
         "sentences nearest to them among all sentences of the split. ✓: the study's own report holds it word for word."
     )
     return f'<h2>What it matched</h2><p class="soft">{note}</p><div class="cases" id="gallery">{"".join(cards)}</div>'
