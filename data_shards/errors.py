@@ -15,6 +15,22 @@ class DataError(ValueError):
         lines = [what, *(f"  why: {why}" for _ in [0] if why), *(f"  fix: {fix}" for _ in [0] if fix)]
         super().__init__("\n".join(lines))
 
-    def __reduce__(self) -> tuple[type["DataError"], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type["DataError"], tuple[str, ...]]:
         # The default would rebuild it from the joined message; workers send these across processes.
-        return (DataError, (self.what, self.why, self.fix))
+        return type(self), (self.what, self.why, self.fix)
+
+
+class DamagedError(DataError):
+    """Stored bytes of a sample that are not what was written: the one kind a stream may skip, up to a declared budget.
+
+    Args:
+        shard: file name of the shard, or of another file that holds the sample.
+        key: the sample's (hashed) key, empty where the whole shard cannot be read.
+    """
+
+    def __init__(self, what: str, why: str = "", fix: str = "", shard: str = "", key: str = "") -> None:
+        super().__init__(what, why, fix)
+        self.shard, self.key = shard, key
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, ...]]:
+        return type(self), (self.what, self.why, self.fix, self.shard, self.key)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from data_shards.errors import DataError
+from data_shards.errors import DamagedError, DataError
 from data_shards.schema import SCHEMA_VERSION
 from data_shards.shard_write import LABEL_PREFIX, EncodedStudy, ShardWriter, encode_study
 
@@ -40,6 +40,7 @@ class ShardSet:
         self._shard: list[str] = index["shard"].to_pylist()
         self._split = np.array(index["split"].to_pylist(), dtype=str)
         self._patient: list[str] = index["patient"].to_pylist()
+        self._modality: list[str] = index["modality"].to_pylist()
         members = index["members"].combine_chunks()
         self._first = np.asarray(members.offsets)
         flat = members.values
@@ -129,6 +130,10 @@ class ShardSet:
     def patient(self, row: int) -> str:
         return self._patient[row]
 
+    def modality(self, row: int) -> str:
+        """Modality of the first scan, as DICOM writes it."""
+        return self._modality[row]
+
     def labels(self, names: tuple[str, ...] | None = None) -> np.ndarray:
         """Labels of all rows, float32 (rows, names): 1, 0, or NaN for unknown. Raises DataError for a strange name."""
         chosen = self.label_names if names is None else tuple(names)
@@ -184,18 +189,22 @@ class ShardSet:
             try:
                 self._fds[ident] = os.open(self.folder / shard, os.O_RDONLY)
             except OSError as error:
-                raise DataError(
+                raise DamagedError(
                     f"{shard} cannot be opened ({error.strerror})",
                     "its samples would be missing from training",
                     "restore it from where it was copied",
+                    shard,
+                    self._keys[row],
                 ) from None
         data = os.pread(self._fds[ident], size, offset)
         if len(data) != size or zlib.crc32(data) != crc:
             state = f"ends after {len(data)} of {size} bytes" if len(data) != size else "does not match its crc32"
-            raise DataError(
+            raise DamagedError(
                 f"{shard}, sample {self._keys[row]}: member {self._names[at].split('.', 1)[1]} {state}",
                 DAMAGED,
                 f"copy {shard} again, then run `python -m data_shards.check` on the folder",
+                shard,
+                self._keys[row],
             )
         return data
 
