@@ -20,7 +20,7 @@ from data_shards.schema import Study
 from data_shards.shard_set import EncodedStudy, ShardWriter, encode_study
 from data_shards.shard_write import REJECTED
 from data_shards.sources.base import StudyRow
-from data_shards.sources.table import TableSpec, parse_labels, parse_texts, read_header, read_table
+from data_shards.sources.table import ImageColumn, TableSpec, parse_labels, parse_texts, read_header, read_table
 
 AHEAD = 4  # studies in flight per worker
 LISTED = 50  # rejects found beyond the limit before the build stops
@@ -179,7 +179,7 @@ def _spec(args: argparse.Namespace, table: Path) -> TableSpec:
         raise DataError("--val-fraction and --test-fraction must leave something to train on")
     return TableSpec(
         root=Path(args.root) if args.root else table.parent,
-        image_template=args.image_template or "{" + args.image_column + "}",
+        images=(ImageColumn(args.image_template or "{" + args.image_column + "}"),),
         patient_column=args.patient_column,
         texts=parse_texts(args.text_columns),
         id_column=args.id_column or ("id" if "id" in columns else None),

@@ -21,9 +21,15 @@ def read_scans(
 
 
 def read_scan(file: ScanFile, modality: str | None = None, spacing_mm: Sequence[float] | None = None) -> Scan:
-    """One scan. Raises: DataError as `data_shards.volume.read_volume` and `read_image`."""
+    """One scan. Raises: DataError as `data_shards.volume.read_volume`, `read_image` and `arrays.scan_of_array`."""
     modality, spacing_mm = file.modality or modality, file.spacing_mm or spacing_mm
-    if is_volume(file.path):
+    if file.path.lower().endswith((".npy", ".npz")):
+        from data_shards.arrays import scan_of_array
+        from data_shards.sources.npz import read_array
+
+        array = read_array(file.path, file.item)
+        scan = scan_of_array(array, modality, spacing_mm, file.axes, file.phase, file.slope, file.intercept)
+    elif is_volume(file.path):
         scan = read_volume(file.path, modality, spacing_mm, file.phase)
     else:
         scan = read_image(file.path, modality)

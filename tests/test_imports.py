@@ -36,6 +36,10 @@ NOT_LEAF = (
     "phantom",
     "sources",
     "reading",
+    "arrays",
+    "conditions",
+    "selection",
+    "select",
 )
 
 

@@ -16,6 +16,7 @@ class ScanFile:
     files: of a folder with several DICOM series, the names of this one's files.
     item: of a .npz that holds many studies, which (array name, position).
     at: of a tar, the payload's (offset, bytes); `ext` is then the member's extension.
+    axes: of a .npy or .npz volume, where its three axes grow: letters of S/I, A/P, R/L, such as "IPL" (None: "SAR").
     slope, intercept: stored value * slope + intercept is in the scan's unit, instead of what the header says.
     """
 
@@ -24,6 +25,7 @@ class ScanFile:
     item: tuple[str, int] | None = None
     at: tuple[int, int] | None = None
     ext: str = ""
+    axes: str | None = None
     modality: str | None = None
     spacing_mm: tuple[float, float, float] | None = None
     slope: float | None = None

@@ -1,0 +1,144 @@
+"""Conditions on the columns of a table, in SQL, evaluated by a duckdb that can reach nothing but that table.
+
+A condition is one expression, such as `modality = 'CT' and effusion = 1`. It is parsed as an expression, never pasted
+into a statement; files, network, extensions, Python variables and settings are switched off and locked, so that a
+condition from somebody else's recipe can do nothing but be true, false, unknown or refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from data_shards.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+PREFIXES = ("label:", "meta:")
+_SETTINGS = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+    "memory_limit": "2GB",
+    "threads": "1",
+}
+_SUBQUERY = re.compile(r"\b(select|pivot|unpivot|describe|show|summarize)\b|\(\s*(from|with|values|table)\b")
+# duckdb's catalogue calls only some of these volatile, but each would select other rows on another day.
+_NOT_FIXED = {"now", "today", "current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "age"}
+
+
+def meets(table: pyarrow.Table, where: str) -> list[bool | None]:
+    """Whether each row meets the condition; None where it is unknown, as `effusion = 0` is for an unknown label.
+
+    Columns `label:NAME` and `meta:NAME` may be written NAME where no other column has this name; a name with spaces or
+    colons stands in double quotes. Raises: DataError for anything that is not one true-or-false expression over the
+    columns, and for functions that give another answer at another time (random(), now()).
+    """
+    duckdb = _duckdb()
+    readable = _with_short_names(table)
+    connection = duckdb.connect(":memory:", config=_SETTINGS)
+    try:
+        connection.execute("SET lock_configuration = true")
+        _refuse(connection, where)
+        relation = connection.from_arrow(readable)
+        # A newline ends a comment in the condition; filter() accepts exactly one expression, so that after it the text
+        # is known to be one and may stand between brackets.
+        relation.filter(f"{where}\n")
+        answer = relation.project(f"(\n{where}\n) AS answer")
+        if [str(kind) for kind in answer.types] != ["BOOLEAN"]:
+            raise DataError(
+                f"the condition {where!r} is a value, not true or false",
+                "every row would count as meeting it",
+                "compare it with something, as in effusion = 1",
+            )
+        return [row[0] for row in answer.fetchall()]
+    except duckdb.Error as error:
+        # Only these speak of the condition; a conversion error repeats the cell it failed on.
+        of_the_text = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
+        said = str(error).splitlines()[0] if isinstance(error, of_the_text) else type(error).__name__
+        raise DataError(
+            f"the condition {where!r} is not understood: {said}",
+            fix=f"the columns are {', '.join(readable.column_names)}; names with spaces or colons stand in "
+            "\"…\", words in '…'",
+        ) from None
+    finally:
+        connection.close()
+
+
+def resolve(columns: Iterable[str], name: str) -> str:
+    """The column that a name means: itself, or label:NAME or meta:NAME. Raises: DataError for none, or two."""
+    have = list(columns)
+    found = [name] if name in have else [p + name for p in PREFIXES if p + name in have]
+    if len(found) != 1:
+        state = f"could be {found}" if found else "is not one"
+        raise DataError(
+            f"there is no column {name!r}: it {state} of the columns {have}",
+            fix="name one of them; columns beside the labels are stored by data_shards.build --meta-columns",
+        )
+    return found[0]
+
+
+def typed_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> pyarrow.Table:
+    """Texts of a table as an arrow table for conditions: a column of numbers is float64, blank cells are null."""
+    import pyarrow as pa
+
+    arrays: dict[str, Any] = {}
+    for i, name in enumerate(columns):
+        cells = [row[i].strip() for row in rows]
+        arrays[name] = _as_numbers(cells)
+        if arrays[name] is None:
+            arrays[name] = pa.array([cell or None for cell in cells], pa.string())
+    return pa.table(arrays)
+
+
+def _as_numbers(cells: list[str]) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.array([float(cell) if cell else None for cell in cells], pa.float64()) if any(cells) else None
+    except ValueError:
+        return None
+
+
+def _duckdb() -> Any:
+    try:
+        import duckdb
+    except ImportError:
+        raise DataError(
+            "conditions need the package duckdb, which is not installed", fix="pip install duckdb"
+        ) from None
+    return duckdb
+
+
+def _refuse(connection: Any, where: str) -> None:
+    """What would parse as an expression and yet is no plain condition: subqueries, and answers that change."""
+    outside_texts = re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", " ", where).lower()
+    if _SUBQUERY.search(outside_texts):
+        raise DataError(f"the condition {where!r} holds a query of its own", fix="compare columns with values only")
+    query = "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE stability = 'VOLATILE'"
+    changing = {row[0] for row in connection.execute(query).fetchall()} | _NOT_FIXED
+    called = set(re.findall(r"\b([a-z_]\w*)\s*\(", outside_texts)) | (
+        set(re.findall(r"\b[a-z_]\w*\b", outside_texts)) & {n for n in _NOT_FIXED if n.startswith(("current", "local"))}
+    )
+    if found := sorted(called & changing):
+        raise DataError(
+            f"the condition calls {', '.join(found)}, which gives another answer each time",
+            "nobody could make this selection again",
+            "compare stored columns; for a random part use --cap with --seed",
+        )
+
+
+def _with_short_names(table: pyarrow.Table) -> pyarrow.Table:
+    """The same rows with label:NAME and meta:NAME also as NAME, where that is nobody else's. duckdb takes Effusion and
+    effusion for one name, so two such columns get no short one."""
+    names = list(table.column_names)
+    taken = [name.lower() for name in names]
+    short = {name: name.split(":", 1)[1] for name in names if name.startswith(PREFIXES)}
+    wanted = [alias.lower() for alias in short.values()]
+    for name, alias in short.items():
+        if alias.lower() not in taken and wanted.count(alias.lower()) == 1:
+            table = table.append_column(alias, table.column(name))
+    return table
