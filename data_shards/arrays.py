@@ -72,7 +72,7 @@ def _turned(array: np.ndarray, spacing: Sequence[float] | None, axes: str) -> tu
             'say where each axis grows, as in "IPL"',
         )
     order = [grown.index(letter) for letter in CANONICAL]
-    flipped = [i for i, at in enumerate(order) if axes[at] not in CANONICAL]
+    flipped = tuple(i for i, at in enumerate(order) if axes[at] not in CANONICAL)
     turned = np.ascontiguousarray(np.flip(array.transpose(order), flipped))
     return turned, None if spacing is None else [spacing[at] for at in order]
 

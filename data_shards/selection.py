@@ -1,6 +1,6 @@
 """Which samples to train on: a condition, caps per value, balance; chosen by hash, so that anybody gets the same ones.
 
-BIOMEDICA (arXiv 2501.07171, §3) filters and balances by concept and shows that it matters; its code was never released.
+BIOMEDICA (arXiv 2501.07171) filters and balances by concept and shows that it matters; its code was never released.
 """
 
 from __future__ import annotations

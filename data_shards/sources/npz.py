@@ -66,7 +66,7 @@ class _Items:
         if self._file is not None:
             self._file.close()
         try:
-            self._file = zipfile.ZipFile(self.path).open(self.member)
+            self._file = zipfile.ZipFile(self.path).open(self.member)  # noqa: SIM115 - held across calls
         except KeyError:
             raise DataError(f"the .npz has no array {self.member.removesuffix('.npy')!r}") from None
         major, _ = np.lib.format.read_magic(self._file)

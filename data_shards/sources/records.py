@@ -42,8 +42,8 @@ class Records:
 def read_records(path: Path, only: Iterable[str] | None = None) -> Records:
     """All rows of a table that are not blank. `only`: columns that will be looked at (Parquet reads no others).
 
-    Raises: DataError for a file that is no table, a quote never closed, a column named twice, a sheet with errors in it,
-    a JSON line that is no object.
+    Raises: DataError for a file that is no table, a quote never closed, a column named twice, a sheet with errors in
+    it, a JSON line that is no object.
     """
     suffix = table_suffix(path)
     if suffix == ".parquet":

@@ -46,7 +46,8 @@ Mistakes = dict[str, list[int]]
 def read_table(path: Path, spec: TableSpec) -> Listing:
     """The studies of a table (CSV, TSV, JSON lines, Parquet, XLSX). Raises one DataError that lists everything wrong
     with it: missing columns, files that do not exist, double ids, empty patients, unreadable labels or numbers, a
-    patient in two splits. A quote that is never closed is refused before all that: nothing after it can be told apart."""
+    patient in two splits. A quote that is never closed is refused before all that: nothing after it can be
+    told apart."""
     spec.check()
     records = read_records(path, None if spec.where else spec.needed)
     if missing := sorted(spec.needed - set(records.columns)):

@@ -116,8 +116,8 @@ class TableSpec:
 
 
 def parse_images(columns: str, roles: str = "", phases: str = "") -> tuple[ImageColumn, ...]:
-    """ "ap,lat" -> the column ap, primary, and the column lat with the role "lat"; roles and phases one for each column,
-    or none. Raises: DataError where their numbers differ, or two scans would be primary."""
+    """ "ap,lat" -> the column ap, primary, and the column lat with the role "lat"; roles and phases one for each
+    column, or none. Raises: DataError where their numbers differ, or two scans would be primary."""
     names = words(columns)
     role_of = words(roles) or ["primary", *names[1:]]
     phase_of: Sequence[str | None] = words(phases) or [None] * len(names)

@@ -1,4 +1,4 @@
-"""What the words and numbers of a cell mean: labels, splits, spacings, paths of images, and identifiers worth masking."""
+"""What the words and numbers of a cell mean: labels, splits, spacings, and identifiers worth masking."""
 
 from __future__ import annotations
 
