@@ -45,7 +45,7 @@ def read_medmnist(path: Path, name: str | None = None) -> Listing:
     """
     words = medmnist_words()
     known = words["sets"]
-    name = (name or path.name.split(".", 1)[0].split("_", 1)[0]).lower()
+    name = name.lower() if name else set_name(path)
     if name not in known:
         raise DataError(
             "the file is not named like a MedMNIST set",
@@ -78,8 +78,13 @@ def read_medmnist(path: Path, name: str | None = None) -> Listing:
 
 
 def licence_of(name: str) -> str:
-    """SPDX licence of a set."""
-    return medmnist_words()["sets"][name]["licence"]
+    """SPDX licence of a set, "" for a name that is none."""
+    return medmnist_words()["sets"].get(name, {}).get("licence", "")
+
+
+def set_name(path: Path) -> str:
+    """ "pneumoniamnist_224.npz" -> "pneumoniamnist"."""
+    return path.name.split(".", 1)[0].split("_", 1)[0].lower()
 
 
 def _labels(path: Path, split: str, items: int, about: dict[str, Any]) -> np.ndarray:

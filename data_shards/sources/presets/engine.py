@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.schema import Caption, Texts
@@ -166,7 +167,7 @@ def _split(preset: Preset, cells: Cells) -> str:
 
 
 def _texts(preset: Preset, root: Path, cells: Cells) -> Texts:
-    told = {field: cells.get(column, "") for field, column in preset.texts.items()}
+    told: dict[str, Any] = {field: cells.get(column, "") for field, column in preset.texts.items()}
     for field, paths in preset.text_files.items():
         places = (path.format_map(cells) for path in paths)
         told[field] = next((text for place in places if (text := _file_text(root, place)) is not None), "")
