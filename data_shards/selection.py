@@ -120,13 +120,19 @@ def _thin(
     for column, cap in caps:
         for value in [cap.value] if cap.value is not None else {v for i in rows for v in values[column][i]}:
             room[column, value] = min(cap.most, room.get((column, value), cap.most))
-    if balance:
-        order = [i for i in order if UNKNOWN not in values[balance][i]]
-        # What other caps leave decides how many the rarest value has.
-        sizes = Counter(v for i in _fill(order, values, dict(room)) for v in values[balance][i])
-        for value in sizes:
-            room[balance, value] = min(sizes.values())
-    return _fill(order, values, room)
+    if balance is None:
+        return _fill(order, values, room)
+    order = [i for i in order if UNKNOWN not in values[balance][i]]
+    groups = {v for i in order for v in values[balance][i]}
+    while True:
+        # What other caps leave decides how many the rarest value has; room that one value gives up may be another's,
+        # so it is done again until all have the same number, which only falls.
+        taken = _fill(order, values, dict(room))
+        sizes = Counter(v for i in taken for v in values[balance][i])
+        least = min((sizes[value] for value in groups), default=0)
+        if all(sizes[value] == least for value in groups):
+            return taken
+        room |= {(balance, value): least for value in groups}
 
 
 def _fill(order: list[int], values: dict[str, list[tuple[str, ...]]], room: dict[tuple[str, str], int]) -> list[int]:

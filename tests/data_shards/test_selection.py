@@ -77,6 +77,17 @@ def test_balance_gives_every_known_value_as_many_as_the_rarest() -> None:
     assert all(last <= 10 for _, _, last in selected.counts["meta:concept"].values())
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_balance_holds_whatever_the_other_caps_take(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns = {f"meta:{name}": rng.integers(0, 4, 60).astype(str).tolist() for name in "abc"}
+    table = pa.table({"key": [f"k{i}" for i in range(60)], "split": ["train"] * 60, **columns})
+    caps = (Cap("b", 6), Cap("c", 9), Cap("c", 2, "1"))
+    counts = select_rows(table, Choice(balance="a", caps=caps, seed=seed)).counts
+    assert len({last for _, _, last in counts["meta:a"].values()}) == 1
+    assert all(last <= 6 for _, _, last in counts["meta:b"].values()) and counts["meta:c"]["1"][2] <= 2
+
+
 def test_a_sample_with_several_values_counts_for_each() -> None:
     values = [["a", "b"], ["a"], ["b"], ["a", "c"], [], None]
     table = pa.table({"key": list("uvwxyz"), "split": ["train"] * 6, "meta:concept": values})
