@@ -75,6 +75,21 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
     split("--test-fraction", type=float, default=0.0, metavar="F", help="of patients, where drawn (default: 0)")
 
 
+def add_preset_options(parser: argparse.ArgumentParser) -> None:
+    """Which published collection the source is."""
+    add = parser.add_argument_group("published collections").add_argument
+    add(
+        "--preset",
+        metavar="NAME",
+        help="read --source as this collection, or a YAML of your own; see data_shards.sources",
+    )
+    add(
+        "--scans",
+        choices=("all", "first"),
+        help="of a study's scans keep all, or the first (default: as the preset says)",
+    )
+
+
 def add_choice_options(parser: argparse.ArgumentParser) -> None:
     """Which studies to build at all."""
     add = parser.add_argument_group("which studies are built").add_argument
@@ -122,17 +137,19 @@ def table_spec(args: argparse.Namespace, table: Path) -> TableSpec:
     )
 
 
-def open_known(source: Path, preset: str | None, args: argparse.Namespace) -> Opened | None:
+def open_known(source: Path, args: argparse.Namespace) -> Opened | None:
     """The studies of a preset's folder, a table or a MedMNIST archive, after --where, --cap and --balance.
 
     None where `source` is none of these (a folder without --preset). Raises: DataError as their readers.
     """
     in_table = False
-    if preset:
+    if args.preset:
         from data_shards.sources.presets import load_preset
         from data_shards.sources.presets.engine import read
 
-        found = load_preset(preset)
+        found = load_preset(args.preset)
+        if args.scans:
+            found = found.model_copy(update={"scans": args.scans})
         opened = Opened(read(found, source), found.modality, found.licence, found.source)
     elif source.suffix.lower() == ".npz":
         from data_shards.sources.medmnist import licence_of, read_medmnist, set_name

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.progress import track
 from data_shards.schema import Caption, Texts
 from data_shards.sources.base import Listing, Refused, ScanFile, StudyRow
 from data_shards.sources.presets.labels import LabelReader
@@ -17,6 +18,7 @@ from data_shards.sources.presets.schema import PART, Image, Preset
 from data_shards.sources.presets.tables import Cells, as_table, find_root, scan_rows
 from data_shards.sources.values import drawn_split, identifiers, numbers, split_name
 
+SLOW = 2000  # reports in files of their own, of which reading more takes seconds
 FURTHER = "further"  # role of the scans after a study's first, where no column says better
 
 
@@ -50,6 +52,8 @@ def read(preset: Preset, folder: Path) -> Listing:
     Raises: DataError where files of the layout are missing (naming the paths wanted), no scan is there, a key is in a
     table twice, or a label is no label.
     """
+    _file_text.cache_clear()
+    _archive.cache_clear()
     root, parts = find_root(preset, folder)
     notes = [f"part {part!r} is not here: it is left out" for part in preset.parts if part not in parts]
     rows = scan_rows(preset, root, parts, notes)
@@ -59,7 +63,7 @@ def read(preset: Preset, folder: Path) -> Listing:
         if found is None:
             missing += 1
         elif isinstance(found, str):
-            refused.append(Refused(number, cells[preset.study], found))
+            refused.append(Refused(number, cells[preset.study], f"one of its scans: {found}"))
         else:
             scans.append(_Scan(cells, found))
     if not scans and not refused:
@@ -124,7 +128,10 @@ def _studies(
         groups.setdefault(scan.cells[preset.study], []).append(scan)
     labels = LabelReader.open(preset, root, sorted({scan.cells[PART] for scan in scans}))
     studies: list[StudyRow] = []
-    for number, (name, group) in enumerate(groups.items(), 1):
+    items: Iterable[tuple[str, list[_Scan]]] = groups.items()
+    if preset.text_files and len(groups) > SLOW:
+        items = track(items, len(groups), "reading reports")
+    for number, (name, group) in enumerate(items, 1):
         if preset.order:
             place = {value: i for i, value in enumerate(preset.order.first)}
             column = preset.order.column
@@ -174,6 +181,7 @@ def _texts(preset: Preset, root: Path, cells: Cells) -> Texts:
     return Texts(**told)
 
 
+@lru_cache(maxsize=64)  # the views of a study share a report
 def _file_text(root: Path, place: str) -> str | None:
     """The text of a file, or of "ARCHIVE.zip!MEMBER"; None where it is not there."""
     archive, _, member = place.rpartition("!")

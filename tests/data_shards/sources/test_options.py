@@ -11,16 +11,17 @@ import pytest
 from PIL import Image
 
 from data_shards.errors import DataError
-from data_shards.sources.options import Opened, add_choice_options, add_table_options, open_known
+from data_shards.sources.options import Opened, add_choice_options, add_preset_options, add_table_options, open_known
 
 SHIPPED = Path(__file__).resolve().parents[3] / "data_shards" / "sources"
 
 
-def opened(source: Path, *words: str, preset: str | None = None) -> Opened:
+def opened(source: Path, *words: str) -> Opened:
     parser = argparse.ArgumentParser()
+    add_preset_options(parser)
     add_table_options(parser)
     add_choice_options(parser)
-    found = open_known(source, preset, parser.parse_args(words))
+    found = open_known(source, parser.parse_args(words))
     assert found is not None
     return found
 
@@ -79,11 +80,23 @@ def test_archives_presets_and_folders(tmp_path: Path) -> None:
     np.savez(tmp_path / "pneumoniamnist_28.npz", **arrays)  # type: ignore[arg-type]
     found = opened(tmp_path / "pneumoniamnist_28.npz", "--cap", "pneumonia=1", "--where", "modality = 'CR'")
     assert (found.licence, found.name, len(found.listing.rows)) == ("CC-BY-4.0", "pneumoniamnist", 2 + 12)
-    assert open_known(tmp_path, None, argparse.Namespace()) is None
+    assert open_known(tmp_path, argparse.Namespace(preset=None)) is None
     with pytest.raises(DataError, match="lacks"):
-        opened(tmp_path, preset="merlin")
+        opened(tmp_path, "--preset", "merlin")
     with pytest.raises(DataError, match="does not exist"):
         opened(tmp_path / "gone")
+
+
+def test_scans_of_a_preset(tmp_path: Path) -> None:
+    from tests.data_shards.sources.test_presets import ct_rate
+
+    ct_rate(tmp_path, fixed=True)
+    for words, scans in (([], 2), (["--scans", "all"], 2), (["--scans", "first"], 1)):
+        found = opened(
+            tmp_path, "--preset", "ct-rate", "--where", "manufacturer = 'Philips' and lung_nodule = 1", *words
+        )
+        assert {len(row.scans) for row in found.listing.rows} == {scans}
+    assert (found.modality, found.licence, found.name) == ("CT", "CC-BY-NC-SA-4.0", "CT-RATE")
 
 
 def test_an_installed_package_holds_the_yaml_files() -> None:
