@@ -7,6 +7,7 @@ condition from somebody else's recipe can do nothing but be true, false, unknown
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ _SETTINGS = {
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
     "memory_limit": "2GB",
-    "threads": "1",
+    "threads": "1",  # rows come back in their order
+    "temp_directory": "",  # nothing of the table is spilled to a disk
 }
 _SUBQUERY = re.compile(r"\b(select|pivot|unpivot|describe|show|summarize)\b|\(\s*(from|with|values|table)\b")
 # duckdb's catalogue calls only some of these volatile, but each would select other rows on another day.
@@ -98,9 +100,12 @@ def _as_numbers(cells: list[str]) -> Any:
     import pyarrow as pa
 
     try:
-        return pa.array([float(cell) if cell else None for cell in cells], pa.float64()) if any(cells) else None
+        found = [float(cell) if cell else math.nan for cell in cells]
     except ValueError:
         return None
+    # duckdb counts NaN as larger than any number: it is unknown instead.
+    known = [None if math.isnan(value) else value for value in found]
+    return None if all(value is None for value in known) else pa.array(known, pa.float64())
 
 
 def _duckdb() -> Any:

@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _select(args: argparse.Namespace) -> int:
-    from data_shards.selection import Choice, parse_cap, save_selection, select_rows
+    from data_shards.selection import Choice, index_table, parse_cap, save_selection, select_rows
     from data_shards.shard_set import ShardSet
 
     if not args.out and not args.dry_run:
         raise DataError("nothing says where the selection goes", fix="give --out FILE.parquet, or look with --dry-run")
     shards = ShardSet.open(args.shards)
-    table = shards.index.drop_columns(["members"])
+    table = index_table(shards)
     splits = set(shards.manifest["splits"])
     thin = tuple(sorted(splits)) if args.thin_splits == "all" else tuple(args.thin_splits.split(","))
     choice = Choice(args.where, tuple(parse_cap(cap) for cap in args.cap), args.balance, args.seed, thin)

@@ -22,7 +22,7 @@ from data_shards.errors import DataError
 if TYPE_CHECKING:
     import pyarrow
 
-    from data_shards.shard_set import ShardSet
+    from data_shards.shards import Shards
     from data_shards.sources.base import Listing
 
 VERSION = 1
@@ -164,7 +164,7 @@ def _counts(values: list[tuple[str, ...]], met: Iterable[int], kept: Iterable[in
     }
 
 
-def save_selection(path: Path, shards: ShardSet, choice: Choice, selected: Selected) -> None:
+def save_selection(path: Path, shards: Shards, choice: Choice, selected: Selected) -> None:
     """Write the keys with the hash of the set they were chosen from: .parquet or .json, aside and then renamed."""
     keys = [shards.key(int(row)) for row in selected.rows]
     about = {
@@ -194,7 +194,7 @@ def save_selection(path: Path, shards: ShardSet, choice: Choice, selected: Selec
         aside.unlink(missing_ok=True)
 
 
-def load_selection(path: str | os.PathLike[str], shards: ShardSet) -> np.ndarray:
+def load_selection(path: str | os.PathLike[str], shards: Shards) -> np.ndarray:
     """The selected row numbers of a shard set, int64, ascending.
 
     Raises: DataError for a file that is no selection, one of another shard set, and one with a key it does not have.
@@ -211,6 +211,8 @@ def load_selection(path: str | os.PathLike[str], shards: ShardSet) -> np.ndarray
             "make it again from this one: python -m data_shards.select",
         )
     number = {shards.key(row): row for row in range(len(shards))}
+    if len(number) < len(shards):
+        raise DataError("the shard set has a key twice", "two samples would be taken for one", "select from each set")
     if len(set(keys)) != len(keys) or not all(key in number for key in keys):
         raise DataError("the selection names keys twice or keys that the shard set has not", fix="make it again")
     return np.array(sorted(number[key] for key in keys), dtype=np.int64)
@@ -233,6 +235,29 @@ def _read_selection(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise DataError(
             f"the selection file cannot be read ({type(error).__name__})", fix="make it again with data_shards.select"
         ) from None
+
+
+def index_table(shards: Shards) -> pyarrow.Table:
+    """What a set tells of its samples, as a table for `select_rows` with a row a sample: the index of a shard set; of
+    others the columns key, split, patient, modality and label:NAME."""
+    import pyarrow as pa
+
+    index: pyarrow.Table | None = getattr(shards, "index", None)
+    if index is not None:
+        return index.drop_columns([name for name in ("members",) if name in index.column_names])
+    rows = range(len(shards))
+    split = np.full(len(shards), None, dtype=object)
+    for name in shards.manifest["splits"]:
+        split[shards.rows(name)] = name
+    columns: dict[str, Any] = {
+        "key": pa.array([shards.key(row) for row in rows], pa.string()),
+        "split": pa.array(split.tolist(), pa.string()),
+        "patient": pa.array([shards.patient(row) for row in rows], pa.string()),
+        "modality": pa.array([shards.modality(row) for row in rows], pa.string()),
+    }
+    for name, values in zip(shards.label_names, shards.labels().T, strict=True):
+        columns[f"label:{name}"] = pa.array([None if np.isnan(v) else int(v) for v in values], pa.int8())
+    return pa.table(columns)
 
 
 def listing_table(listing: Listing, modality: str | None = None, licence: str = "", source: str = "") -> pyarrow.Table:

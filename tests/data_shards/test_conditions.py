@@ -110,4 +110,5 @@ def test_columns_are_found_by_their_short_names() -> None:
 def test_texts_of_a_table_get_types() -> None:
     table = typed_table(["age", "id", "blank"], [["41", "a", ""], ["", "7", ""], ["3.5", "", ""]])
     assert table.to_pylist()[0] == {"age": 41.0, "id": "a", "blank": None}
+    assert meets(typed_table(["x"], [["nan"], ["3"]]), "x > 2") == [None, True]
     assert meets(table, "age > 40 or id = '7'") == [True, True, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,16 @@ import pytest
 from data_shards import Scan, Study, Texts
 from data_shards.errors import DataError
 from data_shards.select import main
-from data_shards.selection import Cap, Choice, listing_table, load_selection, parse_cap, select_rows
+from data_shards.selection import (
+    Cap,
+    Choice,
+    index_table,
+    listing_table,
+    load_selection,
+    parse_cap,
+    save_selection,
+    select_rows,
+)
 from data_shards.shard_set import ShardSet, ShardWriter
 from data_shards.sources.base import Listing, ScanFile, StudyRow
 
@@ -175,6 +185,33 @@ def test_a_selection_of_another_set_or_a_damaged_one_is_refused(tmp_path: Path) 
     for name in ("s.parquet", "gone.json"):
         with pytest.raises(DataError):
             load_selection(tmp_path / name, shards)
+
+
+class Bare:
+    """The same studies as a set of somebody else's tars tells them: by the methods of Shards, without an index."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self.label_names, self.manifest, self.manifest_hash = shards.label_names, shards.manifest, shards.manifest_hash
+        self.key, self.patient, self.labels, self.rows = shards.key, shards.patient, shards.labels, shards.rows
+        self.size = len(shards)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def modality(self, row: int) -> str:
+        return "CT"
+
+
+def test_sets_without_an_index_are_selected_from_as_well(tmp_path: Path) -> None:
+    shards = shard_set(tmp_path / "set")
+    choice = Choice("effusion is not null and modality = 'CT'", (Cap("effusion", 2),))
+    bare: Any = Bare(shards)
+    np.testing.assert_array_equal(
+        select_rows(index_table(bare), choice).rows, select_rows(index_table(shards), choice).rows
+    )
+    out = tmp_path / "s.parquet"
+    save_selection(out, bare, choice, select_rows(index_table(bare), choice))
+    np.testing.assert_array_equal(load_selection(out, bare), load_selection(out, shards))
 
 
 def test_mistakes_of_the_command_line_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from data_shards.schema import Caption, Texts
 from data_shards.sources.base import Listing, Refused, ScanFile, StudyRow
 from data_shards.sources.presets.labels import LabelReader
 from data_shards.sources.presets.schema import PART, Image, Preset
-from data_shards.sources.presets.tables import Cells, as_table, find_root, scan_rows
+from data_shards.sources.presets.tables import Cells, as_table, find_root, first_file, scan_rows
 from data_shards.sources.values import drawn_split, identifiers, numbers, split_name
 
 SLOW = 2000  # reports in files of their own, of which reading more takes seconds
@@ -56,6 +56,7 @@ def read(preset: Preset, folder: Path) -> Listing:
     _archive.cache_clear()
     root, parts = find_root(preset, folder)
     notes = [f"part {part!r} is not here: it is left out" for part in preset.parts if part not in parts]
+    notes += _absent(preset, root, parts)
     rows = scan_rows(preset, root, parts, notes)
     scans, refused, missing = [], [], 0
     for number, cells in enumerate(rows, 1):
@@ -76,6 +77,16 @@ def read(preset: Preset, folder: Path) -> Listing:
         notes.append(f"{missing} of {len(rows)} scans that the tables name are not on disk: they are left out")
     studies = _studies(preset, root, scans, refused, notes)
     return Listing(studies, tuple(refused), (*preset.notes, *notes))
+
+
+def _absent(preset: Preset, root: Path, parts: list[str]) -> Iterator[str]:
+    """What may be missing and is, for the user to know."""
+    for name, table in preset.tables.items():
+        if table.optional and any(first_file(root, table.of_part(part)) is None for part in parts):
+            yield f"table {name} is not here, or not for every part: it is done without"
+    for exclude in preset.exclude:
+        if any(first_file(root, as_table(exclude).of_part(part)) is None for part in parts):
+            yield f"a list of scans to leave out is not here ({exclude.why}): they stay in"
 
 
 def _scan(preset: Preset, root: Path, cells: Cells) -> ScanFile | str | None:
