@@ -59,7 +59,7 @@ def _write_study(root: Path, study: Study, patient: int, accession: str) -> None
     assert array_DHW is not None and spacing is not None
     uid = f"2.25.{int(accession[3:]) + 1}"
     folder = root / f"PID{patient:06d}" / accession
-    header = {
+    header: dict[str, Any] = {
         "PatientName": f"Phantom^Number{patient}",
         "PatientID": f"PID{patient:06d}",
         "PatientBirthDate": f"19{40 + patient % 50}0101",
@@ -96,11 +96,11 @@ def _write_slice(
     spacing: tuple[float, ...],
 ) -> None:
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-    meta.MediaStorageSOPInstanceUID = f"{header['SeriesInstanceUID']}.{number}"
+    meta.MediaStorageSOPInstanceUID = UID(f"{header['SeriesInstanceUID']}.{number}")
     item = Dataset()
     item.file_meta, item.SOPClassUID, item.SOPInstanceUID = meta, CTImageStorage, meta.MediaStorageSOPInstanceUID
     for name, value in header.items():
