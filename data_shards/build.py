@@ -113,7 +113,9 @@ def make_study(
     try:
         scans = read_scans(row, modality, spacing_mm)
         patient = hashed(f"patient/{row.patient}", salt)
-        return encode_study(Study(key, patient, row.split, scans, row.texts, row.labels, source, licence, row.meta))
+        return encode_study(
+            Study(key, patient, row.split, scans, row.texts, row.labels, source, row.licence or licence, row.meta)
+        )
     except DataError as error:
         return Rejection(row.line, key, error.what)
     except Exception as error:  # a reader's own failure: its message may hold a path, so only its kind is kept

@@ -23,7 +23,9 @@ def read_scans(
 def read_scan(file: ScanFile, modality: str | None = None, spacing_mm: Sequence[float] | None = None) -> Scan:
     """One scan. Raises: DataError as `data_shards.volume.read_volume`, `read_image` and `arrays.scan_of_array`."""
     modality, spacing_mm = file.modality or modality, file.spacing_mm or spacing_mm
-    if file.path.lower().endswith((".npy", ".npz")):
+    if file.at is not None:
+        scan = read_image(file.path, modality, file.at)
+    elif file.path.lower().endswith((".npy", ".npz")):
         from data_shards.arrays import scan_of_array
         from data_shards.sources.npz import read_array
 

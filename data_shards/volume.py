@@ -86,15 +86,18 @@ def read_volume(
     return scan
 
 
-def read_image(path: str | os.PathLike[str], modality: str | None = None) -> Scan:
+def read_image(path: str | os.PathLike[str], modality: str | None = None, at: tuple[int, int] | None = None) -> Scan:
     """A PNG, JPEG, WebP or TIFF (8 or 16 bits) -> Scan that keeps the original bytes and their true extension.
 
+    at: (offset, bytes) of the image within the file, for a member of a tar.
     Raises: DataError for a file that is missing, does not decode whole, holds several frames or one constant value.
     """
     from PIL import Image
 
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            file.seek(at[0] if at else 0)
+            data = file.read(at[1] if at else -1)
     except IsADirectoryError:
         raise DataError("a folder was given where one image is read", fix="give one image file") from None
     except OSError as error:

@@ -40,6 +40,7 @@ class StudyRow:
 
     line: where the source names it (line of a table, number of a study), for messages and rejected.csv.
     known: further words that identify the patient (name, numbers), masked wherever the texts repeat them.
+    licence: of this study, where the source tells it; else the one given for all.
     """
 
     line: int
@@ -51,6 +52,7 @@ class StudyRow:
     labels: dict[str, int | None] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     known: tuple[str, ...] = ()
+    licence: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""Sidecar index of one foreign tar: an Arrow file in the cache folder, mapped into memory and read lazily.
+
+It holds places, checksums, hashed keys and the pieces that a layout made of the listed members: no member name, no path
+and no field that is not listed. Written aside and renamed, so that several processes may scan the same tar at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import zlib
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.schema import IMAGE_EXTS
+from data_shards.sources.layouts import Piece
+from data_shards.sources.tar_samples import Record, Scanned
+
+VERSION = 1
+
+
+class Sidecar:
+    """One tar's samples, by number. Raises on opening whatever Arrow raises for a file that is not whole."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        with pa.memory_map(str(path)) as file:
+            table = pa.ipc.open_file(file)
+            batch = table.get_batch(0)
+        self.about: dict[str, Any] = json.loads(table.schema.metadata[b"about"])
+        if self.about["version"] != VERSION or self.about["samples"] != batch.num_rows:
+            raise ValueError("another version")
+        self._batch = batch  # keeps the map alive
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        self.key, self.patient = (_fixed(columns[name]) for name in ("key", "patient"))
+        names = ("offset", "bytes", "crc32", "ext", "piece_crc32")
+        self.offset, self.bytes, self.crc32, self.ext, self._piece_crc32 = (np.asarray(columns[n]) for n in names)
+        _, starts, body = columns["piece"].buffers()
+        self._starts = np.frombuffer(starts, np.int64)[: batch.num_rows + 1]
+        self._body = np.frombuffer(body, np.uint8) if body is not None else np.empty(0, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def __reduce__(self) -> tuple[type[Sidecar], tuple[Path]]:
+        return Sidecar, (self.path,)
+
+    def piece(self, row: int) -> Piece:
+        """Raises DataError where the cache does not hold what was written into it."""
+        body = self._body[self._starts[row] : self._starts[row + 1]].tobytes()
+        if zlib.crc32(body) != self._piece_crc32[row]:
+            raise DataError(
+                "the cached index of foreign tars is damaged",
+                "words and labels would be wrong in silence",
+                "remove the cache folder (~/.cache/voxclip/foreign unless you named one); it is made again",
+            )
+        found = json.loads(body)
+        labels = found["labels"]
+        return Piece(
+            tuple((text, weight) for text, weight in found["captions"]),
+            found["report"],
+            tuple(labels) if isinstance(labels, list) else labels,
+            licence=found["licence"],
+            modality=found["modality"],
+            meta=found["meta"],
+        )
+
+
+def write_sidecar(path: Path, scanned: Scanned, about: dict[str, Any]) -> None:
+    """Write the samples of one tar. Raises DataError where the cache folder cannot be written."""
+    import pyarrow as pa
+
+    records = scanned.records
+    pieces = [_body(record) for record in records]
+    count = {name: Counter(getattr(r.piece, name) for r in records) for name in ("licence", "modality")}
+    listed = {
+        "version": VERSION,
+        "samples": len(records),
+        "flaws": scanned.flaws,
+        "lost": scanned.lost,
+        "members": dict(scanned.members),
+        "licences": dict(count["licence"]),
+        "modalities": dict(count["modality"]),
+        "captions": sum(len(r.piece.captions) for r in records),
+        "classes": max((_classes(r.piece) for r in records), default=0),
+        "content": _content(records, pieces),
+        **about,
+    }
+    columns = {
+        "key": pa.array([r.key.encode() for r in records], pa.binary(16)),
+        "patient": pa.array([r.patient.encode() for r in records], pa.binary(16)),
+        "offset": pa.array([r.offset for r in records], pa.int64()),
+        "bytes": pa.array([r.bytes for r in records], pa.int64()),
+        "crc32": pa.array([r.crc32 for r in records], pa.uint32()),
+        "ext": pa.array([IMAGE_EXTS.index(r.ext) for r in records], pa.uint8()),
+        "piece": pa.array(pieces, pa.large_binary()),
+        "piece_crc32": pa.array([zlib.crc32(piece) for piece in pieces], pa.uint32()),
+    }
+    table = pa.table(columns).replace_schema_metadata({"about": json.dumps(listed)}).combine_chunks()
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # texts of patients may be in it
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table) if len(table) else writer.write_batch(_empty(table.schema))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise DataError(
+            f"the cache folder cannot be written ({error.strerror})",
+            "every start would scan the tars again",
+            "name another one with cache= (or --cache)",
+        ) from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _empty(schema: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_pylist([], schema=schema)
+
+
+def _body(record: Record) -> bytes:
+    piece = asdict(record.piece)
+    del piece["group"]  # it stays only as a hash, in `patient`
+    return json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _classes(piece: Piece) -> int:
+    if piece.labels is None:
+        return 0
+    return piece.labels + 1 if isinstance(piece.labels, int) else len(piece.labels)
+
+
+def _content(records: list[Record], pieces: list[bytes]) -> str:
+    """sha256 of everything a reader may see of these samples."""
+    sha256 = hashlib.sha256()
+    for record, piece in zip(records, pieces, strict=True):
+        sha256.update(f"{record.key} {record.patient} {record.bytes} {record.crc32} {record.ext} ".encode() + piece)
+    return sha256.hexdigest()
+
+
+def _fixed(column: Any) -> np.ndarray:
+    """Fixed binary as numpy strings without copying."""
+    return np.frombuffer(column.buffers()[1], "S16")[: len(column)] if len(column) else np.empty(0, "S16")

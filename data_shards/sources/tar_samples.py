@@ -1,0 +1,238 @@
+"""Samples of a published tar: members grouped by name, decoded, given to the layout; what has a flaw is left out and
+counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_shards.errors import DataError
+from data_shards.planar import decode_image
+from data_shards.privacy import hashed
+from data_shards.sources.layouts import (
+    MAX_JSON,
+    MAX_TEXT,
+    Layout,
+    Parts,
+    Piece,
+    decode_fields,
+    decode_number,
+    decode_text,
+    decode_vector,
+    labels_of,
+)
+from data_shards.sources.tar_scan import Flaw, Hash, Member, scan_tar
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "tif", "tiff"})
+LIMITS = {"txt": MAX_TEXT, "json": MAX_JSON, "cls": MAX_TEXT, "npy": MAX_TEXT}
+MAX_IMAGE = 256 << 20  # bytes of an image that is decoded while scanning
+MAX_KEPT = 1 << 30  # bytes of words of one tar
+NAMED = 8  # flaws of a tar that are told one by one
+SALT = "published"  # published data has no secret; equal on every machine, so that sets can be compared
+
+
+@dataclass(frozen=True)
+class Record:
+    """A sample: its hashed key and patient, where its image lies, the image's true extension, and its piece."""
+
+    key: str
+    patient: str
+    offset: int
+    bytes: int
+    crc32: int
+    ext: str
+    piece: Piece
+
+
+@dataclass
+class Scanned:
+    """One tar. `flaws`: the first few, told by member number; `lost`: how many samples or members are left out."""
+
+    records: list[Record] = field(default_factory=list)
+    flaws: list[str] = field(default_factory=list)
+    lost: int = 0
+    members: Counter[str] = field(default_factory=Counter)
+
+
+def read_tar(
+    tar: Path,
+    digest: str,
+    layout: Layout,
+    classes: int,
+    patient_field: str | None = None,
+    decode: bool = False,
+    sha256: Hash | None = None,
+) -> Generator[int, None, Scanned]:
+    """Yields the bytes gone through so far, returns the samples; a sample with a flaw is left out and counted.
+
+    Args:
+        digest: the tar's identity, part of the hashed keys. classes: how many have names, 0 where none has.
+        patient_field: a field of the json that names the patient (or another group that must stay in one split).
+        decode: decode every image. Raises: DataError as `scan_tar`, and for a tar with more words than memory holds.
+    """
+    found = Scanned()
+    fields = (*layout.fields, *([patient_field] if patient_field else []))
+    wanted = {ext for group in layout.needs for ext in group} | ({"json"} if fields else set())
+    samples: dict[str, _Sample] = {}
+    kept, last = 0, ""
+
+    def keep(name: str, size: int) -> bool:
+        ext = stem_and_ext(name)[1]
+        return (ext in wanted and size <= LIMITS[ext]) or (decode and ext in IMAGES and size <= MAX_IMAGE)
+
+    for member in scan_tar(tar, keep, sha256):
+        if isinstance(member, Flaw):
+            _note(found, f"member {member.number}: {member.what}")
+            spoiled = (
+                last if member.ends else stem_and_ext(member.name)[0]
+            )  # where a tar breaks off, a sample may lack members
+            samples.setdefault(spoiled, _Sample()).spoiled = True
+            continue
+        yield member.offset + member.size
+        stem, ext = stem_and_ext(member.name)
+        found.members[ext] += 1
+        if stem:
+            last = stem
+            sample = samples.setdefault(stem, _Sample(member.number))
+            kept += sample.add(member, ext, wanted, fields, decode)
+            if kept > MAX_KEPT:
+                raise DataError(
+                    f"{tar.name} holds more than {MAX_KEPT >> 30} GiB of words", fix="split it into several"
+                )
+    seen = classes
+    for stem, sample in samples.items():
+        if sample.spoiled or (sample.image is None and _belongs_to_another(stem, samples)):
+            continue
+        try:
+            piece, seen = sample.piece(layout, classes, seen)
+            group = _group(sample.parts, patient_field) if patient_field else piece.group
+        except DataError as error:
+            _note(found, f"the sample of member {sample.number}: {error.what}")
+            continue
+        assert sample.image is not None
+        key = hashed(f"{digest}/{stem.encode('utf-8', 'backslashreplace').decode()}", SALT)
+        patient = hashed(group, SALT) if group else key
+        where = sample.image
+        found.records.append(Record(key, patient, where.offset, where.size, where.crc32, sample.ext, piece))
+    return found
+
+
+def _group(parts: Parts, name: str) -> str:
+    value = (parts.fields or {}).get(name)
+    if not isinstance(value, str | int) or not str(value).strip():
+        raise DataError("its json does not name the patient in the field that was declared")
+    return f"{name}/{str(value).strip()}"
+
+
+def _note(found: Scanned, flaw: str) -> None:
+    found.lost += 1
+    if len(found.flaws) < NAMED:
+        found.flaws.append(flaw)
+
+
+@dataclass
+class _Sample:
+    number: int = 0  # of its first member
+    image: Member | None = None
+    ext: str = ""
+    parts: Parts = field(default_factory=Parts)
+    members: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    spoiled: bool = False  # by a flaw that was told already
+
+    def add(self, member: Member, ext: str, wanted: set[str], fields: Sequence[str], decode: bool) -> int:
+        """Takes a member in; the bytes of words it keeps."""
+        role = "image" if ext in IMAGES else ext
+        if role != "image" and ext not in wanted:
+            return 0
+        if role in self.members:
+            self.problems.append("it has two images" if role == "image" else f"it has two members .{ext}")
+            return 0
+        self.members.add(role)
+        if role != "image":
+            self.parts = with_member(self.parts, ext, member, fields, self.problems)
+            return member.size if ext == "txt" else 0
+        self.ext = image_ext(member.head)
+        self.image = replace(member, body=None)
+        if not self.ext:
+            self.problems.append("its image is neither JPEG, PNG, WebP nor TIFF")
+        elif decode:
+            self._decode(member)
+        return 0
+
+    def _decode(self, member: Member) -> None:
+        if member.body is None:
+            self.problems.append(f"its image has {member.size} bytes")
+            return
+        try:
+            decode_image(member.body)
+        except DataError as error:
+            self.problems.append(error.what)
+
+    def piece(self, layout: Layout, named: int, seen: int) -> tuple[Piece, int]:
+        """What it means, and the number of classes seen so far. Raises DataError for a sample that cannot be used."""
+        if self.problems:
+            raise DataError(self.problems[0])
+        if self.image is None:
+            raise DataError("it has no image")
+        missing = [group for group in layout.needs if not self.members & set(group)]
+        if missing:
+            raise DataError(f"it has no .{' or .'.join(missing[0])}")
+        piece = layout.read(self.parts)
+        if piece.labels is None:
+            if not piece.captions and not piece.report:
+                raise DataError("it has no text")
+        elif isinstance(piece.labels, int) and not named:
+            seen = max(seen, piece.labels + 1)
+        else:
+            seen = seen or (0 if isinstance(piece.labels, int) else len(piece.labels))
+            labels_of(piece, seen)
+        return piece, seen
+
+
+def image_ext(head: bytes) -> str:
+    """The true extension of an image by its first bytes: UniMed-CLIP keeps PNGs under the name .jpg. "" for others."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    return "tif" if head[:4] in (b"II*\0", b"MM\0*") else ""
+
+
+def with_member(parts: Parts, ext: str, member: Member, fields: Sequence[str], problems: list[str]) -> Parts:
+    """The parts with one more member; what is wrong with it goes to `problems`."""
+    decoders: dict[str, Callable[[bytes], Parts]] = {
+        "txt": lambda body: Parts(decode_text(body), parts.fields, parts.number, parts.vector),
+        "json": lambda body: Parts(parts.text, decode_fields(body, fields), parts.number, parts.vector),
+        "cls": lambda body: Parts(parts.text, parts.fields, decode_number(body), parts.vector),
+        "npy": lambda body: Parts(parts.text, parts.fields, parts.number, decode_vector(body)),
+    }
+    if ext not in decoders:
+        return parts
+    if member.body is None:
+        problems.append(f"its .{ext} has {member.size} bytes, at most {LIMITS[ext]} are read")
+        return parts
+    try:
+        return decoders[ext](member.body)
+    except DataError as error:
+        problems.append(error.what)
+        return parts
+
+
+def stem_and_ext(name: str) -> tuple[str, str]:
+    """ "a/b.jpg" -> ("a/b", "jpg"). Hidden files and those without an extension belong to no sample: ("", "")."""
+    folder, _, base = name.removeprefix("./").rpartition("/")
+    stem, dot, ext = base.rpartition(".")
+    if not dot or not stem or base.startswith((".", "__")):
+        return "", ""
+    return f"{folder}/{stem}", ext.lower()
+
+
+def _belongs_to_another(stem: str, samples: dict[str, _Sample]) -> bool:
+    """ "a.seg.png" beside "a.jpg" is a further member of sample "a", which no layout reads."""
+    folder, _, base = stem.rpartition("/")
+    return "." in base and f"{folder}/{base.split('.', 1)[0]}" in samples
