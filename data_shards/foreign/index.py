@@ -42,8 +42,9 @@ class Sidecar:
         self._batch = batch  # keeps the map alive
         columns = {name: batch.column(name) for name in batch.schema.names}
         self.key, self.patient = (_fixed(columns[name]) for name in ("key", "patient"))
-        names = ("offset", "bytes", "crc32", "ext", "piece_crc32")
-        self.offset, self.bytes, self.crc32, self.ext, self._piece_crc32 = (np.asarray(columns[n]) for n in names)
+        names = ("offset", "bytes", "crc32", "ext", "modality", "piece_crc32")
+        places = (np.asarray(columns[name]) for name in names)
+        self.offset, self.bytes, self.crc32, self.ext, self._modality, self._piece_crc32 = places
         _, starts, body = columns["piece"].buffers()
         self._starts = np.frombuffer(starts, np.int64)[: batch.num_rows + 1]
         self._body = np.frombuffer(body, np.uint8) if body is not None else np.empty(0, np.uint8)
@@ -53,6 +54,9 @@ class Sidecar:
 
     def __reduce__(self) -> tuple[type[Sidecar], tuple[Path]]:
         return Sidecar, (self.path,)
+
+    def modality(self, row: int) -> str:
+        return str(self.about["modalities"][self._modality[row]])
 
     def piece(self, row: int) -> Piece:
         """Raises DataError where the cache does not hold what was written into it."""
@@ -81,15 +85,15 @@ def write_sidecar(path: Path, scanned: Scanned, about: dict[str, Any]) -> None:
 
     records = scanned.records
     pieces = [_body(record) for record in records]
-    count = {name: Counter(getattr(r.piece, name) for r in records) for name in ("licence", "modality")}
+    modalities = sorted({record.piece.modality for record in records})
     listed = {
         "version": VERSION,
         "samples": len(records),
         "flaws": scanned.flaws,
         "lost": scanned.lost,
         "members": dict(scanned.members),
-        "licences": dict(count["licence"]),
-        "modalities": dict(count["modality"]),
+        "licences": dict(Counter(record.piece.licence for record in records)),
+        "modalities": modalities,
         "captions": sum(len(r.piece.captions) for r in records),
         "classes": max((_classes(r.piece) for r in records), default=0),
         "content": _content(records, pieces),
@@ -102,27 +106,45 @@ def write_sidecar(path: Path, scanned: Scanned, about: dict[str, Any]) -> None:
         "bytes": pa.array([r.bytes for r in records], pa.int64()),
         "crc32": pa.array([r.crc32 for r in records], pa.uint32()),
         "ext": pa.array([IMAGE_EXTS.index(r.ext) for r in records], pa.uint8()),
+        "modality": pa.array([modalities.index(r.piece.modality) for r in records], pa.uint8()),
         "piece": pa.array(pieces, pa.large_binary()),
         "piece_crc32": pa.array([zlib.crc32(piece) for piece in pieces], pa.uint32()),
     }
     table = pa.table(columns).replace_schema_metadata({"about": json.dumps(listed)}).combine_chunks()
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # texts of patients may be in it
-        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             with pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table) if len(table) else writer.write_batch(_empty(table.schema))
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        raise DataError(
-            f"the cache folder cannot be written ({error.strerror})",
-            "every start would scan the tars again",
-            "name another one with cache= (or --cache)",
-        ) from None
-    finally:
         aside.unlink(missing_ok=True)
+        raise _cannot_be_written(error) from None
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def prepare(cache: Path) -> None:
+    """Make the cache folder, for its owner only: texts of patients may lie in it. Raises DataError where it cannot be
+    written, before anything is scanned."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = cache / f".{secrets.token_hex(4)}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_be_written(error) from None
+
+
+def _cannot_be_written(error: OSError) -> DataError:
+    return DataError(
+        f"the cache folder cannot be written ({error.strerror})",
+        "every start would scan the tars again",
+        "name another one with cache= (or --cache)",
+    )
 
 
 def _empty(schema: Any) -> Any:

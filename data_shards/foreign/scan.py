@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.foreign.index import VERSION, Sidecar, write_sidecar
+from data_shards.foreign.index import VERSION, Sidecar, prepare, write_sidecar
 from data_shards.progress import track
 from data_shards.sources.layouts import LAYOUTS, Layout
 from data_shards.sources.published import Beside, ends_of, recognise
@@ -40,6 +40,8 @@ def scan(tars: Sequence[Path], around: Sequence[Beside], asked: Asked) -> list[S
         for tar, side in zip(tars, known, strict=True):
             if side is not None:
                 _compare(tar, side)
+    if todo:
+        prepare(asked.cache)
     total = sum(tars[i].stat().st_size >> 20 for i in todo)
     passes = _scan_each([(tars[i], around[i], paths[i]) for i in todo], layout, reason, asked)
     for _ in track(megabytes(passes), total, "scanning", "MB"):

@@ -58,8 +58,9 @@ class ForeignShards:
         self._split = np.where(given == "", drawn, given)
         self._fds: dict[tuple[int, int], int] = {}
         self.manifest = self._manifest()
-        body = json.dumps([self.manifest, [s.about["content"] for s in sidecars], self.label_names, self._templates])
-        self.manifest_hash = hashlib.sha256(body.encode()).hexdigest()
+        content = [s.about["content"] for s in sidecars]
+        told = [self.layout, content, self.label_names, self._templates, self._split.tolist(), modality]
+        self.manifest_hash = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fds": {}}
@@ -129,7 +130,9 @@ class ForeignShards:
         return self._patient[row].decode()
 
     def modality(self, row: int) -> str:
-        return self._modality or self._piece(row).modality
+        """As DICOM writes it: what was asked for, else what the layout tells, else OT (other)."""
+        part, at = self._place(row)
+        return self._modality or self.sidecars[part].modality(at)
 
     def labels(self, names: tuple[str, ...] | None = None) -> np.ndarray:
         """Labels of all rows, float32 (rows, names): 1, 0, or NaN for unknown. Raises DataError for a strange name."""

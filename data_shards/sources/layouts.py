@@ -239,6 +239,8 @@ def decode_fields(body: bytes, names: Iterable[str]) -> dict[str, Any]:
             raise DataError("its json is not an object")
         kept = {name: found[name] for name in names if name in found}
         json.dumps(kept, ensure_ascii=False, allow_nan=False).encode()  # half a surrogate pair passes until here
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"its json cannot be read ({type(error).__name__})") from None
     return kept
@@ -264,6 +266,8 @@ def decode_vector(body: bytes) -> tuple[int | None, ...]:
         if dtype.kind not in "biuf" or len(shape) != 1 or shape[0] * dtype.itemsize != len(body) - file.tell():
             raise DataError("its .npy is not one row of labels")
         values = np.frombuffer(body, dtype, offset=file.tell()).astype(np.float64)
+    except DataError:
+        raise
     except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise DataError(f"its .npy cannot be read ({type(error).__name__})") from None
     unknown = np.isnan(values) | (values == -1)

@@ -127,7 +127,7 @@ def recognise(tar: Path, around: Beside) -> tuple[Layout, str]:
         return LAYOUTS["clip_benchmark"], f"{around.clip_benchmark} lies beside"
     for layout in LAYOUTS.values():
         reasons = Counter(why for e, p in whole if (why := layout.suits(e, p)))
-        if whole and 2 * reasons.total() > len(whole):
+        if whole and 2 * reasons.total() >= len(whole):
             if layout.name == "unimed" and around.img2dataset:
                 return LAYOUTS["img2dataset"], f"{around.img2dataset} lies beside"
             return layout, f"{reasons.most_common(1)[0][0]} (in {reasons.total()} of {len(whole)} samples)"

@@ -85,9 +85,8 @@ def read_tar(
     for member in scan_tar(tar, keep, sha256):
         if isinstance(member, Flaw):
             _note(found, f"member {member.number}: {member.what}")
-            spoiled = (
-                last if member.ends else stem_and_ext(member.name)[0]
-            )  # where a tar breaks off, a sample may lack members
+            # Where a tar breaks off between members, the sample before the break may lack some.
+            spoiled = stem_and_ext(member.name)[0] or (last if member.ends else "")
             samples.setdefault(spoiled, _Sample()).spoiled = True
             continue
         yield member.offset + member.size
@@ -103,7 +102,7 @@ def read_tar(
                 )
     seen = classes
     for stem, sample in samples.items():
-        if sample.spoiled or (sample.image is None and _belongs_to_another(stem, samples)):
+        if sample.spoiled or not sample.members or (len(sample.members) == 1 and _belongs_to_another(stem, samples)):
             continue
         try:
             piece, seen = sample.piece(layout, classes, seen)
@@ -233,6 +232,6 @@ def stem_and_ext(name: str) -> tuple[str, str]:
 
 
 def _belongs_to_another(stem: str, samples: dict[str, _Sample]) -> bool:
-    """ "a.seg.png" beside "a.jpg" is a further member of sample "a", which no layout reads."""
+    """ "a.seg.png", alone of its name, beside "a.jpg" is a further member of sample "a", which no layout reads."""
     folder, _, base = stem.rpartition("/")
     return "." in base and f"{folder}/{base.split('.', 1)[0]}" in samples

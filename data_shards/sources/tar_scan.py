@@ -116,10 +116,10 @@ class _Reader:
 
 
 def _members(reader: _Reader, keep: Callable[[str, int], bool]) -> Iterator[Member | Flaw]:
-    number = 0
+    number, name = 0, ""
     try:
         while True:
-            number += 1
+            number, name = number + 1, ""
             header, extra = _header(reader)
             if header is None:
                 _refuse_what_follows(reader)
@@ -129,7 +129,7 @@ def _members(reader: _Reader, keep: Callable[[str, int], bool]) -> Iterator[Memb
             if found is not None:
                 yield found
     except _Broken as broken:
-        yield Flaw(number, str(broken), ends=True)
+        yield Flaw(number, str(broken), name, ends=True)
 
 
 def _one(
