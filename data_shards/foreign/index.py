@@ -12,7 +12,6 @@ import os
 import secrets
 import zlib
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from data_shards.sources.layouts import Piece
 from data_shards.sources.tar_samples import Record, Scanned
 
 VERSION = 1
+_KEPT = ("captions", "report", "labels", "licence", "modality", "meta")  # a group stays only as a hash: `patient`
 
 
 class Sidecar:
@@ -154,8 +154,7 @@ def _empty(schema: Any) -> Any:
 
 
 def _body(record: Record) -> bytes:
-    piece = asdict(record.piece)
-    del piece["group"]  # it stays only as a hash, in `patient`
+    piece = {name: getattr(record.piece, name) for name in _KEPT}
     return json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode()
 
 

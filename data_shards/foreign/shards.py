@@ -21,6 +21,7 @@ from data_shards.sources.base import Listing, ScanFile, StudyRow
 from data_shards.sources.layouts import LAYOUTS, Piece, labels_of, texts_of
 from data_shards.sources.published import Beside, beside, find_tars
 from data_shards.sources.tar_samples import NAMED
+from data_shards.sources.values import drawn_split
 
 CACHE = "~/.cache/voxclip/foreign"
 DAMAGED = "training would go on with silently wrong pixels or words"
@@ -311,8 +312,5 @@ def _class_names(around: Sequence[Beside], sidecars: Sequence[Sidecar]) -> tuple
 
 
 def _drawn(patients: np.ndarray, val: float, test: float) -> np.ndarray:
-    """Splits by the hash of the patient: the same in whatever company."""
-    if not len(patients) or not val + test:
-        return np.full(len(patients), "train")
-    place = np.array([int(p, 16) for p in patients.tolist()], np.float64) / 2.0**64
-    return np.where(place < val, "val", np.where(place < val + test, "test", "train"))
+    distinct, which = np.unique(patients, return_inverse=True)
+    return np.array([drawn_split(patient.decode(), val, test) for patient in distinct.tolist()], str)[which]

@@ -154,7 +154,7 @@ class _Sample:
             self.parts = with_member(self.parts, ext, member, fields, self.problems)
             return member.size if ext == "txt" else 0
         self.ext = image_ext(member.head)
-        self.image = replace(member, body=None)
+        self.image = replace(member, body=None) if decode else member
         if not self.ext:
             self.problems.append("its image is neither JPEG, PNG, WebP nor TIFF")
         elif decode:

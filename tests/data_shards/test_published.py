@@ -216,6 +216,11 @@ BAD_SAMPLES: dict[str, tuple[str, bytes, str]] = {
     "npy of a matrix": ("npy", npy(np.zeros((2, 2))), "not one row"),
     "npy that claims more than there is": ("npy", HUGE, "cannot be read|not one row"),
     "npy that is none": ("npy", b"\x93NUMPY\x01\x00\xff\xff{", "cannot be read"),
+    "npy whose header breaks the tokenizer": (
+        "npy",
+        b"\x93NUMPY\x01\x00\x08\x00{'a': ((1L",
+        "TokenError|cannot be read",
+    ),
     "npy with other values": ("npy", npy(np.array([3, 1, 0])), "other than 0, 1"),
     "npy of other length": ("npy", npy(np.array([0, 1])), "2 labels for 3 classes"),
     "cls that is a word": ("cls", b"cat", "not the number of a class"),
