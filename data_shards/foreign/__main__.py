@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cache", default=CACHE, metavar="DIR", help=f"where the index lies (default: {CACHE})")
     add("--patient-field", metavar="NAME", help="field of the json that names the patient or another group")
     add("--max-damaged", type=int, default=0, metavar="N", help="samples that may be left out (default: 0)")
+    add("--workers", type=int, default=0, metavar="N", help="processes that scan, a tar each (default: this one)")
     add("--verify", action="store_true", help="sha256 of every byte, and decode every image")
     args = parser.parse_args(argv)
     try:
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             patient_field=args.patient_field,
             max_damaged=args.max_damaged,
             verify=args.verify,
+            workers=args.workers,
         )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)

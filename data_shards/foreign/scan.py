@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_shards.errors import DataError
@@ -26,7 +27,7 @@ class Asked:
     cache: Path
 
 
-def scan(tars: Sequence[Path], around: Sequence[Beside], asked: Asked) -> list[Sidecar]:
+def scan(tars: Sequence[Path], around: Sequence[Beside], asked: Asked, workers: int = 0) -> list[Sidecar]:
     """The sidecar of each tar, from the cache or made now; the first tar's layout is that of all.
 
     Raises: DataError as `read_tar` and `recognise`, for a tar that changes meanwhile, for a cache that cannot be
@@ -43,7 +44,8 @@ def scan(tars: Sequence[Path], around: Sequence[Beside], asked: Asked) -> list[S
     if todo:
         prepare(asked.cache)
     total = sum(tars[i].stat().st_size >> 20 for i in todo)
-    passes = _scan_each([(tars[i], around[i], paths[i]) for i in todo], layout, reason, asked)
+    each = [partial(_scan_one, tars[i], around[i], paths[i], layout, reason, asked) for i in todo]
+    passes = _in_processes(each, workers) if workers and len(each) > 1 else _one_by_one(each)
     for _ in track(megabytes(passes), total, "scanning", "MB"):
         pass
     whole = [side or _opened(path) for side, path in zip(known, paths, strict=True)]
@@ -63,27 +65,49 @@ def _layout(tar: Path, around: Beside, asked: Asked) -> tuple[Layout, str]:
     return recognise(tar, around)
 
 
-def _scan_each(todo: Sequence[tuple[Path, Beside, Path]], layout: Layout, reason: str, asked: Asked) -> Iterator[int]:
+def _scan_one(
+    tar: Path, around: Beside, path: Path, layout: Layout, reason: str, asked: Asked
+) -> Generator[int, None, int]:
+    """Write a tar's sidecar. Yields the bytes gone through so far, returns the tar's size."""
+    size, mtime, digest = ends_of(tar)
+    sha256 = hashlib.sha256() if asked.verify else None
+    scanned = yield from read_tar(tar, digest, layout, len(around.classes), asked.patient_field, asked.verify, sha256)
+    if ends_of(tar) != (size, mtime, digest):
+        raise DataError(
+            f"{tar.name} changed while it was scanned", "its index would be wrong", "open it when it is finished"
+        )
+    whole = sha256.hexdigest() if sha256 is not None else None
+    about = {"asked": asked.layout, "layout": layout.name, "reason": reason, "bytes": size, "sha256": whole}
+    write_sidecar(path, scanned, about)
+    return size
+
+
+def _one_by_one(each: Sequence[Callable[[], Generator[int, None, int]]]) -> Iterator[int]:
     before = 0
-    for tar, around, path in todo:
-        size, mtime, digest = ends_of(tar)
-        sha256 = hashlib.sha256() if asked.verify else None
-        passes = read_tar(tar, digest, layout, len(around.classes), asked.patient_field, asked.verify, sha256)
+    for scanning in each:
+        passes = scanning()
         while True:
             try:
                 yield before + next(passes)
             except StopIteration as stop:
-                scanned = stop.value
+                before += stop.value
                 break
-        if ends_of(tar) != (size, mtime, digest):
-            raise DataError(
-                f"{tar.name} changed while it was scanned", "its index would be wrong", "open it when it is finished"
-            )
-        whole = sha256.hexdigest() if sha256 is not None else None
-        about = {"asked": asked.layout, "layout": layout.name, "reason": reason, "bytes": size, "sha256": whole}
-        write_sidecar(path, scanned, about)
-        before += size
         yield before
+
+
+def _in_processes(each: Sequence[Callable[[], Generator[int, None, int]]], workers: int) -> Iterator[int]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    done = 0
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for finished in as_completed([pool.submit(_to_the_end, scanning) for scanning in each]):
+            done += finished.result()
+            yield done
+
+
+def _to_the_end(scanning: Callable[[], Generator[int, None, int]]) -> int:
+    return list(_one_by_one([scanning]))[-1]
 
 
 def _compare(tar: Path, side: Sidecar) -> None:

@@ -20,7 +20,7 @@ from data_shards.schema import IMAGE_EXTS, Scan, Study
 from data_shards.sources.base import Listing, ScanFile, StudyRow
 from data_shards.sources.layouts import LAYOUTS, Piece, labels_of, texts_of
 from data_shards.sources.published import Beside, beside, find_tars
-from data_shards.sources.tar_samples import NAMED
+from data_shards.sources.tar_samples import NAMED, told
 from data_shards.sources.values import drawn_split
 
 CACHE = "~/.cache/voxclip/foreign"
@@ -47,7 +47,7 @@ class ForeignShards:
         self.tars, self.sidecars, self._modality = list(tars), list(sidecars), modality
         self.layout: str = sidecars[0].about["layout"]
         self.reason: str = sidecars[0].about["reason"]
-        self.problems = [f"{t.name}, {flaw}" for t, s in zip(tars, sidecars) for flaw in s.about["flaws"]]
+        self.problems = [f"{t.name}, {flaw}" for t, s in zip(tars, sidecars) for flaw in told(s.about["flaws"])]
         self.lost: int = sum(s.about["lost"] for s in sidecars)
         self._templates = around[0].templates
         self.label_names = _class_names(around, sidecars)
@@ -60,8 +60,8 @@ class ForeignShards:
         self._fds: dict[tuple[int, int], int] = {}
         self.manifest = self._manifest()
         content = [s.about["content"] for s in sidecars]
-        told = [self.layout, content, self.label_names, self._templates, self._split.tolist(), modality]
-        self.manifest_hash = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        identity = [self.layout, content, self.label_names, self._templates, self._split.tolist(), modality]
+        self.manifest_hash = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fds": {}}
@@ -79,6 +79,7 @@ class ForeignShards:
         patient_field: str | None = None,
         max_damaged: int = 0,
         verify: bool = False,
+        workers: int = 0,
     ) -> ForeignShards:
         """Open tars after scanning each of them once; later opens read the index in `cache` only.
 
@@ -90,17 +91,20 @@ class ForeignShards:
             modality: DICOM code of all images; without it what the layout tells, else "OT" (other).
             patient_field: field of the json that names the patient, or whatever must not be in two splits.
             max_damaged: samples, or members that belong to none, that may be left out; more are an error.
+            workers: processes that scan, a tar each; 0 scans in this one.
             verify: compare sha256 of all bytes with that of the first scan, and decode every image while scanning.
         Raises: DataError: no tars, no known layout, more flaws than declared, two tars that are the same, a shard
             missing that nshards.txt counts, a cache folder that cannot be written.
         """
         if layout not in ("auto", *LAYOUTS):
             raise DataError(f"there is no layout {layout!r}", fix=f"use auto or one of {sorted(LAYOUTS)}")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1 or max_damaged < 0:
-            raise DataError("val_fraction, test_fraction and max_damaged cannot be negative, nor the fractions be all")
+        if min(val_fraction, test_fraction, max_damaged, workers) < 0 or val_fraction + test_fraction >= 1:
+            raise DataError(
+                "fractions, max_damaged and workers cannot be negative, and the fractions must leave something"
+            )
         tars = find_tars(where)
         around = [beside(tar) for tar in tars]
-        sidecars = scan(tars, around, Asked(layout, patient_field, verify, Path(cache).expanduser()))
+        sidecars = scan(tars, around, Asked(layout, patient_field, verify, Path(cache).expanduser()), workers)
         own = [one.split if sidecars[0].about["layout"] == "clip_benchmark" else "" for one in around]
         splits = [split or place or None for place in own]
         shards = cls(tars, sidecars, around, splits, (val_fraction, test_fraction), modality)
@@ -278,24 +282,19 @@ class ForeignShards:
                     "copy the missing ones, or list the tars you want one by one",
                 )
         if self.lost > max_damaged:
-            raise DataError(told_flaws(self.problems, self.lost, max_damaged), DAMAGED, _FIX.format(self.lost))
+            listed = "".join(f"\n    {problem}" for problem in self.problems[:NAMED])
+            raise DataError(
+                f"{self.lost} samples or members cannot be used, at most {max_damaged} may be left out:{listed}",
+                "what is left out may be of one kind, and results would be biased in silence",
+                "copy the tars again, or take them from their source; to do without these, declare it: "
+                f"max_damaged={self.lost} (--max-damaged {self.lost})",
+            )
         if not len(self):
             raise DataError("there is no sample in these tars", fix="check what they hold: tar -tf FILE.tar")
         if len(np.unique(self._key)) != len(self):
             raise DataError(
                 "two of the tars are the same file", "its samples would be trained on twice", "leave one of them out"
             )
-
-
-_FIX = (
-    "copy the tars again, or take them from their source; to leave these samples out, declare it: max_damaged={0} "
-    "(--max-damaged {0})"
-)
-
-
-def told_flaws(problems: Sequence[str], lost: int, allowed: int) -> str:
-    listed = "".join(f"\n    {problem}" for problem in problems[:NAMED])
-    return f"{lost} samples or members cannot be used, {allowed} are allowed to be left out:{listed}"
 
 
 def _class_names(around: Sequence[Beside], sidecars: Sequence[Sidecar]) -> tuple[str, ...]:

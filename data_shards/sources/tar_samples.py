@@ -4,7 +4,7 @@ counted."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "tif", "tiff"})
 LIMITS = {"txt": MAX_TEXT, "json": MAX_JSON, "cls": MAX_TEXT, "npy": MAX_TEXT}
 MAX_IMAGE = 256 << 20  # bytes of an image that is decoded while scanning
 MAX_KEPT = 1 << 30  # bytes of words of one tar
-NAMED = 8  # flaws of a tar that are told one by one
+NAMED = 8  # kinds of flaws of a tar that are told, and members named for each
 SALT = "published"  # published data has no secret; equal on every machine, so that sets can be compared
 
 
@@ -48,10 +48,11 @@ class Record:
 
 @dataclass
 class Scanned:
-    """One tar. `flaws`: the first few, told by member number; `lost`: how many samples or members are left out."""
+    """One tar. `flaws`: what is wrong -> the numbers of the first members it is wrong with, and how many there are;
+    `lost`: how many samples or members are left out."""
 
     records: list[Record] = field(default_factory=list)
-    flaws: list[str] = field(default_factory=list)
+    flaws: dict[str, tuple[list[int], int]] = field(default_factory=dict)
     lost: int = 0
     members: Counter[str] = field(default_factory=Counter)
 
@@ -84,7 +85,7 @@ def read_tar(
 
     for member in scan_tar(tar, keep, sha256):
         if isinstance(member, Flaw):
-            _note(found, f"member {member.number}: {member.what}")
+            _note(found, member.number, member.what)
             # Where a tar breaks off between members, the sample before the break may lack some.
             spoiled = stem_and_ext(member.name)[0] or (last if member.ends else "")
             samples.setdefault(spoiled, _Sample()).spoiled = True
@@ -108,7 +109,7 @@ def read_tar(
             piece, seen = sample.piece(layout, classes, seen)
             group = _group(sample.parts, patient_field) if patient_field else piece.group
         except DataError as error:
-            _note(found, f"the sample of member {sample.number}: {error.what}")
+            _note(found, sample.number, f"sample left out, {error.what}")
             continue
         assert sample.image is not None
         key = hashed(f"{digest}/{stem.encode('utf-8', 'backslashreplace').decode()}", SALT)
@@ -125,10 +126,20 @@ def _group(parts: Parts, name: str) -> str:
     return f"{name}/{str(value).strip()}"
 
 
-def _note(found: Scanned, flaw: str) -> None:
+def _note(found: Scanned, number: int, what: str) -> None:
     found.lost += 1
-    if len(found.flaws) < NAMED:
-        found.flaws.append(flaw)
+    if what in found.flaws or len(found.flaws) < NAMED:
+        numbers, count = found.flaws.get(what, ([], 0))
+        found.flaws[what] = [*numbers, number][:NAMED], count + 1
+
+
+def told(flaws: Mapping[str, tuple[Sequence[int], int]]) -> list[str]:
+    """ "members 3, 9: it is a symbolic link": a line for each kind of flaw, most frequent first."""
+    lines = []
+    for what, (numbers, count) in sorted(flaws.items(), key=lambda item: -item[1][1]):
+        more = f" and {count - len(numbers)} more" if count > len(numbers) else ""
+        lines.append(f"member{'s' * (count > 1)} {', '.join(map(str, numbers))}{more}: {what}")
+    return lines
 
 
 @dataclass

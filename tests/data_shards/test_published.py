@@ -245,7 +245,7 @@ def test_a_bad_member_costs_its_sample(tmp_path: Path, cache: Path, case: str) -
         (f"Jane.{ext}", body),
     ]
     path = tars.write_tar(folder / "x.tar", members)
-    with pytest.raises(DataError, match=rf"x\.tar, the sample of member 3: its? [^$]*({said})") as caught:
+    with pytest.raises(DataError, match=rf"x\.tar, member 3: sample left out, its? [^$]*({said})") as caught:
         ForeignShards.open([path], cache=cache)
     assert "Jane" not in str(caught.value)
     shards = ForeignShards.open([path], cache=cache, max_damaged=1)
@@ -292,7 +292,7 @@ def test_verify_decodes_every_image(tmp_path: Path, cache: Path) -> None:
     members = [("a.jpg", tars.picture(0)), ("a.txt", b"x"), ("b.jpg", half), ("b.txt", b"y")]
     path = tars.write_tar(tmp_path / "x.tar", members)
     assert len(ForeignShards.open(path, cache=cache)) == 2
-    with pytest.raises(DataError, match="sample of member 3: the image cannot be decoded"):
+    with pytest.raises(DataError, match="member 3: sample left out, the image cannot be decoded"):
         ForeignShards.open(path, cache=cache, verify=True)
 
 
