@@ -174,10 +174,18 @@ def _weighed(alike: Sequence[str], first: Sequence[str] = ()) -> tuple[tuple[str
 
 
 def words(value: Any) -> str | list[str]:
-    """A text, or the texts of a list, cut to a length that a field of metadata has; "" for anything else."""
+    """A text, or the texts of a list, printable and cut to a length that a field of metadata has; "" for anything
+    else."""
     if isinstance(value, list):
-        return [v.strip()[:MAX_WORD] for v in value[:MAX_WORDS] if isinstance(v, str) and v.strip()]
-    return value.strip()[:MAX_WORD] if isinstance(value, str) else ""
+        return [text for v in value[:MAX_WORDS] if (text := plain(v))]
+    return plain(value)
+
+
+def plain(value: Any) -> str:
+    """One line of text without what could command a terminal; "" for anything but text."""
+    if not isinstance(value, str):
+        return ""
+    return "".join(c if c.isprintable() else " " for c in value[:MAX_WORD]).strip()
 
 
 def _suits_biomedica(extensions: frozenset[str], parts: Parts) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.sources.layouts import LAYOUTS, MAX_TEXT, RECOGNISED_BY, Layout, Parts, decode_text
-from data_shards.sources.tar_samples import IMAGES, LIMITS, stem_and_ext, with_member
+from data_shards.sources.layouts import LAYOUTS, MAX_TEXT, RECOGNISED_BY, Layout, Parts, decode_text, plain
+from data_shards.sources.tar_samples import IMAGES, LIMITS, shown_ext, stem_and_ext, with_member
 from data_shards.sources.tar_scan import Flaw, scan_tar
 
 PEEKED = 64  # samples looked at to recognise a layout
@@ -37,7 +37,7 @@ def find_tars(where: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     found: dict[Path, None] = {}
     for one in [where] if isinstance(where, str | os.PathLike) else where:
         place = Path(one)
-        if (place / "manifest.json").is_file():
+        if (place / "manifest.json").is_file() and (place / "index.parquet").is_file():
             raise DataError(
                 "this folder is a shard set of VoxCLIP, not somebody else's tars",
                 "its labels, splits and checks would be lost",
@@ -82,7 +82,7 @@ def beside(tar: Path) -> Beside:
             if place.is_file():
                 with place.open("rb") as file:
                     text = decode_text(file.read(MAX_TEXT))
-                return place, tuple(line.strip() for line in text.splitlines() if line.strip())
+                return place, tuple(word for line in text.splitlines() if (word := plain(line)))
         return None, ()
 
     named, classes = lines("classnames.txt")
@@ -141,10 +141,10 @@ def recognise(tar: Path, around: Beside) -> tuple[Layout, str]:
 
 def told_members(members: Counter[str]) -> str:
     """ "3 .jpg, 3 .txt"; what is no plain extension is not repeated."""
-    known: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
     for ext, count in members.items():
-        known[f".{ext}" if ext.isascii() and ext.isalnum() and len(ext) <= 8 else "others"] += count
-    return ", ".join(f"{count} {ext}" for ext, count in known.most_common(12)) or "no members"
+        shown[shown_ext(ext)] += count
+    return ", ".join(f"{n} {ext if ext == 'others' else '.' + ext}" for ext, n in shown.most_common(12)) or "no members"
 
 
 def ends_of(tar: Path) -> tuple[int, int, str]:

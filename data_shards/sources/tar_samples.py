@@ -27,7 +27,7 @@ from data_shards.sources.tar_scan import Flaw, Hash, Member, scan_tar
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "tif", "tiff"})
 LIMITS = {"txt": MAX_TEXT, "json": MAX_JSON, "cls": MAX_TEXT, "npy": MAX_TEXT}
-MAX_IMAGE = 256 << 20  # bytes of an image that is decoded while scanning
+MAX_IMAGE = 256 << 20  # bytes of an image
 MAX_KEPT = 1 << 30  # bytes of words of one tar
 NAMED = 8  # kinds of flaws of a tar that are told, and members named for each
 SALT = "published"  # published data has no secret; equal on every machine, so that sets can be compared
@@ -92,7 +92,7 @@ def read_tar(
             continue
         yield member.offset + member.size
         stem, ext = stem_and_ext(member.name)
-        found.members[ext] += 1
+        found.members[shown_ext(ext)] += 1
         if stem:
             last = stem
             sample = samples.setdefault(stem, _Sample(member.number))
@@ -168,18 +168,14 @@ class _Sample:
         self.image = replace(member, body=None) if decode else member
         if not self.ext:
             self.problems.append("its image is neither JPEG, PNG, WebP nor TIFF")
+        elif member.size > MAX_IMAGE:
+            self.problems.append(f"its image has {member.size} bytes, at most {MAX_IMAGE} are read")
         elif decode:
-            self._decode(member)
+            try:
+                decode_image(member.body or b"")
+            except DataError as error:
+                self.problems.append(error.what)
         return 0
-
-    def _decode(self, member: Member) -> None:
-        if member.body is None:
-            self.problems.append(f"its image has {member.size} bytes")
-            return
-        try:
-            decode_image(member.body)
-        except DataError as error:
-            self.problems.append(error.what)
 
     def piece(self, layout: Layout, named: int, seen: int) -> tuple[Piece, int]:
         """What it means, and the number of classes seen so far. Raises DataError for a sample that cannot be used."""
@@ -240,6 +236,11 @@ def stem_and_ext(name: str) -> tuple[str, str]:
     if not dot or not stem or base.startswith((".", "__")):
         return "", ""
     return f"{folder}/{stem}", ext.lower()
+
+
+def shown_ext(ext: str) -> str:
+    """An extension that may be told; a name with a dot in it may end in anything."""
+    return ext if ext.isascii() and ext.isalnum() and len(ext) <= 8 else "others"
 
 
 def _belongs_to_another(stem: str, samples: dict[str, _Sample]) -> bool:

@@ -117,18 +117,38 @@ def test_the_interface_is_that_of_a_shard_set(published: dict[str, Path], cache:
             wrong()
 
 
-def test_features_are_embedded_from_foreign_tars(published: dict[str, Path], cache: Path) -> None:
-    from encoders.features import ImageFeatures
-    from eval_zero_shot.embedding import embed_images
+class Mean(torch.nn.Module):
+    """Mean colours against counts of letters."""
 
-    class Mean(torch.nn.Module):
-        def encode_image(self, images: torch.Tensor) -> ImageFeatures:
-            x = images.flatten(2).mean(2)
-            return ImageFeatures(x, torch.arange(len(x)), x)
+    def encode_image(self, images: torch.Tensor) -> Any:
+        from encoders.features import ImageFeatures
+
+        x = images.flatten(2).mean(2)
+        return ImageFeatures(x, torch.arange(len(x)), x)
+
+    def encode_text(self, batch: Any) -> Any:
+        from encoders.features import TextFeatures
+
+        parts = torch.split(batch.tokens_T.float(), batch.lengths)
+        units = torch.stack([torch.stack([part.mean(), part.std(), part.max()]) for part in parts])
+        return TextFeatures(units, batch.kind_U, batch.hash64_U, batch.pair_sample_P, batch.pair_unit_P)
+
+
+def test_foreign_tars_are_embedded_and_scored(published: dict[str, Path], cache: Path) -> None:
+    from eval_zero_shot import Finding, Task
+    from eval_zero_shot.embedding import embed_images
+    from eval_zero_shot.run import evaluate
 
     shards = ForeignShards.open(published["clip_benchmark"], cache=cache)
-    found = embed_images(Mean(), shards, shards.rows("test"), GEOMETRY, View("centre"))
-    assert list(found.keys) == [shards.key(r) for r in shards.rows("test")] and np.isfinite(found.features_ND).all()
+    rows = shards.rows("train")
+    found = embed_images(Mean(), shards, rows, GEOMETRY, View("centre"))
+    assert list(found.keys) == [shards.key(r) for r in rows] and np.isfinite(found.features_ND).all()
+    task = Task(name="toy", classes={"pneumonia": Finding(positive=("pneumonia",), negative=("normal lung",))})
+    scored = evaluate(
+        Mean(), tokenize, shards, rows, GEOMETRY, View("centre"), task, resamples=0, pools=()
+    )  # fmt: skip
+    assert (scored.studies, scored.per_finding["pneumonia"].n_unknown) == (5, 0)
+    assert scored.provenance["data_sha256"] == shards.manifest_hash
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

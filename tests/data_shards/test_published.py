@@ -281,10 +281,29 @@ def test_members_in_any_order_and_further_ones_are_one_sample(tmp_path: Path, ca
         for ext in ("txt", "seg.png", "jpg")
         for i in range(3)
     ]
-    members += [("README.md", b"about"), ("._0.jpg", b"mac"), ("LICENSE", b"words")]
+    members += [("README.md", b"about"), ("._0.jpg", b"mac"), ("LICENSE", b"words"), ("a.Jane Doe", b"x")]
     shards = ForeignShards.open(tars.write_tar(tmp_path / "x.tar", members), layout="unimed", cache=cache)
+    assert shards.sidecars[0].about["members"] == {"txt": 3, "png": 3, "jpg": 3, "md": 1, "others": 3}
     assert [captions(shards, r)[0][0] for r in shards.rows()] == ["film 0", "film 1", "film 2"]
     assert shards.scan(1)[0] == tars.picture(1)
+
+
+def test_an_image_too_large_to_hold_is_not_read(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "x.tar"
+    with path.open("wb") as file:  # 300 MB of zeros that take no room on disk
+        file.write(tars.header(b"0.jpg", 300 << 20) + b"\xff\xd8\xff")
+        file.seek(512 + (300 << 20))
+        file.write(tars.raw(b"0.txt", b"a film") + tars.raw(b"1.jpg", tars.picture(1)) + tars.raw(b"1.txt", b"a film"))
+        file.write(tars.END)
+    with pytest.raises(DataError, match=r"member 1: sample left out, its image has 314572800 bytes"):
+        ForeignShards.open(path, cache=cache)
+
+
+def test_words_of_metadata_cannot_command_a_terminal(tmp_path: Path, cache: Path) -> None:
+    body = json.dumps({"caption": "c", "status": "s", "license": "CC\x1b]0;title\x07 BY\n"})
+    members = [("0.jpg", tars.picture(0)), ("0.txt", b"film"), ("0.json", body.encode())]
+    shards = ForeignShards.open(tars.write_tar(tmp_path / "x.tar", members), cache=cache)
+    assert shards.json(0)["licence"] == "CC ]0;title  BY"
 
 
 def test_verify_decodes_every_image(tmp_path: Path, cache: Path) -> None:
