@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .names import BEFORE, BY_NAME, GENERIC_BEFORE, WEAK, fold
+from .names import BEFORE, BY_NAME, GENERIC_BEFORE, WEAK, fold, words
 
 
 class Heading(NamedTuple):
@@ -32,28 +32,32 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 _WORD = re.compile(r"[^\W\d_]+")
 _BY_FIRST = _patterns()
 _WORD_BEFORE = re.compile(r"(?<!\w)([^\W\d_][\w/'-]*)[ \t]+$")
+_NUMBER_BEFORE = re.compile(r"(?<!\S)\(?\d{1,2}[.)][ \t]+$")
 _MODALITY = re.compile(r"\b(?:CT|MR|MRT|PET|US|Röntgen)-$")
 # What may stand before a heading on its line: markdown, a bold mark, a list number.
-_LEAD = re.compile(r"[ \t]*(?:#{1,6}[ \t]*|>[ \t]*|(?:\(?(?:\d{1,2}|IX|IV|V?I{1,3}|V|X|[A-Ha-h])[.)]|[-•–])[ \t]+)?(?:[*_=\[~]{1,6}|<b>|<strong>|<u>)*[ \t]*")
+_LEAD = re.compile(
+    r"[ \t]*(?:#{1,6}[ \t]*|>[ \t]*|(?:\(?(?:\d{1,2}|IX|IV|V?I{1,3}|V|X|[A-Ha-h])[.)]|[-•–])[ \t]+)?"
+    r"(?:[*_=\[~]{1,6}|<b>|<strong>|<u>)*[ \t]*"
+)
 _PARENTHESIS = re.compile(r"[ \t]*\([^()\n]{1,60}\)")
 _EXTRA = re.compile(r"(?:[ \t]*[-–/&,][ \t]*|[ \t]+)[^\W\d_][\w/'-]*")
 _CLOSE = re.compile(r"(?:[*_=\]~]{1,6}|</b>|</strong>|</u>)*")
 _COLON = re.compile(r"(?:[*_\]]{1,3}|</\w+>)*\s{0,3}[:：](?:[*_]{1,3}(?=\s|$|\w)|</b>|</strong>|[-=])*")
-_DASH = re.compile(r"(?:[ \t]+[-–—=]+[ \t]+|[ \t]*[-=]{3,}[ \t]*$|;[ \t]|[ \t]*>+[ \t])", re.MULTILINE)
+_DASH = re.compile(r"(?:[ \t]*[-–—=]+[ \t]+|[ \t]*[-=]{3,}[ \t]*$|;[ \t]|[ \t]*>+[ \t])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]*(?:\n|$)")
 _RULE = re.compile(r"[ \t]*[-=_*~]{3,}[ \t]*(?:\n|$)")  # a line of dashes under a heading
-# After a name without a colon these go on with a sentence ("FINDINGS ARE ..."); before a name they ask for it ("no Findings:").
-_GOES_ON = frozenset(
-    "no not any the this that its with without of from for in on and or to as is are was were be been has have had may "
-    "suggest suggests suggesting consistent compatible seen at by include includes which who such likely concerning "
-    "worrisome represent representing indicate indicative discussed described above communicated called reported relayed "
-    "unchanged correlate der die das den dem des mit im vom zum ist sind und le la les des du de avec est sont et el los "
-    "las con son es y en".split()
-)
-_ASKS = frozenset(
-    "no not any the this these those its his her of with without our a an der die das den dem des ein eine einem kein "
-    "keine keinen ohne mit im vom zum le la les un une des du de sans avec aucun aucune el los las una sin con en".split()
-)
+# After a name without a colon these go on with a sentence ("FINDINGS ARE"); before one they ask for it ("no Findings").
+_GOES_ON = words("""
+    no not any the this that its with without of from for in on and or to as is are was were be been has have had
+    may suggest suggests suggesting consistent compatible seen at by include includes which who such likely
+    concerning worrisome represent representing indicate indicative discussed described above communicated called
+    reported relayed unchanged correlate der die das den dem des mit im vom zum ist sind und le la les du de avec
+    est sont et el los las con son es y en
+""")
+_ASKS = words("""
+    no not any the this these those its his her of with without our a an der die das den dem des ein eine einem kein
+    keine keinen ohne mit im vom zum le la les un une du de sans avec aucun aucune el los las una sin con en
+""")
 _ACRONYM = re.compile(r"(?:CT|CTA|MR|MRI|PA|AP|US|PET|XR|CXR|XXXX|RAO|LAO|IV)\b")
 
 
@@ -127,6 +131,8 @@ class _Scene:
             good = not prose and not weak and (opens or at_line)
         else:
             good = not weak and self._begins_sentence(name, style, language, end, opens, at_line)
+        if not at_line and (number := _NUMBER_BEFORE.search(text, self.last_end, begin)):
+            begin = number.start()
         return Heading(begin, end, section) if good else None
 
     def _with_words_before(self, start: int, spelled: str) -> int:
@@ -169,9 +175,8 @@ class _Scene:
         if match := _LINE_END.match(text, close):
             after = _RULE.match(text, match.end())
             return (after or match).end(), False, False, True
-        if parenthesis := _PARENTHESIS.match(text, end):
-            if match := _LINE_END.match(text, parenthesis.end()):
-                return match.end(), False, False, True
+        if (parenthesis := _PARENTHESIS.match(text, end)) and (match := _LINE_END.match(text, parenthesis.end())):
+            return match.end(), False, False, True
         if match := _DASH.match(text, close):
             return match.end(), False, True, False
         return close, False, False, False
@@ -181,7 +186,7 @@ class _Scene:
         yield end
         if match := _PARENTHESIS.match(self.text, end):
             yield match.end()
-        if not at_line or "\n" not in self.text[max(0, self.last_end - 1) : end] and self.last_end:
+        if not at_line or ("\n" not in self.text[max(0, self.last_end - 1) : end] and self.last_end):
             return
         for _ in range(4):
             match = _EXTRA.match(self.text, end)
@@ -207,6 +212,8 @@ class _Scene:
             if opens or at_line:
                 return at_line or not follows.isupper() or len(follows) <= 4
             return (not follows.isupper() or follows == "XXXX") and not self._asked_for(end - len(name))
+        if language == "de" and name.startswith("vor"):
+            return at_line and opens and follows in ("vom", "von", "keine", "nicht", "aus")
         if not opens or self.shouts or language == "de" or _ACRONYM.match(rest):
             return False
         if name in ("comparison", "comparisons", "comparaison", "comparacion"):
@@ -215,7 +222,7 @@ class _Scene:
 
 
 def _joined(text: str, at: int) -> bool:
-    """Whether the word at `at` is the end of a longer one ("ct-befund" is not: the hyphen of a modality is let pass)."""
+    """Whether the word at `at` is the end of a longer one; after the hyphen of a modality ("ct-befund") it is not."""
     before = text[max(0, at - 1) : at]
     if before == "-":
         return re.search(r"(?:ct|mr|mrt|pet|us|rontgen)-$", text[max(0, at - 8) : at]) is None

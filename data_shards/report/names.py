@@ -6,8 +6,19 @@ word ("report", "history") is WEAK: it needs a colon, or a line of its own.
 
 from __future__ import annotations
 
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def listed(text: str) -> list[str]:
+    """What stands between commas, on however many lines."""
+    return " ".join(text.split()).split(", ")
+
+
 SECTIONS = (
-    "findings", "impression", "technique", "comparison", "history", "examination", "recommendation", "addendum", "other",
+    "findings", "impression", "technique", "comparison", "history", "examination", "recommendation", "addendum",
+    "other",
 )  # fmt: skip
 
 # "it" also holds Portuguese and Dutch. "title" only says that a report begins: what follows has no heading yet.
@@ -81,7 +92,7 @@ NAMES: dict[str, dict[str, str]] = {
             "fragestellung, indikation/fragestellung, anamnese und fragestellung, klinische angaben und "
             "fragestellung, klinische angaben/fragestellung, untersuchungsgrund, angaben zur klinik, vorerkrankungen"
         ),
-        "examination": "untersuchung, untersuchungen, untersuchungsart, durchgefuhrte untersuchung, art der untersuchung",
+        "examination": "untersuchung, untersuchungen, untersuchungsart, durchgefuhrte untersuchung",
         "recommendation": "empfehlung, empfehlungen, procedere, prozedere, weiteres vorgehen",
         "addendum": "nachtrag, erganzung, zusatz",
         "other": "unterschrift, mitteilung",
@@ -118,7 +129,7 @@ NAMES: dict[str, dict[str, str]] = {
             "impresion, impresion diagnostica, conclusion, conclusiones, diagnostico, juicio diagnostico, opinion, "
             "resumen, impresion radiologica, valoracion, juicio clinico"
         ),
-        "technique": "tecnica, metodo, protocolo, contraste, tecnica de exploracion, tecnica utilizada, tecnica y protocolo",
+        "technique": "tecnica, metodo, protocolo, contraste, tecnica de exploracion, tecnica y protocolo",
         "comparison": (
             "comparacion, comparaciones, estudios previos, estudio previo, estudios anteriores, examenes previos, "
             "estudio comparativo, exploraciones previas, comparado con"
@@ -133,7 +144,7 @@ NAMES: dict[str, dict[str, str]] = {
             "exploracion, estudio, tipo de estudio, prueba, estudio realizado, examen realizado, esame, exame, "
             "onderzoek"
         ),
-        "recommendation": "recomendacion, recomendaciones, sugerencia, sugerencias, raccomandazioni, recomendacao, advies",
+        "recommendation": "recomendacion, recomendaciones, sugerencia, sugerencias, raccomandazioni, recomendacao",
         "addendum": "adenda",
         "other": "firma, firmado, observaciones",
     },
@@ -151,32 +162,32 @@ NAMES: dict[str, dict[str, str]] = {
 
 # Names that are also ordinary words: they need a colon, or a line of their own.
 WEAK = frozenset(
-    (
-        "advice, anamnese, assessment, attending, au total, background, befundung, bewertung, bottom line, clinica, "
-        "clinical, comment, comments, communication, comparado con, comparatif, compared to, complement, contexte, "
-        "contrast, contrast material, contraste, description, diagnose, diagnosen, diagnosis, diagnostic, "
-        "diagnostico, dictated, dictated by, dose, durchfuhrung, electronically signed by, en conclusion, en resume, "
-        "erganzung, ergebnis, esame, estudio, exam, exame, examen, examens, examination, examinations, exams, "
-        "exploracion, finding, firma, firmado, follow up, follow-up, followup, history, im vergleich, image quality, "
-        "indikation, informe, injection, interpretation, klinik, kontrastmittel, limitations, management, medecin, "
-        "medications, methode, metodo, mitteilung, motif, motivo, notification, observation, observations, "
-        "opinion, plan, procedure, protocol, protocole, protocolo, protokoll, prueba, radiation dose, reason, "
-        "referto, relatorio, report, resultat, results, resumen, signature, signe par, signed by, study, sugerencia, "
-        "summary, symptoms, title, transcribed by, unterschrift, untersuchung, untersuchungen, vergleich, verslag, "
-        "views, zum vergleich, zusatz"
-    ).split(", ")
+    listed("""
+    advice, anamnese, assessment, attending, au total, background, befundung, bewertung, bottom line, clinica,
+    clinical, comment, comments, communication, comparado con, comparatif, compared to, complement, contexte,
+    contrast, contrast material, contraste, description, diagnose, diagnosen, diagnosis, diagnostic, diagnostico,
+    dictated, dictated by, dose, durchfuhrung, electronically signed by, en conclusion, en resume, erganzung,
+    ergebnis, esame, estudio, exam, exame, examen, examens, examination, examinations, exams, exploracion, finding,
+    firma, firmado, follow up, follow-up, followup, history, im vergleich, image quality, indikation, informe,
+    injection, interpretation, klinik, kontrastmittel, limitations, management, medecin, medications, methode,
+    metodo, mitteilung, motif, motivo, notification, observation, observations, opinion, plan, procedure, protocol,
+    protocole, protocolo, protokoll, prueba, radiation dose, reason, referto, relatorio, report, resultat, results,
+    resumen, signature, signe par, signed by, study, sugerencia, summary, symptoms, title, transcribed by,
+    unterschrift, untersuchung, untersuchungen, vergleich, verslag, views, zum vergleich, zusatz
+""")
 )
 
 # Words before a name that keep it the same section: "CT FINDINGS", "FINAL IMPRESSION".
-BEFORE = frozenset(
-    "ct cta mr mri mra pet pet/ct pet-ct us xr cxr ultrasound radiographic radiological radiologic imaging chest abdomen "
-    "abdominal abdomen/pelvis pelvis pelvic thorax thoracic head brain neck spine lumbar cervical cardiac mammographic "
-    "sonographic final preliminary overall additional other incidental key main general relevant pertinent detailed "
-    "positive significant diagnostic radiology radiologist's my report scan clinical brief and of tomographic".split()
-)
+BEFORE = words("""
+    ct cta mr mri mra pet pet/ct pet-ct us xr cxr ultrasound radiographic radiological radiologic imaging chest
+    abdomen abdominal abdomen/pelvis pelvis pelvic thorax thoracic head brain neck spine lumbar cervical cardiac
+    mammographic sonographic final preliminary overall additional other incidental key main general relevant
+    pertinent detailed positive significant diagnostic radiology radiologist's my report scan clinical brief and of
+    tomographic
+""")
 
 # Of these, the ones that never begin a heading by themselves.
-GENERIC_BEFORE = frozenset("and of my report".split())
+GENERIC_BEFORE = words("and of my report")
 
 
 def _accents() -> dict[int, str]:

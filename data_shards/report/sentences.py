@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from .abbreviations import (
-    CLASSES, GERMAN, MAY_END, MONTHS, NEVER, NUMBERED, ORDINAL_BEFORE, REGIONS, SIDES, UNFINISHED,
+    CLASSES,
+    GERMAN,
+    MAY_END,
+    MONTHS,
+    NEVER,
+    NUMBERED,
+    ORDINAL_BEFORE,
+    REGIONS,
+    SIDES,
+    UNFINISHED,
 )  # fmt: skip
 from .headings import find_headings
+from .names import words
 
 # What de-identification leaves behind: [**Name**], <DATE>, [DATE]. XXXX and ___ need no care.
 _MASK = re.compile(r"\[\*\*.*?\*\*\]|<[A-Z][A-Z_ -]*>|\[[A-Z][A-Z_ -]*\]")
@@ -36,7 +47,7 @@ def sentences(text: str) -> list[str]:
         hidden = _MASK.sub(_HIDDEN, body)
         for first, last in _blocks(hidden):
             for piece in _split(" ".join(hidden[first:last].split())):
-                whole = _unmark(re.sub(_HIDDEN, lambda _: next(masks, ""), piece))
+                whole = _unmark(re.sub(_HIDDEN, lambda _, masks=masks: next(masks, ""), piece))
                 out += [whole] if any(c.isalpha() for c in whole) else []
         at = end
     return out
@@ -56,12 +67,12 @@ def _blocks(text: str) -> list[tuple[int, int]]:
 
 
 def _short_lines(text: str) -> list[tuple[int, int]]:
-    """Line breaks that somebody made on purpose: the next line begins a sentence, and its first word would have fitted."""
+    """Line breaks made on purpose: the next line begins a sentence, and its first word would have fitted."""
     lines = [(m.start(), m.end()) for m in re.finditer(r"[^\n]+", text)]
     width = max((len(text[a:b].strip()) for a, b in lines), default=0)
     narrow = width <= 40  # nobody wraps prose as narrow as that
     cuts = []
-    for (a, b), (c, d) in zip(lines, lines[1:]):
+    for (a, b), (c, d) in pairwise(lines):
         line, following = text[a:b].strip(), text[c:d].strip()
         if not line or not following or not (following[0].isupper() or following[0].isdigit()):
             continue
@@ -84,7 +95,7 @@ def _split(flat: str) -> list[str]:
         if match.re is _NUMBER:
             number = int(match.group(1))
             before = flat[start : match.start()].strip()
-            if not _next_item(before, number, listed):
+            if not _next_item(before, number, listed, "." in match.group()):
                 continue
             listed = number
         elif not _ends(flat, start, match, german):
@@ -101,11 +112,11 @@ def _first_number(line: str) -> int:
     return int(match.group(1)) if match else 0
 
 
-def _next_item(before: str, number: int, listed: int) -> bool:
+def _next_item(before: str, number: int, listed: int, stop: bool) -> bool:
     """Whether a number inside a line begins an item: the next of a list ("1. Mass 2. Cyst"), or the first under a
     region ("Chest 1. Clear")."""
     words = before.casefold().split()
-    if not words or words[-1].rstrip(".,:") in NUMBERED or not any(c.isalpha() for c in words[-1]):
+    if not words or not any(c.isalpha() for c in words[-1]) or (stop and words[-1].rstrip(".,:") in NUMBERED):
         return False
     if number == 1:
         return len(words) <= 3 and words[-1] in REGIONS
@@ -139,7 +150,11 @@ def _ends(line: str, start: int, match: re.Match[str], german: bool) -> bool:
     low = word.casefold()
     if low in SIDES:
         return starts_next and previous[:1].isupper()
-    if low in NEVER:
+    if (
+        low in NEVER
+        or (low == "med" and previous in ("Dr.", "Prof."))
+        or (low in ("ex", "ej") and previous in ("p.", "P."))
+    ):
         return False
     if low in MAY_END or re.fullmatch(r"[^\W\d_](?:\.[^\W\d_])+", word):
         return starts_next
@@ -149,7 +164,7 @@ def _ends(line: str, start: int, match: re.Match[str], german: bool) -> bool:
 def _number_ends(word: str, previous: str, rest: str, german: bool) -> bool:
     if _SIZE.match(rest) and previous.casefold() not in NUMBERED and len(word) <= 2:
         return False  # "2. 5 cm"
-    if re.match(r"\d{1,2}\.\s?(?:\d{2}|\d{4})\b", rest) and len(word) <= 2:
+    if len(word) <= 2 and re.match(r"\d{1,2}\.\s?\d{2,4}\b|(?:19|20)\d{2}\b", rest):
         return False  # "12. 3. 2020"
     if len(word) <= 2 and rest.split(" ", 1)[0].rstrip(".,").casefold() in MONTHS:
         return False
@@ -160,14 +175,14 @@ def _letter_ends(word: str, previous: str, earlier: str, rest: str, starts_next:
     """A single letter with a stop: an initial, a part of "z. B.", a class ("hepatitis C."), "a. m."."""
     if re.match(r"[^\W\d_]{1,2}\.(?:\s|$|,)", rest) and not (word.isupper() and previous.casefold() in CLASSES):
         return False  # "z. B.", "J. R. Smith"
-    if re.search(r"(?:^|\s)[^\W\d_]\.$", earlier):
+    if previous.endswith(".") and len(previous) <= 3:
         return starts_next and previous.casefold() in ("a.", "p.") and word.casefold() == "m"
     if word.islower():
         return starts_next
     return starts_next and (previous.casefold() in CLASSES or (previous.islower() and previous not in _BEFORE_INITIAL))
 
 
-_BEFORE_INITIAL = frozenset("by with from to and von und mit par et por con y de für dr prof the an".split())
+_BEFORE_INITIAL = words("by with from of to and von und mit par et por con y de für dr prof the an")
 
 
 def _unmark(piece: str) -> str:
