@@ -28,9 +28,9 @@ def _any_case(*parts: str) -> re.Pattern[str]:
 # Month names and their abbreviations in English, German, French and Spanish.
 _MONTH = alternatives(
     "jan(?:uary|uar|vier|v)?, jän(?:ner)?, ene(?:ro)?, feb(?:ruary|ruar|rero)?, f[ée]vr(?:ier)?, mar(?:ch|zo|s)?, mrz",
-    "märz, apr(?:il)?, avr(?:il)?, abr(?:il)?, mayo?, mai, june?, juni, juin, junio, july?, juli, julio",
-    "juil(?:let)?, aug(?:ust)?, ao[ûu]t, ago(?:sto)?, sept?(?:ember|embre|iembre)?, oct(?:ober|obre|ubre)?, okt(?:ober)?",
-    "nov(?:ember|embre|iembre)?, dec(?:ember)?, dez(?:ember)?, déc(?:embre)?, dic(?:iembre)?",
+    "märz, apr(?:il)?, avr(?:il)?, abr(?:il)?, mayo?, mai, june?, juni, juin, junio, july?, juli",
+    "julio, juil(?:let)?, aug(?:ust)?, ao[ûu]t, ago(?:sto)?, sept?(?:ember|embre|iembre)?, oct(?:ober|obre|ubre)?",
+    "okt(?:ober)?, nov(?:ember|embre|iembre)?, dec(?:ember)?, dez(?:ember)?, déc(?:embre)?, dic(?:iembre)?",
 )
 _DAY, _MON, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:19|20)\d{2}"
 _TWO_DIGITS = r"(?:0[1-9]|[12]\d|3[01])\.(?:0[1-9]|1[0-2])\."  # "12.03." of "12.03.20"
@@ -40,10 +40,13 @@ _TH = r"(?:st|nd|rd|th|er|\.)?"
 _OF = r"(?:de |del |of )?"
 
 
+_ALSO_WORDS = frozenset({"may", "march", "mar", "dec", "sept", "august", "ago", "jan", "nov", "oct", "set"})
+
+
 def _no_month(match: re.Match[str]) -> bool:
-    """ "may 3 mm": a month without a year begins with a capital."""
+    """ "may 3 be", "5 days ago": words that are also months need a capital where no year is told."""
     word = re.search(r"[^\W\d_]{3,}", match.group())
-    return not re.search(_YEAR, match.group()) and (word is None or not word.group()[0].isupper())
+    return not re.search(_YEAR, match.group()) and (word is None or word.group() in _ALSO_WORDS)
 
 
 def _fraction(match: re.Match[str]) -> bool:
@@ -67,10 +70,10 @@ _DATES = (
     Mask(
         "date",
         _any_case(
-            rf"(?<![\w.])(?:{_DAY}{_TH}[ -]?{_OF}{_MONTH}\b\.?",
+            rf"(?<![\w.])(?:{_DAY}{_TH}[ -]?{_OF}{_MONTH}(?![^\W\d_])\.?",
             rf"(?:,? ?{_OF}[ -]?(?:{_YEAR}|['’]\d\d|(?<=-)\d\d))?",  # 3 March 2020, 3. März, 3 de marzo de 2020
-            rf"|{_MONTH}\b\.? (?:the )?{_DAY}(?:st|nd|rd|th)?(?!\d|[.,]\d|-\d)(?:,? {_YEAR})?{_NO_UNIT}",  # March 3rd
-            rf"|{_MONTH}\b\.?,? ?{_OF}{_YEAR})(?!\w)",
+            rf"|{_MONTH}(?![^\W\d_])\.? (?:the )?{_DAY}(?:st|nd|rd|th)?(?!\d|[.,]\d|-\d)(?:,? {_YEAR})?{_NO_UNIT}",  # March 3rd
+            rf"|{_MONTH}(?![^\W\d_])\.?,? ?{_OF}{_YEAR})(?!\w)",
         ),
         _no_month,
     ),
@@ -78,8 +81,8 @@ _DATES = (
     Mask(
         "date",
         _any_case(
-            r"\b(?:on|dated|since|from|vom|am|bis|seit|le|du|au|desde|fecha)\s+",
-            rf"(?P<it>{_DAY}/{_DAY}|{_DAY}\.\s?{_MON}\.){_NO_UNIT}(?![\w/])",
+            r"\b(?:(?:on|dated|since|from|vom|am|bis|seit|le|du|au|desde|fecha)\s+(?=\d+/)|(?:vom|am)\s+)",
+            rf"(?P<it>{_DAY}/{_DAY}|{_DAY}\.\s?{_MON}\.){_NO_UNIT}(?![\w/]|\s(?:slice|image|level|view|section|cut)s?\b)",
         ),
         _fraction,
     ),
@@ -93,7 +96,7 @@ def _few_digits(match: re.Match[str]) -> bool:
 # What a number is called that identifies somebody or something of theirs.
 _NUMBER = alternatives("number", r"no\.?", "id", "#", r"n[°º]")
 _LABELS = alternatives(
-    r"mrn, mr ?#, csn, fin, pid, ssn, ipp, nda, nip, nhc, dni, nie, nss, id(?= ?[:#]), hc(?= ?[:#]), acc ?(?:#|no\.?)",
+    r"mrn, mr ?#, ssn, acc ?(?:#|no\.?), (?:id|hc|csn|fin|pid|ipp|nda|nip|nhc|dni|nie|nss)(?= ?[:#])",
     rf"medical record(?: {_NUMBER})?, record {_NUMBER}, accession(?: {_NUMBER})?, social security(?: {_NUMBER})?",
     rf"(?:hospital|unit) {_NUMBER}, nhs(?: {_NUMBER})?, patient(?:en)?[- ]?(?:nummer|nr\.?|identifier|{_NUMBER})",
     rf"(?:study|exam|order|visit|encounter|account|case|requisition|report|specimen|episode|policy)[- ]?{_NUMBER}",

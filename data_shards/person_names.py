@@ -1,4 +1,4 @@
-"""Where a report names somebody: after a title ("Dr.", "Frau") or a field ("Patient:", "signed by"), before a degree."""
+"""Where a report names people: after a title ("Dr.", "Frau") or a field ("Patient:", "signed by"), before a degree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PART = alternatives("van, von, der, den, de, del, della, di, da, dos, la, le, b
 _TOKEN = rf"(?:[{_UPPER}]\.(?:-?[{_UPPER}]\.)*|(?:O'|D'|Mc|Mac|L')?[{_UPPER}][\w’'-]*)"
 _NAME = re.compile(
     rf"{_TOKEN}(?:,?[ \t]+(?:{_PART}[ \t]+){{0,2}}{_TOKEN}){{0,3}}"
-    rf"|(?:{_PART}[ \t]+){{1,2}}{_TOKEN}(?:[ \t]+{_TOKEN})?"
+    rf"|(?:(?![ye]\s){_PART}[ \t]+){{1,2}}{_TOKEN}(?:[ \t]+{_TOKEN})?"
 )
 _ACADEMIC = r"(?:(?:Dr|Prof|med|rer|nat|univ|dent|habil|h\.?[ \t]?c|PD|Priv\.-Doz)\b\.?[ \t]*)*"
 _TITLE = re.compile(
@@ -41,7 +41,8 @@ _FIELD = re.compile(
     + r"[ \t]*:|(?:(?:electronically |digitally )?"
     + alternatives(
         "signed, dictated, reported, read, approved, verified, interpreted, reviewed, authenticated",
-        "transcribed, finalized, performed, communicated, validated, signé, validé, dicté, interprété, firmado, informado, validado, dictado",
+        "transcribed, finalized, performed, communicated, validated",
+        "signé, validé, dicté, interprété, firmado, informado, validado, dictado",
     )
     + r"(?: electronically)?(?: by| par| por)|"
     + alternatives("befundet, unterschrieben, diktiert, validiert, freigegeben, signiert")
@@ -60,7 +61,7 @@ _NOT_NAMES = words("""
     le la et est el los y angiography abdominal brain imaging spectroscopy enterography years year old age sex dob seen
     see status there history clinical indication technique comparison exam examination report page id mrn supine prone
     upright position rotated intubated sclerosis regarding via discussed unremarkable normal rechts links unauffällig
-    consultant specialist trainee anonymous anonymized deidentified name er icu pacu nicu or gp pcp
+    dr dra sr sra srta mr mrs ms mme prof consultant specialist trainee anonymous anonymized deidentified name er icu pacu nicu or gp pcp
 """)
 _PARTS = words("van von der den de del della di da dos la le bin ibn al el zu ter ten y e")
 # After "M." these are muscles and diseases (Morbus), not Monsieur.
@@ -95,8 +96,11 @@ def _name_at(text: str, at: int, before: str) -> tuple[int, int] | None:
     end = at
     for token in re.finditer(r"\S+", match.group()):
         word = token.group().rstrip(",")
-        if not _is_name(word) and word not in _PARTS:
+        part = word.casefold() in _PARTS  # "von", "Le": only before a name
+        if not part and not _is_name(word):
             break
+        if part:
+            continue
         end = at + token.start() + len(word)
         if token.group() != word and not field:
             break

@@ -32,6 +32,8 @@ NUMBERED = words("""
     approximately about segmente grad typ bild serie rippe stadium niveau num segmento grado tipo imagen coupe score
     birads bi-rads lirads li-rads rads lung-rads ti-rads pi-rads bosniak phase station
 """)
+# The part of them that can also stand before a measure.
+AMOUNTS = words("of to and or by x than approximately about")
 # Titles of a list: "Chest 1. ... 2. ... Abdomen 1. ..."
 REGIONS = words("""
     chest abdomen pelvis kub head brain neck spine thorax shoulder hip knee wrist hand foot ankle elbow femur heart

@@ -92,7 +92,7 @@ _TERMS = {
         recto$, caecum, colique
     """,
     "peritoneum": """
-        mesenter, retroperiton, intraperiton, mesenterium, bauchfell, mesenterio, fluid collection, hemoperiton
+        peritoin, mesenter, retroperiton, intraperiton, bauchfell, fluid collection, hemoperiton
     """,
     "pelvic organs": """
         bladder, uterus, uterine, ovar, adnex, prostat, seminal vesic, cervix, endometri, pelvic organ, pelvis,
@@ -110,7 +110,7 @@ _TERMS = {
         muskel, sakrum, cotes$, vertebr, hanche, os$ iliaque, hueso, costilla, cadera, musculo
     """,
 }
-_WHERE = re.compile(r"[ctls]\d{1,2}(?:[-/][ctls]?\d{1,2})?(?![\w.])")  # "L4-5"
+_WHERE = re.compile(r"[ctls]\d{1,2}(?:[-/][ctls]?\d{1,2})?(?!\w|\.\d)")  # "L4-5"
 # A sentence that begins like this goes on about the organ of the one before.
 _GOES_ON = re.compile(
     r"(?:it|its|this|these|they|those|which|the (?:lesion|largest|cyst|mass|nodule)s?|unchanged|stable|measuring|again|"

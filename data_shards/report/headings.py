@@ -24,7 +24,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         first.setdefault(_WORD.match(name).group(), []).append(name)  # type: ignore[union-attr]
     space = r"(?:[ \t]+|[ \t]*\n[ \t]*)"
     return {
-        word: re.compile("(?:" + "|".join(re.escape(n).replace(r"\ ", space) for n in names) + r")(?![\w'])")
+        word: re.compile("(?:" + "|".join(re.escape(n).replace(r"\ ", space) for n in names) + r")(?![^\W_]|')")
         for word, names in first.items()
     }
 
@@ -35,10 +35,11 @@ _WORD_BEFORE = re.compile(r"(?<!\w)([^\W\d_][\w/'-]*)[ \t]+$")
 _NUMBER_BEFORE = re.compile(r"(?<!\S)\(?\d{1,2}[.)][ \t]+$")
 _MODALITY = re.compile(r"\b(?:CT|MR|MRT|PET|US|Röntgen)-$")
 # What may stand before a heading on its line: markdown, a bold mark, a list number.
+_BOLD = r"(?:[*_=\[~]{1,6}|<b>|<strong>|<u>)*[ \t]*"
 _LEAD = re.compile(
-    r"[ \t]*(?:#{1,6}[ \t]*|>[ \t]*|(?:\(?(?:\d{1,2}|IX|IV|V?I{1,3}|V|X|[A-Ha-h])[.)]|[-•–])[ \t]+)?"
-    r"(?:[*_=\[~]{1,6}|<b>|<strong>|<u>)*[ \t]*"
+    r"[ \t]*(?:#{1,6}[ \t]*|>[ \t]*|(?:\(?(?:\d{1,2}|IX|IV|V?I{1,3}|V|X|[A-Ha-h])[.)]|[-•–])[ \t]+)?" + _BOLD
 )
+_MARKS = re.compile(r"[ \t]*" + _BOLD)  # after another heading on the line
 _PARENTHESIS = re.compile(r"[ \t]*\([^()\n]{1,60}\)")
 _EXTRA = re.compile(r"(?:[ \t]*[-–/&,][ \t]*|[ \t]+)[^\W\d_][\w/'-]*")
 _CLOSE = re.compile(r"(?:[*_=\]~]{1,6}|</b>|</strong>|</u>)*")
@@ -100,9 +101,10 @@ class _Scene:
         spelled = text[start:end]
         earlier = self._with_words_before(start, spelled)
         line = text.rfind("\n", self.last_end, start) + 1 or self.last_end
-        if _LEAD.fullmatch(text, line, earlier) or self._opens(earlier):
+        numbered = _LEAD if line == 0 or text[line - 1] == "\n" else _MARKS
+        if numbered.fullmatch(text, line, earlier) or self._opens(earlier):
             start = earlier
-        lead = _LEAD.fullmatch(text, line, start)
+        lead = numbered.fullmatch(text, line, start)
         decorated = bool(lead) and any(c in "#*_<[=~" for c in text[line:start])
         at_line = bool(lead)
         begin = line if at_line else start
@@ -126,7 +128,7 @@ class _Scene:
         elif alone:
             empty = not text[self.last_end : begin].strip() and self.last_end > 0 and weak
             wrapped = follows[:1].islower() and not self._after_blank(begin)
-            good = at_line and not empty and (decorated or (not wrapped and (style == "caps" or (opens and not prose))))
+            good = at_line and not empty and (decorated or style == "caps" or (opens and not wrapped and not prose))
         elif dash:
             good = not prose and not weak and (opens or at_line)
         else:

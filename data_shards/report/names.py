@@ -58,7 +58,7 @@ NAMES: dict[str, dict[str, str]] = {
         ),
         "examination": (
             "examination, exam, procedure, study, type of exam, type of examination, exam type, exam description, "
-            "examination performed, procedure performed, study performed, exams, examinations, title, final "
+            "examination performed, procedure performed, study performed, exams, examinations, final "
             "examination"
         ),
         "recommendation": "recommendation, recommendations, follow-up, follow up, followup, management, advice, plan",
@@ -172,7 +172,7 @@ WEAK = frozenset(
     injection, interpretation, klinik, kontrastmittel, limitations, management, medecin, medications, methode,
     metodo, mitteilung, motif, motivo, notification, observation, observations, opinion, plan, procedure, protocol,
     protocole, protocolo, protokoll, prueba, radiation dose, reason, referto, relatorio, report, resultat, results,
-    resumen, signature, signe par, signed by, study, sugerencia, summary, symptoms, title, transcribed by,
+    resumen, signature, signe par, signed by, study, sugerencia, summary, symptoms, transcribed by,
     unterschrift, untersuchung, untersuchungen, vergleich, verslag, views, zum vergleich, zusatz
 """)
 )

@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 
 from .abbreviations import (
+    AMOUNTS,
     CLASSES,
     GERMAN,
     MAY_END,
@@ -21,7 +22,7 @@ from .headings import find_headings
 from .names import words
 
 # What de-identification leaves behind: [**Name**], <DATE>, [DATE]. XXXX and ___ need no care.
-_MASK = re.compile(r"\[\*\*.*?\*\*\]|<[A-Z][A-Z_ -]*>|\[[A-Z][A-Z_ -]*\]")
+_MASK = re.compile(r"\[\*\*[^\[\]]{0,100}\*\*\]|<[A-Z][A-Z_ -]*>|\[[A-Z][A-Z_ -]*\]")
 _HIDDEN = "\ue000"  # stands for a mask: neither a stop nor a letter
 _BOUNDARY = re.compile(r"([.!?])([\"')\]]*)(?:\s+|(?<=[a-z)][.])(?=[A-ZÄÖÜÉ][a-zäöüé]))")
 _ITEM = r"(?:\(?\d{1,2}(?:[.)](?=\s)|\.(?=[A-Z])|\)(?=\S))|[-*•–▪●◦](?=\s))"
@@ -42,13 +43,16 @@ def sentences(text: str) -> list[str]:
     """
     out, at = [], 0
     for start, end in [*((h.start, h.end) for h in find_headings(text)), (len(text), len(text))]:
-        body = text[at:start]
-        masks = iter([" ".join(m.split()) for m in _MASK.findall(body)])
+        body = text[at:start].replace(_HIDDEN, " ")
+        masks = [" ".join(mask.split()) for mask in _MASK.findall(body)]
         hidden = _MASK.sub(_HIDDEN, body)
         for first, last in _blocks(hidden):
             for piece in _split(" ".join(hidden[first:last].split())):
-                whole = _unmark(re.sub(_HIDDEN, lambda _, masks=masks: next(masks, ""), piece))
-                out += [whole] if any(c.isalpha() for c in whole) else []
+                for _ in range(piece.count(_HIDDEN)):
+                    piece = piece.replace(_HIDDEN, masks.pop(0), 1)
+                piece = _unmark(piece)
+                if any(c.isalpha() for c in piece):
+                    out.append(piece)
         at = end
     return out
 
@@ -147,7 +151,7 @@ def _ends(line: str, start: int, match: re.Match[str], german: bool) -> bool:
         return _number_ends(word, previous, rest, german)
     if len(word) == 1 and word.isalpha():
         return _letter_ends(word, previous, earlier, rest, starts_next)
-    low = word.casefold()
+    low = re.split("['’]", word)[-1].casefold()
     if low in SIDES:
         return starts_next and previous[:1].isupper()
     if (
@@ -162,7 +166,7 @@ def _ends(line: str, start: int, match: re.Match[str], german: bool) -> bool:
 
 
 def _number_ends(word: str, previous: str, rest: str, german: bool) -> bool:
-    if _SIZE.match(rest) and previous.casefold() not in NUMBERED and len(word) <= 2:
+    if _SIZE.match(rest) and previous.casefold() not in NUMBERED - AMOUNTS and len(word) <= 2:
         return False  # "2. 5 cm"
     if len(word) <= 2 and re.match(r"\d{1,2}\.\s?\d{2,4}\b|(?:19|20)\d{2}\b", rest):
         return False  # "12. 3. 2020"
@@ -176,7 +180,7 @@ def _letter_ends(word: str, previous: str, earlier: str, rest: str, starts_next:
     if re.match(r"[^\W\d_]{1,2}\.(?:\s|$|,)", rest) and not (word.isupper() and previous.casefold() in CLASSES):
         return False  # "z. B.", "J. R. Smith"
     if previous.endswith(".") and len(previous) <= 3:
-        return starts_next and previous.casefold() in ("a.", "p.") and word.casefold() == "m"
+        return starts_next and (previous + word).casefold() in ("a.m", "p.m", "o.b")
     if word.islower():
         return starts_next
     return starts_next and (previous.casefold() in CLASSES or (previous.islower() and previous not in _BEFORE_INITIAL))
