@@ -46,8 +46,8 @@ def deidentify(text: str, known: Iterable[str] = ()) -> tuple[str, Counts]:
 
     known: identifiers of this study from elsewhere (the row's id, accession and patient name), masked as [ID] wherever
     they stand as whole words, in any case; of a name ("DOE^JOHN", "Doe, John") the parts in either order, and each part
-    alone where it is capitalised. Shorter than three letters or four digits they would hit measurements, and are not
-    looked for.
+    alone where it is capitalised. Shorter than three letters, four digits or four of both they would hit measurements, and are
+    not looked for.
     """
     found = dict.fromkeys((f.name for f in fields(Counts)), 0)
 
@@ -78,7 +78,7 @@ def _spans(mask: Mask, text: str) -> Iterator[tuple[int, int]]:
 
 def _literal(known: str) -> Iterator[re.Pattern[str]]:
     letters, digits = sum(c.isalpha() for c in known), sum(c.isdigit() for c in known)
-    if letters < 3 and digits < 4:
+    if letters < 3 and digits < 4 and not (letters and digits and len(known) > 3):
         return
     parts = [p for p in re.split(r"[\s,^=]+", known) if p]
     gap = r"[\s,^]+"

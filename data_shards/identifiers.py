@@ -26,11 +26,14 @@ def _any_case(*parts: str) -> re.Pattern[str]:
 
 
 # Month names and their abbreviations in English, German, French and Spanish.
-_MONTH = alternatives(
-    "jan(?:uary|uar|vier|v)?, jän(?:ner)?, ene(?:ro)?, feb(?:ruary|ruar|rero)?, f[ée]vr(?:ier)?, mar(?:ch|zo|s)?, mrz",
-    "märz, apr(?:il)?, avr(?:il)?, abr(?:il)?, mayo?, mai, june?, juni, juin, junio, july?, juli",
-    "julio, juil(?:let)?, aug(?:ust)?, ao[ûu]t, ago(?:sto)?, sept?(?:ember|embre|iembre)?, oct(?:ober|obre|ubre)?",
-    "okt(?:ober)?, nov(?:ember|embre|iembre)?, dec(?:ember)?, dez(?:ember)?, déc(?:embre)?, dic(?:iembre)?",
+_MONTH = (
+    alternatives(
+        "jan(?:uary|uar|vier|v)?, jän(?:ner)?, ene(?:ro)?, feb(?:ruary|ruar|rero)?, f[ée]vr(?:ier)?, mar(?:ch|zo|s)?",
+        "märz, mrz, apr(?:il)?, avr(?:il)?, abr(?:il)?, mayo?, mai, june?, juni, juin, junio, july?, juli",
+        "julio, juil(?:let)?, aug(?:ust)?, ao[ûu]t, ago(?:sto)?, sept?(?:ember|embre|iembre)?, oct(?:ober|obre|ubre)?",
+        "okt(?:ober)?, nov(?:ember|embre|iembre)?, dec(?:ember)?, dez(?:ember)?, déc(?:embre)?, dic(?:iembre)?",
+    )
+    + r"(?![^\W\d_])"
 )
 _DAY, _MON, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:19|20)\d{2}"
 _TWO_DIGITS = r"(?:0[1-9]|[12]\d|3[01])\.(?:0[1-9]|1[0-2])\."  # "12.03." of "12.03.20"
@@ -70,10 +73,10 @@ _DATES = (
     Mask(
         "date",
         _any_case(
-            rf"(?<![\w.])(?:{_DAY}{_TH}[ -]?{_OF}{_MONTH}(?![^\W\d_])\.?",
+            rf"(?<![\w.])(?:{_DAY}{_TH}[ -]?{_OF}{_MONTH}\.?",
             rf"(?:,? ?{_OF}[ -]?(?:{_YEAR}|['’]\d\d|(?<=-)\d\d))?",  # 3 March 2020, 3. März, 3 de marzo de 2020
-            rf"|{_MONTH}(?![^\W\d_])\.? (?:the )?{_DAY}(?:st|nd|rd|th)?(?!\d|[.,]\d|-\d)(?:,? {_YEAR})?{_NO_UNIT}",  # March 3rd
-            rf"|{_MONTH}(?![^\W\d_])\.?,? ?{_OF}{_YEAR})(?!\w)",
+            rf"|{_MONTH}\.? (?:the )?{_DAY}(?:st|nd|rd|th)?(?!\d|[.,]\d|-\d)(?:,? {_YEAR})?{_NO_UNIT}",  # March 3rd
+            rf"|{_MONTH}\.?,? ?{_OF}{_YEAR})(?!\w)",
         ),
         _no_month,
     ),
@@ -113,7 +116,7 @@ _NUMBERS = (
     Mask("id", re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")),
 )
 # What is left of long numbers: no measurement has seven digits in a row.
-_LONG = (Mask("id", re.compile(r"(?<![\w.,-])[A-Z]{0,3}\d{7,}(?![\w]|[.,]\d)")),)
+_LONG = (Mask("id", re.compile(r"(?<![\w.,-])[A-Z]{0,3}\d{7,}(?:-\w*\d\w*|-\w+(?=-\w*\d))*(?!\w|[.,]\d)")),)
 
 _PHONE_WORD = alternatives(
     r"tel(?:ephone|efon|[ée]fono|\.)?, t[ée]l(?:[ée]phone)?\.?, phone, fax, pager, beeper, cell, mobile?, móvil, handy",

@@ -61,7 +61,8 @@ _NOT_NAMES = words("""
     le la et est el los y angiography abdominal brain imaging spectroscopy enterography years year old age sex dob seen
     see status there history clinical indication technique comparison exam examination report page id mrn supine prone
     upright position rotated intubated sclerosis regarding via discussed unremarkable normal rechts links unauffällig
-    dr dra sr sra srta mr mrs ms mme prof consultant specialist trainee anonymous anonymized deidentified name er icu pacu nicu or gp pcp
+    dr dra sr sra srta mr mrs ms mme prof consultant specialist trainee anonymous anonymized
+    deidentified name er icu pacu nicu or gp pcp
 """)
 _PARTS = words("van von der den de del della di da dos la le bin ibn al el zu ter ten y e")
 # After "M." these are muscles and diseases (Morbus), not Monsieur.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from .names import BEFORE, BY_NAME, GENERIC_BEFORE, WEAK, fold, words
@@ -32,7 +33,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 _WORD = re.compile(r"[^\W\d_]+")
 _BY_FIRST = _patterns()
 _WORD_BEFORE = re.compile(r"(?<!\w)([^\W\d_][\w/'-]*)[ \t]+$")
-_NUMBER_BEFORE = re.compile(r"(?<!\S)\(?\d{1,2}[.)][ \t]+$")
+_NUMBER_BEFORE = re.compile(r"(?<!\S)\(?\d{1,2}\)[ \t]+$|(?<=[.;:])[ \t]+\d{1,2}\.[ \t]+$")
 _MODALITY = re.compile(r"\b(?:CT|MR|MRT|PET|US|Röntgen)-$")
 # What may stand before a heading on its line: markdown, a bold mark, a list number.
 _BOLD = r"(?:[*_=\[~]{1,6}|<b>|<strong>|<u>)*[ \t]*"
@@ -78,10 +79,17 @@ class _Scene:
 
     def __init__(self, text: str) -> None:
         self.text, self.folded, self.last_end = text, fold(text), 0
-        letters = [c for c in text[:4000] if c.isalpha()]
-        lower, upper = sum(c.islower() for c in letters), sum(c.isupper() for c in letters)
-        self.shouts = lower < 0.15 * len(letters)
-        self.whispers = upper == 0
+
+    @cached_property
+    def shouts(self) -> bool:
+        """Written in capitals throughout."""
+        letters = [c for c in self.text[:4000] if c.isalpha()]
+        return sum(map(str.islower, letters)) < 0.15 * len(letters)
+
+    @cached_property
+    def whispers(self) -> bool:
+        """Written without capitals."""
+        return self.text == self.text.lower()
 
     def candidates(self) -> Iterator[Heading]:
         for word in _WORD.finditer(self.folded):

@@ -105,6 +105,7 @@ def test_what_the_caller_knows_is_masked_everywhere() -> None:
     assert masked == "ID [ID]. [ID], Mr. [ID]; [ID]; [ID] was well. A doe ran, Doern's sign, XP-0042/7."
     assert counts == Counts(known=5)
     assert deidentify("12 of 12, 4711", known=["12", "", "47", "ab"]) == ("12 of 12, 4711", Counts())
+    assert deidentify("Case P-77, L4-5", known=["P-77", "L4"])[0] == "Case [ID], L4-5"
     assert deidentify("Room 4711.", known=["4711", "4711 "])[0] == "Room [ID]."
     assert deidentify("a.b+c (x)", known=["a.b+c", "(x)"])[0] == "[ID] (x)"
 

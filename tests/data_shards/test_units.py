@@ -92,6 +92,16 @@ def test_findings_and_impression_make_a_report() -> None:
     assert study_units({"report": " ", "findings": ""}, UnitPolicy(), None) == []
 
 
+def test_a_report_without_headings_is_one_section_of_findings() -> None:
+    policy = UnitPolicy(report=False, sections=True, sentences=True)
+    units = study_units({"report": "Lungs are clear. Heart is normal."}, policy, None)
+    assert [(UNIT_KINDS[u.kind], u.text) for u in units] == [
+        ("section", "Lungs are clear. Heart is normal."),
+        ("sentence", "Lungs are clear."),
+        ("sentence", "Heart is normal."),
+    ]
+
+
 def test_identity_ignores_case_and_white_space() -> None:
     assert text_identity("No  Mass.\n") == text_identity(" no mass.")
     assert text_identity("No mass") != text_identity("No masses")

@@ -40,10 +40,15 @@ from data_shards.report import sentences
         ("Mr. Jones vs. Mrs. Smith. Same.", ["Mr. Jones vs. Mrs. Smith.", "Same."]),
         ("Seen at 5 a.m. by Prof. J. R. Doe. Fine.", ["Seen at 5 a.m. by Prof. J. R. Doe.", "Fine."]),
         ("Left at 5 p.m. The tube moved.", ["Left at 5 p.m.", "The tube moved."]),
-        ("Called at 5 a. m. today. Left at 5 a. m. No pain.", ["Called at 5 a. m. today.", "Left at 5 a. m.", "No pain."]),
+        (
+            "Called at 5 a. m. today. Left at 5 a. m. No pain.",
+            ["Called at 5 a. m. today.", "Left at 5 a. m.", "No pain."],
+        ),
         ("Known hepatitis C. No mass. Type B. Fine.", ["Known hepatitis C.", "No mass.", "Type B.", "Fine."]),
-        ("Cysts, nodules, etc. in the liver. Cysts etc. None grew.",
-         ["Cysts, nodules, etc. in the liver.", "Cysts etc.", "None grew."]),
+        (
+            "Cysts, nodules, etc. in the liver. Cysts etc. None grew.",
+            ["Cysts, nodules, etc. in the liver.", "Cysts etc.", "None grew."],
+        ),
         ("Opacity... stable. New.", ["Opacity... stable.", "New."]),
         ("pt with ? pneumonia. Rule out.", ["pt with ? pneumonia.", "Rule out."]),
         # stops without a space
@@ -62,32 +67,56 @@ from data_shards.report import sentences
         ("Lungs clear\nHeart normal\nNo effusion", ["Lungs clear", "Heart normal", "No effusion"]),
         ("Seen by\nDr.\nSmith of the\nLong ward", ["Seen by Dr. Smith of the Long ward"]),
         ("Lungs clear\n\nHeart normal", ["Lungs clear", "Heart normal"]),
-        ("There is a small nodule in the left upper lobe that has not changed, and the\nRight lung is clear.",
-         ["There is a small nodule in the left upper lobe that has not changed, and the Right lung is clear."]),
+        (
+            "There is a small nodule in the left upper lobe that has not changed, and the\nRight lung is clear.",
+            ["There is a small nodule in the left upper lobe that has not changed, and the Right lung is clear."],
+        ),
         # de-identification marks
-        ("Compared to ___. Dr. ___ was told at ___ p.m. on ___. Fine.",
-         ["Compared to ___.", "Dr. ___ was told at ___ p.m. on ___.", "Fine."]),
-        ("Seen by [**Name (NI) 1. 2**]. On [**2118-1-3**] a clip.", ["Seen by [**Name (NI) 1. 2**].", "On [**2118-1-3**] a clip."]),
-        ("On <DATE>. [NAME] was told. At [DATE] no change.", ["On <DATE>.", "[NAME] was told.", "At [DATE] no change."]),
+        (
+            "Compared to ___. Dr. ___ was told at ___ p.m. on ___. Fine.",
+            ["Compared to ___.", "Dr. ___ was told at ___ p.m. on ___.", "Fine."],
+        ),
+        (
+            "Seen by [**Name (NI) 1. 2**]. On [**2118-1-3**] a clip.",
+            ["Seen by [**Name (NI) 1. 2**].", "On [**2118-1-3**] a clip."],
+        ),
+        (
+            "On <DATE>. [NAME] was told. At [DATE] no change.",
+            ["On <DATE>.", "[NAME] was told.", "At [DATE] no change."],
+        ),
         ("Told Dr. XXXX at XXXX p.m. XXXX. Normal XXXX.", ["Told Dr. XXXX at XXXX p.m. XXXX.", "Normal XXXX."]),
         # German
         ("Z. B. eine Zyste. Die 5. Rippe ist frei.", ["Z. B. eine Zyste.", "Die 5. Rippe ist frei."]),
-        ("Rundherd im li. Unterlappen, ca. 3 mm. Erguss bds. Herz normal.",
-         ["Rundherd im li. Unterlappen, ca. 3 mm.", "Erguss bds.", "Herz normal."]),
-        ("Leber o.B. Milz o. B. Z.n. Fraktur, V.a. Metastase.", ["Leber o.B.", "Milz o. B.", "Z.n. Fraktur, V.a. Metastase."]),
-        ("Kontrolle am 12. März 2020. Vom 12. 3. 2020. Keine Änderung.",
-         ["Kontrolle am 12. März 2020.", "Vom 12. 3. 2020.", "Keine Änderung."]),
-        ("Zyste in Segment 4. Die A. carotis ist frei. Dr. med. Muster.",
-         ["Zyste in Segment 4.", "Die A. carotis ist frei.", "Dr. med. Muster."]),
+        (
+            "Rundherd im li. Unterlappen, ca. 3 mm. Erguss bds. Herz normal.",
+            ["Rundherd im li. Unterlappen, ca. 3 mm.", "Erguss bds.", "Herz normal."],
+        ),
+        (
+            "Leber o.B. Milz o. B. Z.n. Fraktur, V.a. Metastase.",
+            ["Leber o.B.", "Milz o. B.", "Z.n. Fraktur, V.a. Metastase."],
+        ),
+        (
+            "Kontrolle am 12. März 2020. Vom 12. 3. 2020. Keine Änderung.",
+            ["Kontrolle am 12. März 2020.", "Vom 12. 3. 2020.", "Keine Änderung."],
+        ),
+        (
+            "Zyste in Segment 4. Die A. carotis ist frei. Dr. med. Muster.",
+            ["Zyste in Segment 4.", "Die A. carotis ist frei.", "Dr. med. Muster."],
+        ),
         # French
-        ("Nodule d'env. 3 mm, cf. image 3. M. Dupont va bien.", ["Nodule d'env. 3 mm, cf. image 3.", "M. Dupont va bien."]),
+        (
+            "Nodule d'env. 3 mm, cf. image 3. M. Dupont va bien.",
+            ["Nodule d'env. 3 mm, cf. image 3.", "M. Dupont va bien."],
+        ),
         ("Lésion de 1,5 cm. P. ex. un kyste. Mme. Curie.", ["Lésion de 1,5 cm.", "P. ex. un kyste.", "Mme. Curie."]),
         ("Lobe inf. droit libre. Rate : n° 3. Normal.", ["Lobe inf. droit libre.", "Rate : n° 3.", "Normal."]),
         # Spanish
-        ("Nódulo de aprox. 3 mm. La Dra. García y el Sr. López, p. ej. hoy. Hígado normal.",
-         ["Nódulo de aprox. 3 mm.", "La Dra. García y el Sr. López, p. ej. hoy.", "Hígado normal."]),
+        (
+            "Nódulo de aprox. 3 mm. La Dra. García y el Sr. López, p. ej. hoy. Hígado normal.",
+            ["Nódulo de aprox. 3 mm.", "La Dra. García y el Sr. López, p. ej. hoy.", "Hígado normal."],
+        ),
     ],
-)  # fmt: skip
+)
 def test_sentences(text: str, want: list[str]) -> None:
     assert sentences(text) == want
 
