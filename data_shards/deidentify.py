@@ -46,8 +46,8 @@ def deidentify(text: str, known: Iterable[str] = ()) -> tuple[str, Counts]:
 
     known: identifiers of this study from elsewhere (the row's id, accession and patient name), masked as [ID] wherever
     they stand as whole words, in any case; of a name ("DOE^JOHN", "Doe, John") the parts in either order, and each part
-    alone where it is capitalised. Shorter than three letters, four digits or four of both they would hit measurements, and are
-    not looked for.
+    alone where it is capitalised. Shorter than three letters, four digits or four of both they would hit measurements,
+    and are not looked for.
     """
     found = dict.fromkeys((f.name for f in fields(Counts)), 0)
 

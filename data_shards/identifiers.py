@@ -108,7 +108,7 @@ _LABELS = alternatives(
     r"n(?:°|o\.?|º|úmero) ?(?:de )?historia(?: clínica)?",
     r"(?:historia clínica|expediente|dossier)(?= ?(?:n[°ºo]|:|#|\d))",
 )
-_VALUE = r"(?P<it>[A-Z]{0,5}[-_/]?\d[\dA-Z]*(?:[-_./]\w*\d\w*)*)(?!\w)"
+_VALUE = r"(?P<it>[A-Z]{0,5}[-_/]?\d[\dA-Z]*(?:[-./]\w*\d\w*)*)(?!\w)"
 
 _NUMBERS = (
     Mask("id", re.compile(r"(?<![\w.])\d+(?:\.\d+){5,}(?!\w)")),  # DICOM UIDs
@@ -139,7 +139,7 @@ _PHONES = (
     Mask("phone", re.compile(r"(?<![\w.])0\d{2,4} ?/ ?\d{3,}(?:[ -]?\d+)*(?!\w)")),
 )
 
-_CAP = r"[A-ZÄÖÜÉÈÀÁÍÓÚÑ][\w'’-]+"
+_CAP = r"[A-ZÄÖÜÉÈÀÁÍÓÚÑ][\w'’-]{1,40}"
 _STREET = alternatives(
     "Street, St, Avenue, Ave, Road, Rd, Boulevard, Blvd, Lane, Ln, Drive, Court, Place, Parkway, Terrace, Highway"
 )
@@ -154,7 +154,7 @@ _ADDRESSES = (
     Mask(
         "address",
         re.compile(
-            rf"(?<!\w)(?:[A-ZÄÖÜ][\w-]+{_STRASSE}|[A-ZÄÖÜ][\w-]+[ -](?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse)) "
+            rf"(?<!\w)(?:[A-ZÄÖÜ][\w-]{{1,40}}{_STRASSE}|[A-ZÄÖÜ][\w-]+[ -](?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse)) "
             rf"\d{{1,4}} ?[a-z]?(?!\w)(?:,? (?:D-)?\d{{5}} {_CAP})?"
         ),
     ),
@@ -176,7 +176,7 @@ _ADDRESSES = (
 
 # In this order: a labelled number before a date or a telephone number could be seen in it.
 MASKS: tuple[Mask, ...] = (
-    Mask("email", re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")),
+    Mask("email", re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+")),
     Mask("url", _any_case(r"\b(?:https?://|ftp://|www\.)[^\s<>\"')\]]+[^\s<>\"')\].,;:]")),
     *_NUMBERS,
     *_DATES,

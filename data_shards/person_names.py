@@ -10,7 +10,7 @@ from data_shards.report.names import words
 
 _UPPER = "A-ZÀ-ÖØ-Þ"
 _PART = alternatives("van, von, der, den, de, del, della, di, da, dos, la, le, bin, ibn, al, el, zu, ter, ten, y, e")
-_TOKEN = rf"(?:[{_UPPER}]\.(?:-?[{_UPPER}]\.)*|(?:O'|D'|Mc|Mac|L')?[{_UPPER}][\w’'-]*)"
+_TOKEN = rf"(?:[{_UPPER}]\.(?:-?[{_UPPER}]\.)*|(?:O'|D'|Mc|Mac|L')?[{_UPPER}][\w’'-]{{0,40}})"
 _NAME = re.compile(
     rf"{_TOKEN}(?:,?[ \t]+(?:{_PART}[ \t]+){{0,2}}{_TOKEN}){{0,3}}"
     rf"|(?:(?![ye]\s){_PART}[ \t]+){{1,2}}{_TOKEN}(?:[ \t]+{_TOKEN})?"

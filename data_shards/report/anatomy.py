@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import re
 
-from .headings import find_headings
 from .names import fold, listed
-from .sentences import sentences
+from .sentences import paragraphs
 
 ANATOMY = (
     "lower thorax", "liver and biliary tree", "gallbladder", "spleen", "pancreas", "adrenal glands",
@@ -135,11 +134,11 @@ def anatomical_sections(findings: str) -> dict[str, str]:
     sentence decide. All of the chest but vessels, nodes and bones is "lower thorax".
     """
     kept: dict[str, list[str]] = {name: [] for name in (*ANATOMY, OTHER)}
-    for paragraph in re.split(r"\n[ \t]*\n", _without_headings(findings)):
+    lines = [line.lstrip(" \t-*•") for line in findings.splitlines() if line.strip()]
+    for paragraph in paragraphs(findings):
         allowed: tuple[str, ...] = ()
         default, last, strict = OTHER, "", True
-        lines = [line.lstrip(" \t-*•") for line in paragraph.splitlines() if line.strip()]
-        for sentence in sentences(paragraph):
+        for sentence in paragraph:
             heading = _SUBHEADING.match(sentence)
             own = sentence
             if heading and (named := _named(heading.group(1) or heading.group(2), bool(heading.group(1)))) is not None:
@@ -155,12 +154,6 @@ def anatomical_sections(findings: str) -> dict[str, str]:
             kept[section].append(sentence)
             last = section
     return {name: "\n".join(found) for name, found in kept.items()}
-
-
-def _without_headings(text: str) -> str:
-    for heading in reversed(find_headings(text)):
-        text = text[: heading.start] + "\n\n" + text[heading.end :]
-    return text
 
 
 def _named(words: str, colon: bool) -> tuple[tuple[str, ...], str] | None:

@@ -134,20 +134,20 @@ class _Scene:
             alien = weak or language == "de" or self.whispers
             good = style == "title" and not runs_on and (opens or not (alien or self._asked_for(start)))
         elif alone:
-            empty = not text[self.last_end : begin].strip() and self.last_end > 0 and weak
+            empty = not self._before(begin).strip() and self.last_end > 0 and weak
             wrapped = follows[:1].islower() and not self._after_blank(begin)
             good = at_line and not empty and (decorated or style == "caps" or (opens and not wrapped and not prose))
         elif dash:
             good = not prose and not weak and (opens or at_line)
         else:
             good = not weak and self._begins_sentence(name, style, language, end, opens, at_line)
-        if not at_line and (number := _NUMBER_BEFORE.search(text, self.last_end, begin)):
+        if not at_line and (number := _NUMBER_BEFORE.search(text, max(self.last_end, begin - 9), begin)):
             begin = number.start()
         return Heading(begin, end, section) if good else None
 
     def _with_words_before(self, start: int, spelled: str) -> int:
         """Back over "CT", "FINAL", ... in the same spelling, as far as the line's or the sentence's beginning."""
-        best = at = start - len(match.group()) if (match := _MODALITY.search(self.text, 0, start)) else start
+        best = at = start - len(match.group()) if (match := _MODALITY.search(self.text, max(0, start - 10), start)) else start
         while match := _WORD_BEFORE.search(self.text, max(self.last_end, at - 30), at):
             word = match.group(1)
             if fold(word) not in BEFORE or (spelled.isupper() and not word.isupper()):
@@ -157,21 +157,25 @@ class _Scene:
                 best = at
         return best
 
+    def _before(self, at: int) -> str:
+        """As much of the section so far as can matter."""
+        return self.text[max(self.last_end, at - 100) : at]
+
     def _opens(self, begin: int) -> bool:
         """Whether a sentence, a paragraph or a section has just ended before `begin`."""
-        between = self.text[self.last_end : begin]
+        between = self._before(begin)
         stripped = between.rstrip(" \t\n*_-=")
         if not stripped:
             return True
         return stripped[-1] in ".:;!?)]>|" or between[len(stripped) :].count("\n") > 1
 
     def _after_blank(self, begin: int) -> bool:
-        between = self.text[self.last_end : begin]
+        between = self._before(begin)
         return not between.strip() or between[len(between.rstrip()) :].count("\n") > 1
 
     def _asked_for(self, start: int) -> bool:
         """Whether the words before ask for more: "there are no Findings:"."""
-        before = self.text[self.last_end : start].rstrip()
+        before = self._before(start).rstrip()
         last = re.search(r"([^\W\d_]+)['’]?$", before)
         return before.endswith(("'", "(")) or (bool(last) and fold(last.group(1)) in _ASKS)  # type: ignore[union-attr]
 

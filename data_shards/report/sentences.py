@@ -41,20 +41,31 @@ def sentences(text: str) -> list[str]:
     marks ("[**Dr. No**]") do not split; blank lines, list items, "ORGAN:" lines, and lines that were ended before they
     were full do. Pieces without a letter are dropped.
     """
-    out, at = [], 0
+    return [sentence for paragraph in paragraphs(text) for sentence in paragraph]
+
+
+def paragraphs(text: str) -> list[list[str]]:
+    """The same sentences by paragraph: a blank line or a section heading begins a new one."""
+    out: list[list[str]] = []
+    at = 0
     for start, end in [*((h.start, h.end) for h in find_headings(text)), (len(text), len(text))]:
         body = text[at:start].replace(_HIDDEN, " ")
         masks = [" ".join(mask.split()) for mask in _MASK.findall(body)]
         hidden = _MASK.sub(_HIDDEN, body)
+        out.append([])
+        before = 0
         for first, last in _blocks(hidden):
+            if hidden.count("\n", before, first) > 1:
+                out.append([])
+            before = last
             for piece in _split(" ".join(hidden[first:last].split())):
                 for _ in range(piece.count(_HIDDEN)):
                     piece = piece.replace(_HIDDEN, masks.pop(0), 1)
                 piece = _unmark(piece)
                 if any(c.isalpha() for c in piece):
-                    out.append(piece)
+                    out[-1].append(piece)
         at = end
-    return out
+    return [paragraph for paragraph in out if paragraph]
 
 
 def _blocks(text: str) -> list[tuple[int, int]]:
