@@ -112,7 +112,7 @@ _VALUE = r"(?P<it>[A-Z]{0,5}[-_/]?\d[\dA-Z]*(?:[-./]\w*\d\w*)*)(?!\w)"
 
 _NUMBERS = (
     Mask("id", re.compile(r"(?<![\w.])\d+(?:\.\d+){5,}(?!\w)")),  # DICOM UIDs
-    Mask("id", _any_case(rf"(?<!\w){_LABELS}\s*(?:is\b)?\s*[:#=]?\s*(?:n[°ºo]\.?\s*)?", _VALUE), _few_digits),
+    Mask("id", _any_case(rf"(?<!\w){_LABELS}[\s*]*(?:is\b)?\s*[:#=]?[\s*]*(?:n[°ºo]\.?\s*)?", _VALUE), _few_digits),
     Mask("id", re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")),
 )
 # What is left of long numbers: no measurement has seven digits in a row.
@@ -154,7 +154,8 @@ _ADDRESSES = (
     Mask(
         "address",
         re.compile(
-            rf"(?<!\w)(?:[A-ZÄÖÜ][\w-]{{1,40}}{_STRASSE}|[A-ZÄÖÜ][\w-]+[ -](?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse)) "
+            rf"(?<!\w)(?:[A-ZÄÖÜ][\w-]{{1,40}}{_STRASSE}"
+            r"|[A-ZÄÖÜ][\w-]{1,40}[ -](?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse)) "
             rf"\d{{1,4}} ?[a-z]?(?!\w)(?:,? (?:D-)?\d{{5}} {_CAP})?"
         ),
     ),

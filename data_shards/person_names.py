@@ -30,15 +30,15 @@ _TITLE = re.compile(
 _FIELD = re.compile(
     r"(?<![\w-])(?:"
     + alternatives(
-        r"patient(?:in)?(?:'s)?(?: name)?, name(?: of patient| des patienten)?, nom(?: du patient)?, prénom, paciente",
-        r"nombre(?: del paciente)?, apellidos, nachname, vorname, cc",
+        r"patient(?:in)?(?:'s)?(?: name)?, (?<!\w )name(?: of patient| des patienten)?, nom(?: du patient)?, prénom",
+        r"paciente, nombre(?: del paciente)?, apellidos, nachname, vorname, cc",
         r"fellow, physician, referring doctor",
         r"(?:referring|ordering|requesting) (?:physician|provider), attending(?: physician| radiologist)?",
         r"radiologist, resident, technologist",
         r"zuweiser, überweiser, überweisender arzt, befunder, arzt, ärztin, untersucher, radiologue, prescripteur",
         r"médecin(?: traitant| prescripteur| demandeur)?, médico(?: solicitante| responsable)?, solicitante, radiólogo",
     )
-    + r"[ \t]*:|(?:(?:electronically |digitally )?"
+    + r"[ \t*]*:|(?:(?:electronically |digitally )?"
     + alternatives(
         "signed, dictated, reported, read, approved, verified, interpreted, reviewed, authenticated",
         "transcribed, finalized, performed, communicated, validated",
@@ -46,7 +46,7 @@ _FIELD = re.compile(
     )
     + r"(?: electronically)?(?: by| par| por)|"
     + alternatives("befundet, unterschrieben, diktiert, validiert, freigegeben, signiert")
-    + r"[ \t]+(?:von|durch))[ \t]*:?)[ \t]*",
+    + r"[ \t]+(?:von|durch))[ \t]*:?)[ \t*]*",
     re.IGNORECASE,
 )
 _DEGREE = re.compile(

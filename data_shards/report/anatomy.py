@@ -22,12 +22,12 @@ _DECISIVE = {
     "lymph nodes": "lymph node, lymphadeno, adenopath, adenopatia, lymphknoten, ganglion, ganglio, adenomegal",
     "vasculature": """
         portal vein, portal venous system, splenic vein, splenic arter, hepatic arter, hepatic vein, renal arter,
-        renal vein, mesenteric arter, mesenteric vein, mesenteric vess, celiac, coeliac, vena cava, iliac arter,
-        iliac vein, femoral arter, femoral vein, pulmonary embol, gonadal vein, pulmonary arter, vertebral arter,
-        carotid, portosystemic, varices, abdominal aort, aortic aneurysm, pfortader, milzvene, nierenarterie,
-        lebervene, lungenembol, lungenarterie, veine porte, artere hepatique, artere renale, embolie pulmonaire,
-        artere pulmonaire, veine cave, vena porta, arteria hepatica, arteria renal, tromboembolismo pulmonar,
-        arteria pulmonar, suprahepatica, truncus coeliacus
+        renal vein, mesenteric arter, mesenteric vein, mesenteric vess, celiac, coeliac, vena cava, iliac arter, iliac
+        vein, femoral arter, femoral vein, pulmonary embol, gonadal vein, pulmonary arter, vertebral arter, carotid,
+        portosystemic, tep$, varices, abdominal aort, thoracic aort, aortic aneurysm, pfortader, milzvene,
+        nierenarterie, lebervene, lungenembol, lungenarterie, veine porte, artere hepatique, artere renale, embolie
+        pulmonaire, artere pulmonaire, veine cave, vena porta, arteria hepatica, arteria renal, tromboembolismo
+        pulmonar, arteria pulmonar, suprahepatica, truncus coeliacus
     """,
     "gastrointestinal tract": """
         hepatic flexure, splenic flexure, hiatal hernia, hiatus hernia, gastroesophageal, small bowel, large bowel,
@@ -35,9 +35,9 @@ _DECISIVE = {
         hernia de hiato, hernia hiatal
     """,
     "peritoneum": """
-        free fluid, free air, free intraperitoneal, free gas, subdiaphragmatic air, ascites, pneumoperiton,
-        peritone, omental, omentum, aszites, freie flussigkeit, freie luft, freies gas, ascite$, ascitis, liquido
-        libre, neumoperiton, epanchement peritone, epanchement intraperitone, liquide libre
+        free fluid, free air, free intraperitoneal, free gas, subdiaphragmatic air, ascites, pneumoperiton, peritone,
+        omental, omentum, aszites, freie flussigkeit, freie luft, freies gas, ascite$, ascitis, liquido libre,
+        neumoperiton, epanchement peritone, epanchement intraperitone, liquide libre
     """,
     "musculoskeletal": """
         pelvic bone, iliac bone, bony pelvis, osseous, bones$, bony, fractur, vertebra$, vertebrae, vertebral bod,
@@ -57,18 +57,18 @@ _DECISIVE = {
     """,
     "lower thorax": """
         pleural effusion, pericardial effusion, pleuraerguss, perikarderguss, epanchement pleural, epanchement
-        pericard, derrame pleural, derrame pericard, lung base, thoracic aort$
+        pericard, derrame pleural, derrame pericard, lung base
     """,
     "pancreas": "pancreatic duct, pankreasgang, canal pancreatique, conducto pancreatico, wirsung",
 }
 _TERMS = {
     "lower thorax": """
-        lung, pulmon, pleura, pneumothor, pneumon, atelecta, consolidat, heart$, cardiac, cardio, pericard,
-        coronary, mediastin, hilum, hilar, bronch, trache, airway, thorax, thoracic, chest, diaphragm,
-        hemidiaphragm, lobe, infiltrate, airspace, ground-glass, ground glass, emphysem, breast, thyroid, esophageal
-        hiatus, lunge, herz, zwerchfell, oberlappen, unterlappen, mittellappen, poumon, plevre, coeur, parenchyme
-        pulmonaire, corazon, torax, bases pulmonares, derrame, cardiomegal, kardio, linguia, lingula, costophrenic,
-        air space, effusion, cabg
+        lung, pulmon, pleura, pneumothor, pneumon, atelecta, consolidat, heart$, cardiac, cardio, pericard, coronary,
+        mediastin, hilum, hilar, bronch, trache, airway, thorax, thoracic, chest, diaphragm, hemidiaphragm, lobe,
+        infiltrate, airspace, ground-glass, ground glass, emphysem, breast, thyroid, esophageal hiatus, lunge, herz,
+        zwerchfell, oberlappen, unterlappen, mittellappen, poumon, plevre, coeur, parenchyme pulmonaire, corazon,
+        torax, bases pulmonares, derrame, cardiomegal, kardio, linguia, lingula, costophrenic, air space, effusion,
+        cabg
     """,
     "liver and biliary tree": """
         liver, hepat, intrahepat, cirrho, steato, leber, zirrhose, foie, higado, parenquima hepatic
@@ -85,10 +85,10 @@ _TERMS = {
         renale, uretere, rinon, riñon, urolith, urinary tract
     """,
     "gastrointestinal tract": """
-        gastrointestin, gi tract, stomach, gastric, duoden, jejun, ileum, ileal, ileus, bowel, colon, colonic,
-        cecum, cecal, sigmoid, rectum, rectal, esophag, oesophag, intestin, enter, magen, darm, kolon, rektum,
-        osophag, estomac, grele, tube digestif, tubo digestivo, estomag, esofag, asas intest, asas de, ciego,
-        recto$, caecum, colique
+        gastrointestin, gi tract, stomach, gastric, duoden, jejun, ileum, ileal, ileus, bowel, colon, colonic, cecum,
+        cecal, sigmoid, rectum, rectal, esophag, oesophag, intestin, enter, magen, darm, kolon, rektum, osophag,
+        estomac, grele, tube digestif, tubo digestivo, estomag, esofag, asas intest, asas de, ciego, recto$, caecum,
+        colique
     """,
     "peritoneum": """
         peritoin, mesenter, retroperiton, intraperiton, bauchfell, fluid collection, hemoperiton
@@ -102,7 +102,7 @@ _TERMS = {
         aort, vascul, vessel, arter, vein, venous, aneurysm, thromb, atheroscl, dissection, ivc$, sma$, smv$, iliac,
         gefaß, gefass, arterie, vene$, venen, aneurysma, vaisseau, veine, anevrisme, vaso$, vasos, venas, aneurisma
     """,
-    "lymph nodes": "nodes$, nodal, lymph, lymphome",
+    "lymph nodes": "nodes$, nodal, lymph, axilla",
     "musculoskeletal": """
         bone, skelet, spine$, spinal, rib$, ribs$, stern, osseus, clavic, scapul, sacr, hip$, hips$, femur, femoral,
         muscle, psoas, hernia, osteo, arthr, facet, disc$, disk$, disc space, lumbar, joint, wirbel, rippe, hufte,
@@ -115,12 +115,16 @@ _GOES_ON = re.compile(
     r"(?:it|its|this|these|they|those|which|the (?:lesion|largest|cyst|mass|nodule)s?|unchanged|stable|measuring|again|"
     r"diese[rsn]?|er|es|sie|letztere[rs]?|il|elle|ils|elles|celui|celle|ces?|cette|este|esta|estos|estas|esto|mide)\b"
 )
-_SUBHEADING = re.compile(r"^([^\W\d_][\w /,&()-]{1,50}):(?=\s|$)|^([^\W\d_][\w /,&()-]{1,50})\s[-–]\s")
+_SUBHEADING = re.compile(
+    r"^[*_]{0,3}([^\W\d_][\w /,&()-]{1,50}):[*_]{0,3}(?=\s|$)|^([^\W\d_][\w /,&()-]{1,50})\s[-–]\s"
+)
 # Regions are no organ: their sentences go by their own words, and to this where they have none.
 _REGIONS = {
     "abdomen": OTHER, "abdomen and pelvis": OTHER, "abdomen/pelvis": OTHER, "abdomen & pelvis": OTHER,
+    "mediastinum": "lower thorax", "mediastinum and hila": "lower thorax", "mediastino": "lower thorax",
     "chest": "lower thorax", "thorax": "lower thorax", "pelvis": "pelvic organs", "becken": "pelvic organs",
     "bassin": "pelvic organs", "retroperitoneum": "peritoneum", "torax": "lower thorax", "lower chest": "lower thorax",
+    "upper abdomen": OTHER, "oberbauch": OTHER,
     "chest/abdomen/pelvis": OTHER, "hepatobiliary": "liver and biliary tree",
 }  # fmt: skip
 

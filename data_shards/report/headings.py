@@ -33,20 +33,24 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 _WORD = re.compile(r"[^\W\d_]+")
 _BY_FIRST = _patterns()
 _WORD_BEFORE = re.compile(r"(?<!\w)([^\W\d_][\w/'-]*)[ \t]+$")
-_NUMBER_BEFORE = re.compile(r"(?<!\S)\(?\d{1,2}\)[ \t]+$|(?<=[.;:])[ \t]+\d{1,2}\.[ \t]+$")
+_NUMBER_BEFORE = re.compile(
+    r"(?<!\S)\(?\d{1,2}\)[ \t]+$|(?<=[.;:])[ \t]+\d{1,2}\.[ \t]+$|(?:<(?:h\d|p|b|strong|div)>)+$"
+)
 _MODALITY = re.compile(r"\b(?:CT|MR|MRT|PET|US|Röntgen)-$")
 # What may stand before a heading on its line: markdown, a bold mark, a list number.
-_BOLD = r"(?:[*_=\[~]{1,6}|<b>|<strong>|<u>)*[ \t]*"
+_TAG = r"</?(?:b|strong|u|i|em|h[1-6]|p|br|div|span|li|ul)\b[^<>\n]{0,80}>"
+_BOLD = rf"(?:[*_=\[~]{{1,6}}|{_TAG})*[ \t]*"
 _LEAD = re.compile(
-    r"[ \t]*(?:#{1,6}[ \t]*|>[ \t]*|(?:\(?(?:\d{1,2}|IX|IV|V?I{1,3}|V|X|[A-Ha-h])[.)]|[-•–])[ \t]+)?" + _BOLD
+    r"[ \t]*(?:#{1,6}[ \t]*|>[ \t]*)?"
+    r"(?:(?:\(?(?:\d{1,2}|IX|IV|V?I{1,3}|V|X|[A-Ha-h])[.)]|[-•–])[ \t]+)?" + _BOLD
 )
 _MARKS = re.compile(r"[ \t]*" + _BOLD)  # after another heading on the line
 _PARENTHESIS = re.compile(r"[ \t]*\([^()\n]{1,60}\)")
 _EXTRA = re.compile(r"(?:[ \t]*[-–/&,][ \t]*|[ \t]+)[^\W\d_][\w/'-]*")
-_CLOSE = re.compile(r"(?:[*_=\]~]{1,6}|</b>|</strong>|</u>)*")
-_COLON = re.compile(r"(?:[*_\]]{1,3}|</\w+>)*\s{0,3}[:：](?:[*_]{1,3}(?=\s|$|\w)|</b>|</strong>|[-=])*")
+_CLOSE = re.compile(rf"(?:[*_=\]~]{{1,6}}|{_TAG})*")
+_COLON = re.compile(r"(?:[*_\]]{1,3}|</\w+>)*\s{0,3}[:：](?:[*_]{1,3}(?=\s|$|\w)|</\w+>|[-=])*")
 _DASH = re.compile(r"(?:[ \t]*[-–—=]+[ \t]+|[ \t]*[-=]{3,}[ \t]*$|;[ \t]|[ \t]*>+[ \t])", re.MULTILINE)
-_LINE_END = re.compile(r"[ \t]*(?:\n|$)")
+_LINE_END = re.compile(r"\.?[ \t]*(?:\n|$)")
 _RULE = re.compile(r"[ \t]*[-=_*~]{3,}[ \t]*(?:\n|$)")  # a line of dashes under a heading
 # After a name without a colon these go on with a sentence ("FINDINGS ARE"); before one they ask for it ("no Findings").
 _GOES_ON = words("""
@@ -141,13 +145,15 @@ class _Scene:
             good = not prose and not weak and (opens or at_line)
         else:
             good = not weak and self._begins_sentence(name, style, language, end, opens, at_line)
-        if not at_line and (number := _NUMBER_BEFORE.search(text, max(self.last_end, begin - 9), begin)):
+        if not at_line and (number := _NUMBER_BEFORE.search(text, max(self.last_end, begin - 20), begin)):
             begin = number.start()
         return Heading(begin, end, section) if good else None
 
     def _with_words_before(self, start: int, spelled: str) -> int:
         """Back over "CT", "FINAL", ... in the same spelling, as far as the line's or the sentence's beginning."""
-        best = at = start - len(match.group()) if (match := _MODALITY.search(self.text, max(0, start - 10), start)) else start
+        best = at = (
+            start - len(match.group()) if (match := _MODALITY.search(self.text, max(0, start - 10), start)) else start
+        )
         while match := _WORD_BEFORE.search(self.text, max(self.last_end, at - 30), at):
             word = match.group(1)
             if fold(word) not in BEFORE or (spelled.isupper() and not word.isupper()):

@@ -22,11 +22,12 @@ SECTIONS = (
 )  # fmt: skip
 
 # "it" also holds Portuguese and Dutch. "title" only says that a report begins: what follows has no heading yet.
+# "report" holds the findings, unless another heading does.
 NAMES: dict[str, dict[str, str]] = {
     "en": {
         "findings": (
-            "findings, finding, observations, description, report, body of report, results, findings and impression, "
-            "findings/impression, impression and findings, impression/findings"
+            "findings, finding, observations, description, results, findings and impression, findings/impression, "
+            "impression and findings, impression/findings"
         ),
         "impression": (
             "impression, impressions, conclusion, conclusions, opinion, summary, assessment, interpretation, "
@@ -43,7 +44,7 @@ NAMES: dict[str, dict[str, str]] = {
             "comparison, comparisons, comparison studies, comparison study, comparison exam, comparison exams, "
             "comparison examination, comparison examinations, prior studies, prior study, previous studies, previous "
             "study, prior exam, prior exams, prior examinations, previous examinations, prior imaging, compared to, "
-            "comparison date, comparison films"
+            "comparison date, comparison films, comparison with prior studies"
         ),
         "history": (
             "history, indication, indications, clinical indication, clinical indications, clinical information, "
@@ -58,8 +59,7 @@ NAMES: dict[str, dict[str, str]] = {
         ),
         "examination": (
             "examination, exam, procedure, study, type of exam, type of examination, exam type, exam description, "
-            "examination performed, procedure performed, study performed, exams, examinations, final "
-            "examination"
+            "examination performed, procedure performed, study performed, exams, examinations, final examination"
         ),
         "recommendation": "recommendation, recommendations, follow-up, follow up, followup, management, advice, plan",
         "addendum": "addendum, addenda",
@@ -69,6 +69,7 @@ NAMES: dict[str, dict[str, str]] = {
             "by, attending, attending radiologist, reading physician, signature, comment, comments"
         ),
         "title": "final report, radiology report, imaging report, report text",
+        "report": "report, body of report",
     },
     "de": {
         "findings": "befund, befunde, befundung, befund und beurteilung, befund/beurteilung",
@@ -99,18 +100,19 @@ NAMES: dict[str, dict[str, str]] = {
         "title": "befundbericht, radiologischer befund",
     },
     "fr": {
-        "findings": "resultats, resultat, constatations, description, compte rendu, compte-rendu, observation",
+        "findings": "resultats, resultat, constatations, description, observation",
         "impression": (
             "conclusion, conclusions, synthese, au total, en resume, en conclusion, impression, impression "
             "diagnostique, interpretation, diagnostic"
         ),
         "technique": (
-            "technique, technique d'examen, protocole, protocole d'examen, technique de l'examen, injection, "
-            "technique utilisee, qualite de l'examen"
+            "technique, technique d'examen, technique d'acquisition, protocole, protocole d'examen, technique de "
+            "l'examen, injection, technique utilisee, qualite de l'examen"
         ),
         "comparison": (
             "comparaison, comparaisons, examens anterieurs, examen anterieur, examens comparatifs, examen comparatif, "
-            "examen de reference, examens precedents, elements de comparaison, comparatif"
+            "examen de reference, examens precedents, elements de comparaison, comparatif, comparaison avec examens "
+            "anterieurs, comparaison avec les examens anterieurs"
         ),
         "history": (
             "indication, indications, indication clinique, renseignements cliniques, contexte, contexte clinique, "
@@ -122,14 +124,17 @@ NAMES: dict[str, dict[str, str]] = {
         "addendum": "complement",
         "other": "signe par, medecin, commentaire, commentaires",
         "title": "compte rendu d'examen, compte rendu radiologique",
+        "report": "compte rendu, compte-rendu",
     },
     "es": {
-        "findings": "hallazgos, hallazgo, descripcion, informe, resultados, informe radiologico",
+        "findings": "hallazgos, hallazgo, descripcion, resultados",
         "impression": (
             "impresion, impresion diagnostica, conclusion, conclusiones, diagnostico, juicio diagnostico, opinion, "
             "resumen, impresion radiologica, valoracion, juicio clinico"
         ),
-        "technique": "tecnica, metodo, protocolo, contraste, tecnica de exploracion, tecnica y protocolo",
+        "technique": (
+            "tecnica, metodo, protocolo, contraste, tecnica de exploracion, tecnica de estudio, tecnica y protocolo"
+        ),
         "comparison": (
             "comparacion, comparaciones, estudios previos, estudio previo, estudios anteriores, examenes previos, "
             "estudio comparativo, exploraciones previas, comparado con"
@@ -147,9 +152,10 @@ NAMES: dict[str, dict[str, str]] = {
         "recommendation": "recomendacion, recomendaciones, sugerencia, sugerencias, raccomandazioni, recomendacao",
         "addendum": "adenda",
         "other": "firma, firmado, observaciones",
+        "report": "informe, informe radiologico",
     },
     "it": {
-        "findings": "reperti, reperto, referto, achados, relatorio, bevindingen, verslag",
+        "findings": "reperti, reperto, achados, bevindingen",
         "impression": "conclusioni, conclusione, impressao, impressao diagnostica, conclusao, conclusie",
         "technique": "tecnica d'esame, metodica, techniek, tecnica di esame",
         "comparison": "confronto, esami precedenti, comparacao, exames anteriores, vergelijking",
@@ -157,6 +163,7 @@ NAMES: dict[str, dict[str, str]] = {
             "quesito clinico, quesito diagnostico, notizie cliniche, indicazione, anamnesi, indicacao, indicacao "
             "clinica, historia clinica, klinische gegevens, vraagstelling, indicatie"
         ),
+        "report": "referto, relatorio, verslag",
     },
 }
 

@@ -9,13 +9,14 @@ from .names import SECTIONS
 
 # Sections whose own text is short: a paragraph set off from it by a blank line can be findings without a heading.
 _SHORT = ("history", "technique", "comparison", "examination")
+_RULES = re.compile(r"\n[ \t]*[-=*]{3,}[ \t]*(?=\n|$)")  # lines drawn between sections
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
 def split_sections(text: str) -> dict[str, str]:
     """The text of every section of names.SECTIONS, "" where the report has none; headings are left out.
 
-    Every other character of the report is in exactly one section. The same section given twice is joined by a line
+    Every other word of the report is in exactly one section. The same section given twice is joined by a line
     break. "history" holds indications and clinical questions, "other" what is under a foreign heading (signatures,
     notifications) and what stands before the first heading.
 
@@ -31,13 +32,15 @@ def split_sections(text: str) -> dict[str, str]:
         (heading.section, text[heading.end : following])
         for heading, following in zip(found, [*(h.start for h in found[1:]), len(text)])
     ]
-    bodies = [(section, body.strip()) for section, body in bodies if body.strip()]
-    loose = [body for section, body in bodies if section == "title"]
-    if not named and not any(_is_body(body) for body in loose):
+    bodies = [(section, cut) for section, body in bodies if (cut := _RULES.sub("", body).strip())]
+    loose = any(section == "report" or (section == "title" and _is_body(body)) for section, body in bodies)
+    if not named and not loose:
         bodies = _set_off(bodies)
     for section, body in bodies:
-        if section == "title":
-            section = "findings" if not named and (_is_body(body) or not found) else "other"
+        if section == "report" or (section == "title" and (_is_body(body) or not found)):
+            section = "other" if named else "findings"
+        elif section == "title":
+            section = "other"
         parts[section].append(body)
     return {name: "\n".join(bodies) for name, bodies in parts.items()}
 

@@ -25,7 +25,7 @@ from .names import words
 _MASK = re.compile(r"\[\*\*[^\[\]]{0,100}\*\*\]|<[A-Z][A-Z_ -]*>|\[[A-Z][A-Z_ -]*\]")
 _HIDDEN = "\ue000"  # stands for a mask: neither a stop nor a letter
 _BOUNDARY = re.compile(r"([.!?])([\"')\]]*)(?:\s+|(?<=[a-z)][.])(?=[A-ZÄÖÜÉ][a-zäöüé]))")
-_ITEM = r"(?:\(?\d{1,2}(?:[.)](?=\s)|\.(?=[A-Z])|\)(?=\S))|[-*•–▪●◦](?=\s))"
+_ITEM = r"(?:\(?\d{1,2}(?:[.)](?=\s)|\.(?=[A-Z])|\)(?=\S))|[-*•–▪●◦](?=\s)|\#{1,6}(?=\s))"
 _MARKER = re.compile(rf"{_ITEM}\s*")
 _BREAK = re.compile(rf"\n\s*(?={_ITEM})|\n\s*\n|\n\s*(?=[^\W\d_][\w /,&()-]{{1,40}}:)|\s[•▪●◦](?=\s)")
 _NUMBER = re.compile(r"(?<=\s)\(?(\d{1,2})[.)]\s+(?=[^\W\d_])")
@@ -39,7 +39,8 @@ def sentences(text: str) -> list[str]:
 
     Numbers ("1.5 cm"), abbreviations ("approx. 3 mm", "z. B."), list numbers ("1. No mass.") and de-identification
     marks ("[**Dr. No**]") do not split; blank lines, list items, "ORGAN:" lines, and lines that were ended before they
-    were full do. Pieces without a letter are dropped.
+    were full do. "ORGAN:" on a line of its own is joined with the sentence that follows. Pieces without a letter are
+    dropped.
     """
     return [sentence for paragraph in paragraphs(text) for sentence in paragraph]
 
@@ -55,15 +56,18 @@ def paragraphs(text: str) -> list[list[str]]:
         out.append([])
         before = 0
         for first, last in _blocks(hidden):
-            if hidden.count("\n", before, first) > 1:
+            if hidden.count("\n", before, first) > 1 and not (out[-1] and out[-1][-1].endswith(":")):
                 out.append([])
             before = last
             for piece in _split(" ".join(hidden[first:last].split())):
                 for _ in range(piece.count(_HIDDEN)):
                     piece = piece.replace(_HIDDEN, masks.pop(0), 1)
                 piece = _unmark(piece)
-                if any(c.isalpha() for c in piece):
-                    out[-1].append(piece)
+                if not any(c.isalpha() for c in piece):
+                    continue
+                if out[-1] and out[-1][-1].endswith(":"):  # "LIVER:" on a line of its own
+                    piece = f"{out[-1].pop()} {piece}"
+                out[-1].append(piece)
         at = end
     return [paragraph for paragraph in out if paragraph]
 
@@ -93,7 +97,7 @@ def _short_lines(text: str) -> list[tuple[int, int]]:
             continue
         fits = narrow or len(line) + 1 + len(following.split(" ", 1)[0]) <= width
         last = line.rsplit(" ", 1)[-1].rstrip(".").casefold()
-        if fits and line[-1] not in ",-(/" and last not in UNFINISHED and last not in NEVER:
+        if fits and line[-1] not in ",-(/:" and last not in UNFINISHED and last not in NEVER:
             cuts.append((b, c))
     return cuts
 

@@ -22,6 +22,9 @@ from data_shards.report import sentences
         ("Patient Name: JOHN Q. DOE\nSex: M", "Patient Name: [NAME]\nSex: M"),
         ("Dictated by: Jane Roe", "Dictated by: [NAME]"),
         ("Electronically signed by Jane Roe, MD", "Electronically signed by [NAME], MD"),
+        ("**Patient** : Jean Dupont (54 ans)", "**Patient** : [NAME] (54 ans)"),
+        ("**Patient Name:** Doe, John", "**Patient Name:** [NAME]"),
+        ("**MRN:** 123456", "**MRN:** [ID]"),
         ("cc: Dr. Jane Roe\nReferring Physician: Roe", "cc: Dr. [NAME]\nReferring Physician: [NAME]"),
         ("Reviewed with Jane Roe, M.D., today", "Reviewed with [NAME], M.D., today"),
         ("Frau Müller und Herr Dr. med. Özdemir", "Frau [NAME] und Herr Dr. med. [NAME]"),
@@ -81,7 +84,7 @@ The upper 1/3 of the femur, du 1/3 moyen, le 2/3 inférieur, on 1/2 of the image
 No change since 2019. In 2020 the nodule was 5 mm. 65-year-old man, 24/7, 06/07 ribs.
 MR angiography, MR. The MS plaques, PR interval, Ms lesion load. Mr and MR imaging.
 It may 3 be; may represent; march fracture; on the august scale; second 5 mm cyst; dec 3 mm; mar 2.
-Patient: supine. Patient rotated. Patient: Male. Name: unknown. Signed by Radiology. cc: none. Physician: None
+Patient: supine. Patient rotated. Patient: Male. Name: unknown. Signed by Radiology. cc: none. Test Name: US
 M. psoas links, M. Crohn, M. Hodgkin, N. ulnaris, A. carotis, V. cava, M. iliopsoas. Dr. will call.
 Frau Kollegin, Herr Kollege. Am 3. Tag. Z. n. Fraktur. 5. Rippe rechts. 5.-7. Rippe. bis 12.5. am 5.7 cm
 Segment 4a/b, LAD 50-70%, EF 55, 3/4 views, NIHSS 12, ASPECTS 8/10, Salter-Harris 2, AO 31-A2.1.

@@ -62,6 +62,17 @@ def test_a_subheading_holds_against_the_words() -> None:
     }
 
 
+def test_subheadings_on_their_own_lines_and_in_bold() -> None:
+    text = (
+        "MEDIASTINUM AND HILA:\n\nThe heart is normal.\nNo adenopathy.\n\nPLEURA:\nNo effusion.\n\n**Spleen:** Large."
+    )
+    assert said(text) == {
+        "lower thorax": "MEDIASTINUM AND HILA: The heart is normal.\nPLEURA: No effusion.",
+        "lymph nodes": "No adenopathy.",
+        "spleen": "**Spleen:** Large.",
+    }
+
+
 def test_one_of_several_organs_is_chosen_by_words() -> None:
     text = "LIVER, GALLBLADDER AND SPLEEN: Normal. Gallstones. Splenomegaly.\nABDOMEN: Renal cyst. All else is fine."
     assert said(text) == {

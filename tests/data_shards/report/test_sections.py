@@ -195,6 +195,21 @@ def test_text_without_a_heading_beside_findings_is_other() -> None:
     assert said("") == said(" \n ") == {}
 
 
+def test_a_heading_that_only_says_report() -> None:
+    assert said("REPORT: Clear.\nIMPRESSION: Normal.") == {"findings": "Clear.", "impression": "Normal."}
+    text = "Informe radiológico:\nModalidad: TC\n\nHallazgos:\nNormal.\n\n----------\nConclusión: Nada."
+    assert said(text) == {"other": "Modalidad: TC", "findings": "Normal.", "impression": "Nada."}
+    text = "FINAL REPORT\nINDICATION: Pain.\nFINDINGS: Clear."
+    assert said(text) == {"history": "Pain.", "findings": "Clear."}
+
+
+def test_markup() -> None:
+    text = "# Scanner\n\n## 1. Indication clinique\n\nToux.\n\n---\n\n## 2. Résultats\n\n### 2.1 Plèvre\n\nNormale."
+    assert said(text) == {"other": "# Scanner", "history": "Toux.", "findings": "### 2.1 Plèvre\n\nNormale."}
+    text = "<h3>IMPRESSION:</h3><p>Normal.</p><h3>FINDINGS:</h3><p>Clear.</p>"
+    assert said(text) == {"impression": "<p>Normal.</p>", "findings": "<p>Clear.</p>"}
+
+
 def test_a_section_given_twice_is_joined() -> None:
     assert said("FINDINGS: A. ADDENDUM: B. FINDINGS: C.") == {"findings": "A.\nC.", "addendum": "B."}
     assert said("FINDINGS AND IMPRESSION: All is well.") == {"findings": "All is well."}

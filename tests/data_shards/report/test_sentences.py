@@ -121,6 +121,12 @@ def test_sentences(text: str, want: list[str]) -> None:
     assert sentences(text) == want
 
 
+def test_a_subheading_on_its_own_line_belongs_to_what_follows() -> None:
+    text = "LUNGS:\nClear. No mass.\n\nLIVER:\n\n- Cyst\n- Clip\n\n**Heart:** Normal.\nSPLEEN:"
+    want = ["LUNGS: Clear.", "No mass.", "LIVER: Cyst", "Clip", "**Heart:** Normal.", "SPLEEN:"]
+    assert sentences(text) == want
+
+
 def test_headings_are_left_out_and_break() -> None:
     report = "FINDINGS\nLungs clear\n\n**Impression**\n1. Normal\nBeurteilung: Kein Erguss"
     assert sentences(report) == ["Lungs clear", "Normal", "Kein Erguss"]
