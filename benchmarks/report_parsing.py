@@ -4,12 +4,14 @@ The reports are the 3,955 of Open-i (Indiana University; CC BY-NC-ND 4.0, so not
 in the PyPI wheel torchxrayvision 1.5.7 as torchxrayvision/data/NLMCXR_reports.tgz; their XML labels four sections.
 
 sections    Flat texts are written from the XML in several styles of heading, and `split_sections` must give each
-            section back, word for word. A text counts as right when all four sections are.
-sentences   report_parsing.json holds the sentence boundaries of 2 x 50 reports, read by one person (no radiologist)
-            before the splitter was changed, as numbers of letters before each boundary: "uniform" are 50 of all
-            reports (random.Random(4)), "awkward" 50 of the 389 others with a stop that no capital follows, an
-            abbreviation, a number inside a line or a capitalised word inside a sentence (random.Random(5)). None of
-            the 100 was used to write the rules; the other 3,855 were. Boundaries are compared between letters, so list
+            section back, word for word. A text counts as right when all four sections are. These texts were also
+            what the headings were developed on.
+sentences   report_parsing.json holds the sentence boundaries of 2 x 50 reports as numbers of letters before each
+            boundary: "uniform" are 50 of all reports (random.Random(4)), "awkward" 50 of the 389 others with a stop
+            that no capital follows, an abbreviation, a number inside a line or a capitalised word inside a sentence
+            (random.Random(5)). One person (no radiologist) read and labelled them before the splitter was changed,
+            and then wrote its rules, looking at the other 3,855 reports and at errors on these 100 only at the end;
+            having read them, that person knew what is in them. Boundaries are compared between letters, so list
             numbers may stay or go; a piece without any letter is a false boundary.
 masks       What `deidentify` finds in these reports, which were de-identified before they were published.
 """
