@@ -63,7 +63,11 @@ _DATES = (
     Mask("date", _any_case(_EDGE, _YEAR, r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\w)")),
     Mask(
         "date",
-        _any_case(_EDGE, rf"(?:{_DAY}([-/.])\s?{_MON}\1\s?|{_MON}([-/.])\s?{_DAY}\2\s?)", _YEAR, _END),
+        _any_case(
+            rf"(?:{_EDGE}|(?<=\d{{4}}-))(?:{_DAY}([-/.])\s?{_MON}\1\s?|{_MON}([-/.])\s?{_DAY}\2\s?)",
+            _YEAR,
+            r"(?![\w/]|[.,]\d|-\d(?!\d?[./]))",
+        ),
     ),
     Mask(
         "date",
@@ -85,7 +89,7 @@ _DATES = (
         "date",
         _any_case(
             r"\b(?:(?:on|dated|since|from|vom|am|bis|seit|le|du|au|desde|fecha)\s+(?=\d+/)|(?:vom|am)\s+)",
-            rf"(?P<it>{_DAY}/{_DAY}|{_DAY}\.\s?{_MON}\.){_NO_UNIT}(?![\w/]|\s(?:slice|image|level|view|section|cut)s?\b)",
+            rf"(?P<it>{_DAY}/{_DAY}|{_DAY}\.\s?{_MON}\.(?:\d\d(?!\d))?){_NO_UNIT}(?![\w/]|\s(?:slice|image|level|view|section|cut)s?\b)",
         ),
         _fraction,
     ),
@@ -99,7 +103,8 @@ def _few_digits(match: re.Match[str]) -> bool:
 # What a number is called that identifies somebody or something of theirs.
 _NUMBER = alternatives("number", r"no\.?", "id", "#", r"n[°º]")
 _LABELS = alternatives(
-    r"mrn, mr ?#, ssn, acc ?(?:#|no\.?), (?:id|hc|csn|fin|pid|ipp|nda|nip|nhc|dni|nie|nss)(?= ?[:#])",
+    r"mrn, mr ?#, ssn, acc ?(?:#|no\.?), (?:id|hc|fin|pid|nda|nip|nie)(?= ?[:#])",
+    r"(?:acct|csn|ipp|nhc|dni|nss)\.?(?= ?(?:[:#]|\d{5}))",
     rf"medical record(?: {_NUMBER})?, record {_NUMBER}, accession(?: {_NUMBER})?, social security(?: {_NUMBER})?",
     rf"(?:hospital|unit) {_NUMBER}, nhs(?: {_NUMBER})?, patient(?:en)?[- ]?(?:nummer|nr\.?|identifier|{_NUMBER})",
     rf"(?:study|exam|order|visit|encounter|account|case|requisition|report|specimen|episode|policy)[- ]?{_NUMBER}",
@@ -114,6 +119,7 @@ _NUMBERS = (
     Mask("id", re.compile(r"(?<![\w.])\d+(?:\.\d+){5,}(?!\w)")),  # DICOM UIDs
     Mask("id", _any_case(rf"(?<!\w){_LABELS}[\s*]*(?:is\b)?\s*[:#=]?[\s*]*(?:n[°ºo]\.?\s*)?", _VALUE), _few_digits),
     Mask("id", re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")),
+    Mask("id", re.compile(r"(?<![\w.])[12] \d\d \d\d \d\d \d{3} \d{3}(?: \d\d)?(?!\w)")),  # French social security
 )
 # What is left of long numbers: no measurement has seven digits in a row.
 _LONG = (Mask("id", re.compile(r"(?<![\w.,-])[A-Z]{0,3}\d{7,}(?:-\w*\d\w*|-\w+(?=-\w*\d))*(?!\w|[.,]\d)")),)
@@ -144,7 +150,9 @@ _STREET = alternatives(
     "Street, St, Avenue, Ave, Road, Rd, Boulevard, Blvd, Lane, Ln, Drive, Court, Place, Parkway, Terrace, Highway"
 )
 _ZIP = r"[A-Z]{2},? \d{5}(?:-\d{4})?(?!\w)"
-_STRASSE = alternatives("straße, strasse, str., weg, platz, allee, gasse, ring, damm").replace("str.", r"str\.")
+# A way or a ring is also in the body ("Gallenweg 12 mm"): those need a town.
+_STRASSE = r"(?:straße|strasse|str\.|allee)"
+_WEG, _WAYS = r"(?:weg|platz|gasse|ring|damm)", r"(?:Weg|Platz|Gasse|Ring|Damm)"
 _ADDRESSES = (
     Mask(
         "address",
@@ -154,9 +162,9 @@ _ADDRESSES = (
     Mask(
         "address",
         re.compile(
-            rf"(?<!\w)(?:[A-ZÄÖÜ][\w-]{{1,40}}{_STRASSE}"
-            r"|[A-ZÄÖÜ][\w-]{1,40}[ -](?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse)) "
-            rf"\d{{1,4}} ?[a-z]?(?!\w)(?:,? (?:D-)?\d{{5}} {_CAP})?"
+            rf"(?<!\w)[A-ZÄÖÜ][\w-]{{1,40}}(?:{_STRASSE}|[ -](?:Straße|Strasse|Str\.|Allee)) "
+            rf"\d{{1,3}} ?[a-z]?(?!\w)(?:,? (?:D-)?\d{{5}} {_CAP})?"
+            rf"|(?<!\w)[A-ZÄÖÜ][\w-]{{1,40}}(?:{_WEG}|[ -]{_WAYS}) \d{{1,3}} ?[a-z]?,? (?:D-)?\d{{5}} {_CAP}"
         ),
     ),
     Mask(

@@ -12,18 +12,18 @@ _UPPER = "A-ZÀ-ÖØ-Þ"
 _PART = alternatives("van, von, der, den, de, del, della, di, da, dos, la, le, bin, ibn, al, el, zu, ter, ten, y, e")
 _TOKEN = rf"(?:[{_UPPER}]\.(?:-?[{_UPPER}]\.)*|(?:O'|D'|Mc|Mac|L')?[{_UPPER}][\w’'-]{{0,40}})"
 _NAME = re.compile(
-    rf"{_TOKEN}(?:,?[ \t]+(?:{_PART}[ \t]+){{0,2}}{_TOKEN}){{0,3}}"
+    rf"{_TOKEN}(?:,?[ \t]{{1,2}}(?:{_PART}[ \t]+){{0,2}}{_TOKEN}){{0,3}}"
     rf"|(?:(?![ye]\s){_PART}[ \t]+){{1,2}}{_TOKEN}(?:[ \t]+{_TOKEN})?"
 )
 _ACADEMIC = r"(?:(?:Dr|Prof|med|rer|nat|univ|dent|habil|h\.?[ \t]?c|PD|Priv\.-Doz)\b\.?[ \t]*)*"
 _TITLE = re.compile(
     r"(?<![\w-])(?:"
     + alternatives(
-        "Drs?, DR, Prof, PROF, Professor, Doctor, Docteur, Doktor, Mr, Mrs, Ms, Mx, Miss, Nurse, Mme, Mlle, Mmes",
+        "Drs?, DR, Pr, Prof, PROF, Professor, Doctor, Docteur, Doktor, Mr, Mrs, Ms, Mx, Miss, Nurse, Mme, Mlle, Mmes",
         "Monsieur, Madame, Sra, Srta, Dra, Dña, Señora?, Don, Doña, Dott, Frau, Herrn?, Frl, PD, OA",
         r"Oberarzt, Oberärztin, Chefarzt, Priv\.-Doz",
     )
-    + r"(?:\.|\b)|(?:MR|MRS|MS|Sr|SR|Fr|Hr|Pr)\."  # without the full stop these are MR imaging and the like
+    + r"(?:\.|\b)|(?:MR|MRS|MS|Sr|SR|Fr|Hr)\."  # without the full stop these are MR imaging and the like
     + rf"|M\.(?= [{_UPPER}][a-zà-ö]{{2}}))[ \t]*"
     + _ACADEMIC
 )
@@ -52,6 +52,8 @@ _FIELD = re.compile(
 _DEGREE = re.compile(
     rf"(?<!\w)(?P<it>{_TOKEN}(?:[ \t]+{_TOKEN}){{1,3}}),?[ \t]+(?:M\.?D|D\.?O|R\.?N|Ph\.?D|FRCR|FACR|MBBS)\b"
 )
+_INITIAL = re.compile(r" [A-Z](?=[ \t]{2}|[ \t]*\n|[ \t]*$)")  # "DOE, JANE A"
+_SECOND = re.compile(rf"(?<!\w)Drs\.?[ \t]+{_TOKEN}[ \t]+(?:and|&)[ \t]+(?P<it>{_TOKEN})")  # "Drs. Roe and Poe"
 # Capitalised words after a title or a field that are nobody's name.
 _NOT_NAMES = words("""
     the a an and at on in is was has who will by for from of to with no not this he she it they we i if or as are be
@@ -78,6 +80,8 @@ _MUSCLES = tuple(
 def names(text: str) -> Iterator[tuple[int, int]]:
     """Spans of names in order; titles and fields stay."""
     spans = [span for m in _TITLE.finditer(text) if (span := _name_at(text, m.end(), m.group()))]
+    for m in _SECOND.finditer(text):
+        spans += [m.span("it")] if _is_name(m.group("it")) else []
     spans += [span for m in _FIELD.finditer(text) if (span := _name_at(text, _after_title(text, m.end()), m.group()))]
     spans += [m.span("it") for m in _DEGREE.finditer(text) if _is_name(m.group("it").split()[0])]
     return iter(sorted(set(spans)))
@@ -105,10 +109,14 @@ def _name_at(text: str, at: int, before: str) -> tuple[int, int] | None:
         end = at + token.start() + len(word)
         if token.group() != word and not field:
             break
+    if field and (initial := _INITIAL.match(text, end)):
+        end = initial.end()
     end -= 2 * text[at:end].endswith(("'s", "’s"))
     return (at, end) if any(len(word.strip(".,")) > 1 for word in text[at:end].split()) else None
 
 
 def _is_name(word: str) -> bool:
     plain = word.rstrip(".,").casefold()
+    if re.fullmatch(rf"(?:[{_UPPER}]\.-?)+", word):
+        return True  # an initial
     return plain not in _NOT_NAMES and not plain.startswith(("xxx", "___"))

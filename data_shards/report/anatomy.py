@@ -14,6 +14,7 @@ ANATOMY = (
     "musculoskeletal",
 )  # fmt: skip
 OTHER = "other"
+TEMPLATE = 5  # so many subheadings in one paragraph, and they are a form that was filled in
 
 # Word beginnings in lower case without accents, in English, German, French and Spanish; a "$" ends the word. DECISIVE
 # ones tell the section wherever they stand in a sentence ("portal vein", "splenic flexure", "pelvic lymph nodes"); of
@@ -24,7 +25,7 @@ _DECISIVE = {
         portal vein, portal venous system, splenic vein, splenic arter, hepatic arter, hepatic vein, renal arter,
         renal vein, mesenteric arter, mesenteric vein, mesenteric vess, celiac, coeliac, vena cava, iliac arter, iliac
         vein, femoral arter, femoral vein, pulmonary embol, gonadal vein, pulmonary arter, vertebral arter, carotid,
-        portosystemic, tep$, varices, abdominal aort, thoracic aort, aortic aneurysm, pfortader, milzvene,
+        portosystemic, tep$, lae$, varices, abdominal aort, thoracic aort, aortic aneurysm, pfortader, milzvene,
         nierenarterie, lebervene, lungenembol, lungenarterie, veine porte, artere hepatique, artere renale, embolie
         pulmonaire, artere pulmonaire, veine cave, vena porta, arteria hepatica, arteria renal, tromboembolismo
         pulmonar, arteria pulmonar, suprahepatica, truncus coeliacus
@@ -65,10 +66,10 @@ _TERMS = {
     "lower thorax": """
         lung, pulmon, pleura, pneumothor, pneumon, atelecta, consolidat, heart$, cardiac, cardio, pericard, coronary,
         mediastin, hilum, hilar, bronch, trache, airway, thorax, thoracic, chest, diaphragm, hemidiaphragm, lobe,
-        infiltrate, airspace, ground-glass, ground glass, emphysem, breast, thyroid, esophageal hiatus, lunge, herz,
-        zwerchfell, oberlappen, unterlappen, mittellappen, poumon, plevre, coeur, parenchyme pulmonaire, corazon,
-        torax, bases pulmonares, derrame, cardiomegal, kardio, linguia, lingula, costophrenic, air space, effusion,
-        cabg
+        infiltrate, opacit, airspace, ground-glass, ground glass, emphysem, breast, thyroid, esophageal hiatus, lunge,
+        herz, zwerchfell, oberlappen, unterlappen, mittellappen, poumon, plevre, coeur, parenchyme pulmonaire,
+        corazon, torax, bases pulmonares, derrame, cardiomegal, kardio, linguia, lingula, costophrenic, air space,
+        effusion, cabg
     """,
     "liver and biliary tree": """
         liver, hepat, intrahepat, cirrho, steato, leber, zirrhose, foie, higado, parenquima hepatic
@@ -133,22 +134,26 @@ def anatomical_sections(findings: str) -> dict[str, str]:
     """The sentences of `findings` by anatomical section: ANATOMY's names and "other", "" where nothing is said.
 
     Every sentence of `sentences(findings)` is in exactly one section, in order, one a line. A subheading ("LIVER AND
-    BILIARY TREE:") decides for all sentences up to the next subheading or blank line (in running text: up to the next
-    sentence about another organ), one that names several organs between these; without a subheading the words of the
-    sentence decide. All of the chest but vessels, nodes and bones is "lower thorax".
+    BILIARY TREE:") decides for all sentences up to the next subheading or blank line (in running text with fewer than
+    TEMPLATE subheadings: up to the next sentence about another organ), one that names several organs between these;
+    without a subheading the words of the sentence decide. All of the chest but vessels, nodes and bones is "lower
+    thorax".
     """
     kept: dict[str, list[str]] = {name: [] for name in (*ANATOMY, OTHER)}
     lines = [line.lstrip(" \t-*•") for line in findings.splitlines() if line.strip()]
     for paragraph in paragraphs(findings):
         allowed: tuple[str, ...] = ()
         default, last, strict = OTHER, "", True
+        template = sum(bool(_SUBHEADING.match(sentence)) for sentence in paragraph) >= TEMPLATE
         for sentence in paragraph:
             heading = _SUBHEADING.match(sentence)
             own = sentence
             if heading and (named := _named(heading.group(1) or heading.group(2), bool(heading.group(1)))) is not None:
                 allowed, default, last = *named, ""
                 words = heading.group().strip()
-                strict = words.isupper() or (len(lines) > 1 and any(line.startswith(words) for line in lines))
+                strict = (
+                    template or words.isupper() or (len(lines) > 1 and any(line.startswith(words) for line in lines))
+                )
                 own = sentence[heading.end() :]
             elif not strict and _by_words(own, allowed) == OTHER and (free := _by_words(own, ())) != OTHER:
                 allowed, default, last = (), OTHER, free  # "Spleen: normal. The kidneys ..." in one line

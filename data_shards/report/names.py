@@ -30,28 +30,28 @@ NAMES: dict[str, dict[str, str]] = {
             "impression and findings, impression/findings"
         ),
         "impression": (
-            "impression, impressions, conclusion, conclusions, opinion, summary, assessment, interpretation, "
-            "diagnosis, impression and recommendation, impression and recommendations, impression and plan, "
-            "impression/recommendation, impression/recommendations, impression/plan, conclusion and recommendation, "
-            "summary and recommendation, summary of findings, bottom line"
+            "impression, impressions, imp, impr, conclusion, conclusions, opinion, summary, assessment, "
+            "interpretation, diagnosis, impression and recommendation, impression and recommendations, impression and "
+            "plan, impression/recommendation, impression/recommendations, impression/plan, conclusion and "
+            "recommendation, summary and recommendation, summary of findings, bottom line"
         ),
         "technique": (
-            "technique, techniques, protocol, contrast, contrast material, radiation dose, dose, limitations, "
+            "technique, techniques, tech, protocol, contrast, contrast material, radiation dose, dose, limitations, "
             "technique and contrast, procedure and technique, scan technique, imaging technique, views, examination "
             "technique, image quality, medications"
         ),
         "comparison": (
-            "comparison, comparisons, comparison studies, comparison study, comparison exam, comparison exams, "
+            "comparison, comparisons, comp, comparison studies, comparison study, comparison exam, comparison exams, "
             "comparison examination, comparison examinations, prior studies, prior study, previous studies, previous "
             "study, prior exam, prior exams, prior examinations, previous examinations, prior imaging, compared to, "
             "comparison date, comparison films, comparison with prior studies"
         ),
         "history": (
-            "history, indication, indications, clinical indication, clinical indications, clinical information, "
-            "clinical history, clinical data, clinical details, clinical statement, clinical question, clinical "
-            "notes, clinical diagnosis, clinical background, clinical context, medical history, patient history, past "
-            "history, past medical history, relevant history, brief history, pertinent history, history and "
-            "indication, indication and history, indication/history, history/indication, indication for study, "
+            "history, hx, clinical hx, indication, indications, clinical indication, clinical indications, clinical "
+            "information, clinical history, clinical data, clinical details, clinical statement, clinical question, "
+            "clinical notes, clinical diagnosis, clinical background, clinical context, medical history, patient "
+            "history, past history, past medical history, relevant history, brief history, pertinent history, history "
+            "and indication, indication and history, indication/history, history/indication, indication for study, "
             "indication for exam, indication for examination, reason for exam, reason for examination, reason for "
             "study, reason for this examination, reason for this exam, reason for the exam, reason for visit, reason "
             "for request, reason, symptoms, admitting diagnosis, preoperative diagnosis, underlying medical "
@@ -170,17 +170,17 @@ NAMES: dict[str, dict[str, str]] = {
 # Names that are also ordinary words: they need a colon, or a line of their own.
 WEAK = frozenset(
     listed("""
-    advice, anamnese, assessment, attending, au total, background, befundung, bewertung, bottom line, clinica,
-    clinical, comment, comments, communication, comparado con, comparatif, compared to, complement, contexte,
-    contrast, contrast material, contraste, description, diagnose, diagnosen, diagnosis, diagnostic, diagnostico,
-    dictated, dictated by, dose, durchfuhrung, electronically signed by, en conclusion, en resume, erganzung,
-    ergebnis, esame, estudio, exam, exame, examen, examens, examination, examinations, exams, exploracion, finding,
-    firma, firmado, follow up, follow-up, followup, history, im vergleich, image quality, indikation, informe,
-    injection, interpretation, klinik, kontrastmittel, limitations, management, medecin, medications, methode,
-    metodo, mitteilung, motif, motivo, notification, observation, observations, opinion, plan, procedure, protocol,
-    protocole, protocolo, protokoll, prueba, radiation dose, reason, referto, relatorio, report, resultat, results,
-    resumen, signature, signe par, signed by, study, sugerencia, summary, symptoms, transcribed by,
-    unterschrift, untersuchung, untersuchungen, vergleich, verslag, views, zum vergleich, zusatz
+    hx, imp, impr, tech, comp, advice, anamnese, assessment, attending, au total, background, befundung, bewertung,
+    bottom line, clinica, clinical, comment, comments, communication, comparado con, comparatif, compared to,
+    complement, contexte, contrast, contrast material, contraste, description, diagnose, diagnosen, diagnosis,
+    diagnostic, diagnostico, dictated, dictated by, dose, durchfuhrung, electronically signed by, en conclusion, en
+    resume, erganzung, ergebnis, esame, estudio, exam, exame, examen, examens, examination, examinations, exams,
+    exploracion, finding, firma, firmado, follow up, follow-up, followup, history, im vergleich, image quality,
+    indikation, informe, injection, interpretation, klinik, kontrastmittel, limitations, management, medecin,
+    medications, methode, metodo, mitteilung, motif, motivo, notification, observation, observations, opinion, plan,
+    procedure, protocol, protocole, protocolo, protokoll, prueba, radiation dose, reason, referto, relatorio,
+    report, resultat, results, resumen, signature, signe par, signed by, study, sugerencia, summary, symptoms,
+    transcribed by, unterschrift, untersuchung, untersuchungen, vergleich, verslag, views, zum vergleich, zusatz
 """)
 )
 

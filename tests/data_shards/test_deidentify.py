@@ -22,6 +22,13 @@ from data_shards.report import sentences
         ("Patient Name: JOHN Q. DOE\nSex: M", "Patient Name: [NAME]\nSex: M"),
         ("Dictated by: Jane Roe", "Dictated by: [NAME]"),
         ("Electronically signed by Jane Roe, MD", "Electronically signed by [NAME], MD"),
+        ("PATIENT NAME: DOE, JANE A   ACCT: 998877", "PATIENT NAME: [NAME]   ACCT: [ID]"),
+        (
+            "Drs Roe and Poe; Dr Roe/Dr Poe; Pr Anne-Marie LEROY",
+            "Drs [NAME] and [NAME]; Dr [NAME]/Dr [NAME]; Pr [NAME]",
+        ),
+        ("gez. Dr. med. A. Muster, Prof. Dr. med. B. Weiß", "gez. Dr. med. [NAME], Prof. Dr. med. [NAME]"),
+        ("Technologist: Ann Roe   Room: 3", "Technologist: [NAME]   Room: 3"),
         ("**Patient** : Jean Dupont (54 ans)", "**Patient** : [NAME] (54 ans)"),
         ("**Patient Name:** Doe, John", "**Patient Name:** [NAME]"),
         ("**MRN:** 123456", "**MRN:** [ID]"),
@@ -44,6 +51,7 @@ from data_shards.report import sentences
         ("compared to CT from 3/14 and 03/2019", "compared to CT from [DATE] and [DATE]"),
         ("vom 03.02.2020, 3.2.2020 und 03.02.20", "vom [DATE], [DATE] und [DATE]"),
         ("am 3. März 2020, vom 12.03. und im Jänner 2019", "am [DATE], vom [DATE] und im [DATE]"),
+        ("vom 3.2.20 und am 3.2., 6/7/2018-7/8/2018", "vom [DATE] und am [DATE], [DATE]-[DATE]"),
         ("le 3 février 2020, le 1er août, en déc. 2019", "le [DATE], le [DATE], en [DATE]"),
         ("el 3 de marzo de 2020, enero de 2019", "el [DATE], [DATE]"),
         ("DOB: 01/02/1950 (geb. 01.02.1950)", "DOB: [DATE] (geb. [DATE])"),
@@ -57,11 +65,13 @@ from data_shards.report import sentences
         ("SSN 123-45-6789; 987-65-4321", "SSN [ID]; [ID]"),
         ("Fallnummer 471147, Patientennummer: 0815", "Fallnummer [ID], Patientennummer: [ID]"),
         ("IPP : 80012345; N° de dossier 1234; NHC: 99887", "IPP : [ID]; N° de dossier [ID]; NHC: [ID]"),
+        ("NHC 123456, NIR 1 64 08 75 123 456 78", "NHC [ID], NIR [ID]"),
         ("UID 1.2.840.113619.2.55.3.1234; E1234567", "UID [ID]; [ID]"),
         ("Mail j.roe@clinic.example.org or https://x.example/y?z=1.", "Mail [EMAIL] or [URL]."),
         # addresses
         ("12 Main Street, Springfield, IL 62701", "[ADDRESS]"),
         ("Hauptstraße 12a, 10115 Berlin und Am Alten Weg", "[ADDRESS] und Am Alten Weg"),
+        ("Am Ring 3, Lindenweg 5, 80331 München", "Am Ring 3, [ADDRESS]"),
         ("12 rue de la Paix, 75002 Paris", "[ADDRESS]"),
         ("Calle Mayor 12, 28013 Madrid", "[ADDRESS]"),
     ],
@@ -93,7 +103,8 @@ M. pectoral. Le 1/3 moyen. Score calcique 1234. Mme. est vue. En fin 2019. fin 1
 Report number one. Unit dose 1234. Exam limited. Visit 3. Case of 12 nodules. MRN not given. Dossier 2.
 tel: none. fax. extension 30 degrees. Ext. 12. Mobile 3 lesion. call at night. portable 1 view. No. 3 rib.
 Seen by ___ on ___. [**Name**] on [**2118-1-3**]. Dr. XXXX at XXXX. Dr. ___ was told. <DATE> [DATE] [NAME].
-The left main is 3 mm. Street drug use. Calle. Place of insertion 12. 3 Small Places. 2 Left Ribs
+The left main is 3 mm. Street drug use. Calle. Place of insertion 12. 3 Small Places. 2 Left Ribs.
+Gallenweg 12 mm. Spring 2019. Ring 3. PR interval 200.
 """
 
 

@@ -92,6 +92,14 @@ def test_subheadings_in_running_text_end_where_another_organ_begins() -> None:
     }
 
 
+def test_a_filled_in_form_in_running_text_is_strict() -> None:
+    text = (
+        "Liver: Normal. Hepatic veins are open. Gallbladder: Normal. Spleen: Normal. Pancreas: Normal. Aorta: Normal."
+    )
+    assert said(text)["liver and biliary tree"] == "Liver: Normal.\nHepatic veins are open."
+    assert said(text)["vasculature"] == "Aorta: Normal."
+
+
 @pytest.mark.parametrize(
     ("sentence", "section"),
     [

@@ -44,6 +44,7 @@ CLEAR = {"findings": "Lungs are clear.", "impression": "Normal."}
         "FINDINGS (CT CHEST): Lungs are clear.\nIMPRESSION (PRELIMINARY):\nNormal.",
         "Radiological Findings:\nLungs are clear.\nDiagnostic Impression:\nNormal.",
         "FINDINGS CT CHEST: Lungs are clear.\nIMPRESSION/RECOMMENDATION: Normal.",
+        "FINDINGS: Lungs are clear. IMP: Normal.",
         "DESCRIPTION: Lungs are clear.\nCONCLUSIONS: Normal.",
         "  FINDINGS :   Lungs are clear.\r\n  IMPRESSION :  Normal.\r\n",
         "Befund:\nLungs are clear.\nBeurteilung:\nNormal.",
@@ -193,6 +194,19 @@ def test_text_without_a_heading_beside_findings_is_other() -> None:
     }
     assert said("IMPRESSION: Normal.") == {"impression": "Normal."}
     assert said("") == said(" \n ") == {}
+
+
+def test_short_forms() -> None:
+    want = {
+        "history": "Cough.",
+        "comparison": "None.",
+        "technique": "CT.",
+        "findings": "Clear.",
+        "impression": "Normal.",
+    }
+    assert said("HX: Cough.\nCOMP: None.\nTECH: CT.\nFINDINGS: Clear.\nIMP: Normal.") == want
+    text = "Tech was Ann. Comp is pending. Hx of cough, imp by phone."
+    assert said(text) == {"findings": text}
 
 
 def test_a_heading_that_only_says_report() -> None:
