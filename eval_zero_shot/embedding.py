@@ -258,8 +258,11 @@ def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def study_texts(texts: Mapping[str, Any]) -> str:
-    """The whole report of a study's `texts`: as given, else its findings and impression, else nothing."""
+    """The whole report of a study's `texts`: as given, else its findings and impression, else its heaviest caption,
+    else nothing."""
     report = str(texts.get("report") or "").strip()
     if report:
         return report
-    return "\n".join(part for key in ("findings", "impression") if (part := str(texts.get(key) or "").strip()))
+    sections = "\n".join(part for key in ("findings", "impression") if (part := str(texts.get(key) or "").strip()))
+    captions = sorted(texts.get("captions") or (), key=lambda c: -c["weight"])  # the first of equal ones
+    return sections or next((c["text"].strip() for c in captions if c["text"].strip()), "")

@@ -87,6 +87,7 @@ def gallery(loaded: Loaded, shards: Any, rows: NDArray, seed: int = 0) -> list[d
         texts = shards.json(int(row))["texts"]
         found = sentences("\n".join(str(texts.get(k) or "") for k in ("findings", "impression")).strip())
         found = found or sentences(str(texts.get("report") or ""))
+        found = found or [c["text"] for c in texts.get("captions") or () if c["text"].strip()]
         own[int(row)] = set(found)
         every.update(dict.fromkeys(found))
     if not every:

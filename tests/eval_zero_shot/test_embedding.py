@@ -155,4 +155,6 @@ def test_bf16_is_close_and_fp32_ignores_an_outer_autocast() -> None:
 def test_report_of_a_study() -> None:
     assert study_texts({"report": " all ", "findings": "x"}) == "all"
     assert study_texts({"report": "", "findings": "a", "impression": "b"}) == "a\nb"
+    captions = [{"text": "light", "weight": 0.5}, {"text": "heavy", "weight": 2.0}, {"text": " ", "weight": 3.0}]
+    assert study_texts({"report": "", "captions": captions}) == "heavy"
     assert study_texts({"report": None}) == ""
