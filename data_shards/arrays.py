@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_shards.canonical import scan_of
 from data_shards.errors import DataError
 from data_shards.schema import Scan
-from data_shards.volume import _to_int16
 
 CANONICAL = "SAR"
 _OPPOSITE = {"S": "I", "A": "P", "R": "L", "I": "S", "P": "A", "L": "R"}
@@ -42,24 +42,11 @@ def scan_of_array(
             "write each time point or channel as a scan of its own",
         )
     modality = modality or "CT"
-    is_hu = modality == "CT" and array.dtype != np.uint8
     if axes is not None and axes.upper() != CANONICAL:
         array, spacing_mm = _turned(array, spacing_mm, axes.upper())
-    if slope is not None or intercept is not None:
-        array = array.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
-        is_hu = modality == "CT"
-    stored, to_value, offset = _to_int16(array, "CT" if is_hu else "")
-    scan = Scan(
-        array=stored,
-        modality=modality,
-        spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
-        unit="HU" if is_hu else "arbitrary",
-        slope=to_value,
-        intercept=offset,
-        phase=phase,
-    )
-    scan.check()
-    return scan
+    scaled = slope is not None or intercept is not None
+    unit = "HU" if modality == "CT" and (scaled or array.dtype != np.uint8) else "arbitrary"
+    return scan_of(array, modality, unit, spacing_mm, 1.0 if slope is None else slope, intercept or 0.0, phase)
 
 
 def _turned(array: np.ndarray, spacing: Sequence[float] | None, axes: str) -> tuple[np.ndarray, Sequence[float] | None]:

@@ -1,100 +1,151 @@
-"""One DICOM series from a folder: slices sorted by position, gaps and mixed series refused."""
+"""One DICOM series from files: slices sorted by position, checked, decoded, in one grid."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_shards.dicom_header import Frame, frames_of, not_a_scan, open_dicom
+from data_shards.dicom_pixels import decode, lossy_words
 from data_shards.errors import DataError
+from data_shards.quality import Note, refuse
+from data_shards.stacking import Grid, arrange, common, evened
+from data_shards.suv import suv_factor
 
-GAP = 0.05  # how much slice distances may differ, as a part of their median
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
-def read_series(folder: Path) -> tuple[Any, str]:
-    """A folder of single-frame DICOM files -> (nibabel image in HU or stored units, modality).
+def read_series(folder: Path, files: Sequence[str] = (), accept: Collection[str] = ()) -> Grid:
+    """A folder with one DICOM series, or the named files of it -> Grid.
 
-    Raises: DataError for no image, several series, mixed sizes or directions, missing or doubled slices, or pixel data
-    that no installed codec reads.
+    Single-frame and enhanced multi-frame objects, every transfer syntax that an installed codec reads. PET is turned to
+    SUV (body weight) where the header allows it. `accept`: codes of data_shards.quality that do not refuse it.
+    Raises: DataError for no image, several series, stacks or time points, mixed sizes or directions, missing,
+    unevenly spaced or contradicting slices, localizers, and pixel data that cannot be decoded.
     """
-    import nibabel
-
-    slices = _read(folder)
-    series = {str(s.get("SeriesInstanceUID", "")) for s in slices}
-    if len(series) > 1:
-        raise DataError(
-            f"the folder holds {len(series)} DICOM series",
-            "slices of two scans would be stacked",
-            "one folder a series",
-        )
-    directions = np.array([np.asarray(s.ImageOrientationPatient, float) for s in slices])
-    sizes = {(int(s.Rows), int(s.Columns), *(float(v) for v in s.PixelSpacing)) for s in slices}
-    if len(sizes) > 1 or np.abs(directions - directions[0]).max() > 1e-3:
-        raise DataError(
-            "the slices differ in size, spacing or direction",
-            "they do not form one volume",
-            "take the localiser out of the folder, or convert the series to NIfTI",
-        )
-    row, column = directions[0][:3], directions[0][3:]
-    normal = np.cross(row, column)
-    positions = np.array([np.asarray(s.ImagePositionPatient, float) for s in slices])
-    order = np.argsort(positions @ normal, kind="stable")
-    gaps = np.diff((positions @ normal)[order])
-    step = float(np.median(gaps)) if len(gaps) else 1.0
-    if len(gaps) and (step <= 0 or np.abs(gaps - step).max() > GAP * step):
-        raise DataError(
-            f"slice distances run from {gaps.min():.2f} to {gaps.max():.2f} mm",
-            "slices are missing or doubled, and anatomy would be stretched",
-            "copy the whole series again, or convert it to NIfTI",
-        )
-    planes = [_values(slices[i]) for i in order]
-    high, wide = (float(v) for v in slices[0].PixelSpacing)
+    items, copies = _items(folder, files)
+    frames = [frame for item in items for frame in frames_of(item)]
+    _one_volume(items, frames, accept)
+    planes = _Planes(frames)
+    normal = frames[0].normal
+    order = arrange(np.stack([f.position for f in frames]), normal, planes.same)
+    notes = list(order.notes)
+    if copies:
+        notes.append(("repeated_slices", f"{copies} files hold a slice that another file holds too"))
+    if lossy := lossy_words(items[0]):
+        notes.append(("lossy", lossy))
+    refuse(notes, accept)
+    array, slope, intercept = planes.stacked(order.order)
+    step = float(order.step_mm @ normal)
+    if not order.even:
+        array = evened(array, order.along, step)
+    first = frames[order.order[0]]
     affine = np.eye(4)
-    affine[:3, :3] = LPS_TO_RAS @ np.stack([row * wide, column * high, normal * step], 1)
-    affine[:3, 3] = LPS_TO_RAS @ positions[order[0]]
-    image = nibabel.Nifti1Image(np.stack(planes).transpose(2, 1, 0), affine)
-    return image, str(slices[0].get("Modality", "CT"))
+    high, wide = first.spacing
+    affine[:3, :3] = LPS_TO_RAS @ np.stack([first.row * wide, first.column * high, order.step_mm], 1)
+    affine[:3, 3] = LPS_TO_RAS @ first.position
+    modality = str(items[0].get("Modality") or "CT")
+    unit = "HU" if modality == "CT" else "arbitrary"
+    if modality == "PT":
+        factor, why_not = suv_factor(items[0])
+        if factor is None:
+            notes.append(("no_suv", f"no SUV: {why_not}"))
+        else:
+            slope, intercept, unit = slope * factor, intercept * factor, "SUV"
+    return Grid(array, affine, slope, intercept, modality, unit, tuple(notes))
 
 
-def _read(folder: Path) -> list[Any]:
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    slices = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        try:
-            item = pydicom.dcmread(path)
-        except InvalidDicomError:
-            continue
-        if "PixelData" not in item:
-            continue
-        if int(item.get("NumberOfFrames", 1)) > 1:
+def _items(folder: Path, files: Sequence[str]) -> tuple[list[Any], int]:
+    """The image objects, each once, and how many files were copies of another."""
+    names = [folder / name for name in files] if files else sorted(p for p in folder.iterdir() if p.is_file())
+    found: dict[str, Any] = {}
+    copies = 0
+    for path in names:
+        item = open_dicom(path)
+        if files and (item is None or "PixelData" not in item):
             raise DataError(
-                "multi-frame DICOM is not read yet", fix="convert the series to NIfTI, for instance with dcm2niix"
+                "a file of the series is missing or damaged", "the volume would have holes", "copy it again"
             )
-        if any(name not in item for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")):
-            raise DataError("a slice has no position, direction or spacing", "its place in the patient is unknown")
-        slices.append(item)
-    if not slices:
+        if item is None or "PixelData" not in item:
+            continue
+        uid = str(item.get("SOPInstanceUID") or path.name)
+        copies += uid in found
+        found.setdefault(uid, item)
+    if not found:
         raise DataError(
             "the folder holds no DICOM image",
             "a folder is read as the slices of one volume",
             "give a NIfTI, a .npy or the folder that directly holds one DICOM series; where volumes (CT) are read, "
             "PNG and JPEG are not",
         )
-    return slices
+    # By number, so that what comes first does not depend on file names.
+    return sorted(found.values(), key=lambda item: int(item.get("InstanceNumber") or 0)), copies
 
 
-def _values(item: Any) -> np.ndarray:
-    try:
-        stored = item.pixel_array
-    except Exception as error:  # codecs raise whatever they like
+def _one_volume(items: list[Any], frames: list[Frame], accept: Collection[str]) -> None:
+    series = {str(item.get("SeriesInstanceUID", "")) for item in items}
+    if len(series) > 1:
         raise DataError(
-            f"a slice's pixel data cannot be decoded ({type(error).__name__})",
-            "the volume would have holes",
-            "install the `dicom` extra (more codecs), or decompress the series first",
-        ) from None
-    slope, intercept = float(item.get("RescaleSlope", 1)), float(item.get("RescaleIntercept", 0))
-    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+            f"the folder holds {len(series)} DICOM series",
+            "slices of two scans would be stacked",
+            "one folder a series, or build from the tree of folders (it sorts series by their UID)",
+        )
+    kinds = {not_a_scan(item) for item in items}
+    if kinds == {"localizer"}:
+        refuse([("localizer", "the series is a localizer")], accept)
+    if colour := {"colour image"} & kinds:
+        raise DataError(f"the series holds a {colour.pop()}", "a screenshot is not a scan", "give the original series")
+    stacks = {frame.stack for frame in frames}
+    if len(stacks) > 1:
+        raise DataError(
+            f"the series holds {len(stacks)} stacks or time points",
+            "they would be shuffled into one volume",
+            "split them into series, for instance with dcm2niix",
+        )
+    sizes = {(int(f.item.Rows), int(f.item.Columns), *f.spacing) for f in frames}
+    turned = max(np.abs([f.row - frames[0].row, f.column - frames[0].column]).max() for f in frames)
+    if len(sizes) > 1 or turned > 1e-3:
+        raise DataError(
+            "the slices differ in size, spacing or direction",
+            "they do not form one volume",
+            "take the localiser out of the folder, or convert the series to NIfTI",
+        )
+
+
+class _Planes:
+    """Decodes frames when they are asked for, each once."""
+
+    def __init__(self, frames: list[Frame]) -> None:
+        self.frames = frames
+        self._kept: dict[int, np.ndarray] = {}
+
+    def same(self, i: int, j: int) -> bool:
+        for n in (i, j):
+            self._kept.setdefault(n, self._decoded(n))
+        a, b = self.frames[i], self.frames[j]
+        equal = (a.slope, a.intercept) == (b.slope, b.intercept)
+        return equal and np.array_equal(self._kept[i], self._kept[j])
+
+    def stacked(self, order: Sequence[int]) -> tuple[np.ndarray, float, float]:
+        """(K,J,I values, slope, intercept). Frames of different slopes, as in PET, become float32 in their unit."""
+        slope, intercept = (common([getattr(self.frames[i], n) for i in order]) for n in ("slope", "intercept"))
+        alike = slope is not None and intercept is not None
+        out: np.ndarray | None = None
+        for k, i in enumerate(order):
+            plane = self._kept.pop(i) if i in self._kept else self._decoded(i)
+            frame = self.frames[i]
+            if not alike:
+                plane = (plane.astype(np.float64) * frame.slope + frame.intercept).astype(np.float32)
+            if out is None:
+                out = np.empty((len(order), *plane.shape), plane.dtype)
+            if out.dtype != plane.dtype:
+                raise DataError("the slices differ in how they store numbers", "they do not form one volume")
+            out[k] = plane
+        assert out is not None
+        return (out, float(slope), float(intercept)) if slope is not None and intercept is not None else (out, 1.0, 0.0)
+
+    def _decoded(self, i: int) -> np.ndarray:
+        return decode(self.frames[i].item, self.frames[i].index)

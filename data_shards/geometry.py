@@ -16,6 +16,7 @@ from data_shards.errors import DataError
 
 AIR_HU = -1024.0
 LUNG, SOFT_TISSUE, BONE = (-1000.0, 200.0), (-160.0, 240.0), (-450.0, 1050.0)  # windows in HU: low, high
+PERCENTILES = (0.5, 1.0, 2.0, 5.0, 25.0, 50.0, 75.0, 95.0, 98.0, 99.0, 99.5)  # stored with every volume that is read
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of open_clip
 
 
@@ -24,6 +25,7 @@ class _Record:
 
     _floats: ClassVar[tuple[str, ...]] = ()  # fields whose numbers are floats whichever way they were written
     _ints: ClassVar[tuple[str, ...]] = ()
+    _later: ClassVar[tuple[str, ...]] = ()  # fields that came later: not written at their default, so identities last
 
     def __post_init__(self) -> None:
         for kind, names in ((float, self._floats), (int, self._ints)):
@@ -35,7 +37,11 @@ class _Record:
         raise NotImplementedError
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)  # type: ignore[call-overload]
+        data = asdict(self)  # type: ignore[call-overload]
+        for field in fields(self):  # type: ignore[arg-type]
+            if field.name in self._later and data[field.name] == field.default:
+                del data[field.name]
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -74,6 +80,8 @@ class Geometry(_Record):
     interpolation: "linear" or "nearest". antialias: widen the linear filter when an axis shrinks.
     pad_hu: what lies outside the volume, in the volume's unit.
     windows: (low, high) pairs; each gives one channel, scaled to [-1, 1].
+    windows_in: "unit", the volume's unit (HU), or "percentile": of PERCENTILES, as stored with each volume, for MR and
+        others of arbitrary units. What lies outside the volume is then the low end of each window.
     rounding: "none", or "nearest" to round resampled values to whole units.
     """
 
@@ -86,7 +94,9 @@ class Geometry(_Record):
     windows: tuple[tuple[float, float], ...] = (LUNG, SOFT_TISSUE, BONE)
     rounding: str = "none"
     dtype: str = "float32"
+    windows_in: str = "unit"
     _floats = ("spacing_mm", "pad_hu", "windows")
+    _later = ("windows_in",)
 
     @property
     def channels(self) -> int:
@@ -94,11 +104,15 @@ class Geometry(_Record):
 
     def _check(self) -> None:
         _one_of(self, kind=("volume",), orientation=("RAS",), interpolation=("linear", "nearest"))
-        _one_of(self, rounding=("none", "nearest"), dtype=("float32",))
+        _one_of(self, rounding=("none", "nearest"), dtype=("float32",), windows_in=("unit", "percentile"))
         if self.spacing_mm is not None and (len(self.spacing_mm) != 3 or not all(s > 0 for s in self.spacing_mm)):
             raise DataError(f"spacing_mm {self.spacing_mm} is not three positive numbers", fix="give z, y, x in mm")
         if not self.windows or any(len(w) != 2 or not w[0] < w[1] for w in self.windows):
             raise DataError(f"windows {self.windows} are not (low, high) pairs with low < high")
+        if self.windows_in == "percentile" and (strange := {p for w in self.windows for p in w} - set(PERCENTILES)):
+            raise DataError(
+                f"percentiles {sorted(strange)} are not stored with volumes", fix=f"use some of {PERCENTILES}"
+            )
 
 
 @dataclass(frozen=True)

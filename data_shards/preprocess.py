@@ -48,7 +48,7 @@ def apply_view(
     Args:
         source: D,H,W int16 or float16, anything with `.shape` and slicing (an ndarray, or a blosc2 NDArray that decodes
             only the blocks a crop touches).
-        scan_meta: the scan's json: `spacing_mm` (z,y,x), `slope`, `intercept`.
+        scan_meta: the scan's json: `spacing_mm` (z,y,x), `slope`, `intercept`, for windows in percentiles `percentiles`.
         view: "random" (needs `rng`), "centre" or "resize" with a size D,H,W.
         out: where to put the result (C,D,H,W float32), to save a copy.
     Raises: DataError for a view that does not fit, a spacing that is needed and missing, or non-finite voxels.
@@ -184,7 +184,7 @@ def _crop(
             x = _resample(x, axis, *tap)
     if geometry.rounding == "nearest":
         np.rint(x, out=x)
-    return _window(x, tuple(place), size, geometry, out)
+    return _window(x, tuple(place), size, _windows_of(meta, geometry), geometry, out)
 
 
 def _taps(
@@ -220,17 +220,38 @@ def _resample(x: np.ndarray, axis: int, index_KJ: np.ndarray, weight_KJ: np.ndar
     return total
 
 
+def _windows_of(meta: Mapping[str, Any], geometry: Geometry) -> tuple[tuple[float, float], ...]:
+    """The geometry's windows in the scan's unit."""
+    if geometry.windows_in == "unit":
+        return geometry.windows
+    stored = meta.get("percentiles")
+    if not stored:
+        raise DataError(
+            "the scan has no intensity percentiles, and the geometry's windows are percentiles",
+            "a volume of arbitrary units has no window of its own",
+            "build the shards again, or give windows in the scan's unit (windows_in: unit)",
+        )
+    pairs = ((float(stored[f"{low:g}"]), float(stored[f"{high:g}"])) for low, high in geometry.windows)
+    return tuple((low, max(high, low + 1e-6 * max(1.0, abs(low)))) for low, high in pairs)  # equal: all but one value
+
+
 def _window(
-    x: np.ndarray, place: tuple[slice, ...], size: tuple[int, ...], geometry: Geometry, out: np.ndarray | None
+    x: np.ndarray,
+    place: tuple[slice, ...],
+    size: tuple[int, ...],
+    windows: tuple[tuple[float, float], ...],
+    geometry: Geometry,
+    out: np.ndarray | None,
 ) -> np.ndarray:
     """Pad to size and give each window a channel: clip((x - low) / (high - low), 0, 1) * 2 - 1."""
     whole = x.shape == tuple(size)
     if out is None:
         out = np.empty((geometry.channels, *size), np.float32)
-    for channel, (low, high) in zip(out, geometry.windows):
+    for channel, (low, high) in zip(out, windows):
         scale = np.float32(2.0 / (high - low))
         if not whole:
-            channel[...] = np.clip((np.float32(geometry.pad_hu) - np.float32(low)) * scale - np.float32(1), -1, 1)
+            pad = geometry.pad_hu if geometry.windows_in == "unit" else low
+            channel[...] = np.clip((np.float32(pad) - np.float32(low)) * scale - np.float32(1), -1, 1)
         inner = channel[place]
         np.subtract(x, np.float32(low), out=inner)
         inner *= scale

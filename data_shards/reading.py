@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from data_shards.schema import Scan
 from data_shards.sources.base import ScanFile, StudyRow
@@ -11,17 +11,31 @@ from data_shards.volume import is_volume, read_image, read_volume
 
 
 def read_scans(
-    row: StudyRow, modality: str | None = None, spacing_mm: Sequence[float] | None = None
+    row: StudyRow,
+    modality: str | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    accept: Collection[str] = (),
+    dtype: str = "int16",
 ) -> tuple[Scan, ...]:
-    """The scans of a study; `modality` and `spacing_mm` (z, y, x) are for files that do not say.
+    """The scans of a study.
 
-    Raises: DataError for a file that is not what it claims to be.
+    Args:
+        modality, spacing_mm: (z, y, x) for files that do not say.
+        accept: codes of data_shards.quality that do not refuse a volume.
+        dtype: of volumes that are not in HU, "int16" or "float16".
+    Raises: DataError for a file that is not what it claims to be, and for every fatal note of data_shards.quality.
     """
-    return tuple(read_scan(file, modality, spacing_mm) for file in row.scans)
+    return tuple(read_scan(file, modality, spacing_mm, accept, dtype) for file in row.scans)
 
 
-def read_scan(file: ScanFile, modality: str | None = None, spacing_mm: Sequence[float] | None = None) -> Scan:
-    """One scan. Raises: DataError as `data_shards.volume.read_volume`, `read_image` and `arrays.scan_of_array`."""
+def read_scan(
+    file: ScanFile,
+    modality: str | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    accept: Collection[str] = (),
+    dtype: str = "int16",
+) -> Scan:
+    """One scan; the arguments as for `read_scans`. Raises: DataError as `data_shards.volume.read_volume`, `read_image` and `arrays.scan_of_array`."""
     modality, spacing_mm = file.modality or modality, file.spacing_mm or spacing_mm
     if file.at is not None:
         scan = read_image(file.path, modality, file.at)
@@ -32,7 +46,9 @@ def read_scan(file: ScanFile, modality: str | None = None, spacing_mm: Sequence[
         array = read_array(file.path, file.item)
         scan = scan_of_array(array, modality, spacing_mm, file.axes, file.phase, file.slope, file.intercept)
     elif is_volume(file.path):
-        scan = read_volume(file.path, modality, spacing_mm, file.phase)
+        scan = read_volume(
+            file.path, modality, spacing_mm, file.phase, file.files, file.slope, file.intercept, accept, dtype
+        )
     else:
         scan = read_image(file.path, modality)
-    return dataclasses.replace(scan, role=file.role)
+    return dataclasses.replace(scan, role=file.role, notes=(*file.notes, *scan.notes))

@@ -29,6 +29,8 @@ class Scan:
         W toward the patient's Right. Physical value = array * slope + intercept, in `unit`. None for an image.
     image: the original encoded bytes of a planar image (None for a volume); `ext` is its true extension.
     spacing_mm: distance between voxel centres along D,H,W.
+    percentiles: of the intensities that are not air, in `unit` (data_shards.intensity.percentiles).
+    notes: (code, words) of what was unusual or repaired (data_shards.quality).
     """
 
     array: np.ndarray | None = None
@@ -41,10 +43,12 @@ class Scan:
     intercept: float = 0.0
     phase: str | None = None
     role: str = "primary"
+    percentiles: dict[str, float] = field(default_factory=dict)
+    notes: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of this scan in the sample's json."""
-        return {
+        """The entry of this scan in the sample's json; percentiles and notes only where there are any."""
+        entry: dict[str, Any] = {
             "modality": self.modality,
             "spacing_mm": None if self.spacing_mm is None else [float(s) for s in self.spacing_mm],
             "unit": self.unit,
@@ -56,6 +60,11 @@ class Scan:
             "ext": self.ext,
             "shape": list(self.array.shape) if self.array is not None else None,
         }
+        if self.percentiles:
+            entry["percentiles"] = {name: float(value) for name, value in self.percentiles.items()}
+        if self.notes:
+            entry["notes"] = [list(note) for note in self.notes]
+        return entry
 
     def check(self) -> None:
         """Refuse a scan that cannot be written faithfully. Raises DataError."""

@@ -59,6 +59,9 @@ class VolumeGeometry(Section):
     windows: tuple[tuple[float, float], ...] = Field(
         min_length=1, description="one (low, high) HU window per channel, each scaled to [-1, 1]"
     )
+    windows_in: Literal["unit", "percentile"] = Field(
+        "unit", description="percentile: windows are percentiles of each volume, for MR and PET of arbitrary units"
+    )
     rounding: Literal["none", "nearest"] = Field("none", description="nearest: whole units after resampling")
     dtype: Literal["float32"] = Field("float32", description="dtype of the channels")
 

@@ -18,6 +18,7 @@ class ScanFile:
     at: of a tar, the payload's (offset, bytes); `ext` is then the member's extension.
     axes: of a .npy or .npz volume, where its three axes grow: letters of S/I, A/P, R/L, such as "IPL" (None: "SAR").
     slope, intercept: stored value * slope + intercept is in the scan's unit, instead of what the header says.
+    notes: what the source found unusual, as (code of data_shards.quality, words).
     """
 
     path: str
@@ -32,6 +33,7 @@ class ScanFile:
     intercept: float | None = None
     phase: str | None = None
     role: str = "primary"
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,172 @@
+"""What DICOM headers say: single and enhanced multi-frame images as frames, and what is no scan at all.
+
+Attribute names and values: DICOM PS3.3 (image type C.7.6.1.1.2, functional groups C.7.6.16.2) and PS3.4 annex B.5.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.errors import DataError
+
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_RADIOGRAPHS = ("CR", "DX", "MG", "XA", "RF", "US", "IO", "PX")
+_MADE = {"MPR", "REFORMATTED", "PROJECTION IMAGE", "MIP", "MINIP", "MEAN", "VRT", "CURVED", "AVERAGE", "CSA MPR"}
+_BARE = (b"\x08\x00", b"\x02\x00")  # how a data set without preamble begins: group 8 or 2, little endian
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice of a DICOM object. position and directions in mm, LPS. value = stored * slope + intercept."""
+
+    item: Any
+    index: int
+    position: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    spacing: tuple[float, float]
+    slope: float
+    intercept: float
+    stack: str
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(self.row, self.column)
+
+
+def open_dicom(path: Path, only: Sequence[str] | None = None) -> Any | None:
+    """The data set of a file, None for what is not DICOM. `only`: keywords to read, and no pixels.
+
+    Files without the 128 byte preamble are read too; a DICOMDIR is not an image.
+    """
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    how: dict[str, Any] = {} if only is None else {"stop_before_pixels": True, "specific_tags": list(only)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom repeats the header's values in them
+        try:
+            return pydicom.dcmread(path, **how)
+        except InvalidDicomError:
+            with path.open("rb") as file:
+                if file.read(2) not in _BARE:
+                    return None
+        except (EOFError, OSError, ValueError, KeyError, NotImplementedError, AttributeError):
+            return None
+        try:
+            found = pydicom.dcmread(path, force=True, **how)
+            return found if "SOPClassUID" in found else None
+        except Exception:  # a file that only begins like DICOM
+            return None
+
+
+def text_of(item: Any, name: str) -> str:
+    """A header value as plain text; "" where it is absent or cannot be decoded."""
+    try:
+        value = item.get(name)
+    except Exception:  # damaged values raise what they like
+        return ""
+    return "" if value is None else str(value).strip()
+
+
+def image_type(item: Any) -> tuple[str, ...]:
+    """ImageType in capitals; of an enhanced object, also its frames' type."""
+    values = list(_many(item.get("ImageType")))
+    for group in item.get("SharedFunctionalGroupsSequence") or []:
+        for part in ("CTImageFrameTypeSequence", "MRImageFrameTypeSequence"):
+            values += [v for kind in group.get(part) or [] for v in _many(kind.get("FrameType"))]
+    return tuple(str(v).strip().upper() for v in values)
+
+
+def not_a_scan(item: Any) -> str:
+    """Why an object is no part of a volume, in words; "" where it may be one."""
+    uid, kind = text_of(item, "SOPClassUID"), image_type(item)
+    modality, told = text_of(item, "Modality"), text_of(item, "SeriesDescription").upper()
+    if not item.get("Rows") or not item.get("Columns"):
+        return "no image (report, PDF, presentation state, structure set or the like)"
+    if modality == "SEG":
+        return "segmentation"
+    if uid.startswith(_SECONDARY_CAPTURE) or "SCREEN SAVE" in kind or "DOSE_INFO" in kind:
+        return "dose report" if "DOSE" in told or "DOSE_INFO" in kind else "secondary capture"
+    if modality in _RADIOGRAPHS:
+        return f"projection or ultrasound image ({modality}), which is not read from DICOM: convert it to PNG"
+    if "LOCALIZER" in kind or "SCOUT" in kind:
+        return "localizer"
+    if _MADE & set(kind) or (kind[:2] == ("DERIVED", "SECONDARY") and "AXIAL" not in kind):
+        return "reformatted or otherwise derived series"
+    if int(item.get("SamplesPerPixel") or 1) > 1:
+        return "colour image"
+    return ""
+
+
+def frames_of(item: Any) -> list[Frame]:
+    """The slices of one object. Raises: DataError for a slice without position, direction or spacing."""
+    count = int(item.get("NumberOfFrames") or 1)
+    if "PerFrameFunctionalGroupsSequence" not in item:
+        if count > 1:
+            raise DataError(
+                f"an object of {count} frames says nothing about where each lies",
+                "only enhanced multi-frame objects place their frames in the patient",
+                "convert the series to NIfTI, for instance with dcm2niix",
+            )
+        return [_frame(item, 0, (item,))]
+    shared = list(item.get("SharedFunctionalGroupsSequence") or [])
+    groups = list(item.PerFrameFunctionalGroupsSequence)
+    if len(groups) != count:
+        raise DataError(f"{count} frames, but {len(groups)} descriptions of frames", "slices would be misplaced")
+    return [_frame(item, i, (group, *shared)) for i, group in enumerate(groups)]
+
+
+_MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "FrameContentSequence",
+)
+
+
+def _frame(item: Any, index: int, groups: Sequence[Any]) -> Frame:
+    said: dict[str, Any] = {}
+    parts = [p for group in groups for p in [group, *(m for name in _MACROS for m in group.get(name) or [])]]
+    for name in (
+        "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept",
+        "StackID", "TemporalPositionIndex",
+    ):  # fmt: skip
+        said[name] = next((part[name].value for part in parts if name in part and part[name].value is not None), None)
+    try:
+        position, both, spacing = (
+            np.asarray(said[name], float)
+            for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+        )
+    except (TypeError, ValueError):
+        position = both = spacing = np.zeros(0)
+    if (len(position), len(both), len(spacing)) != (3, 6, 2) or not np.isfinite([*position, *both, *spacing]).all():
+        raise DataError("a slice has no position, direction or spacing", "its place in the patient is unknown")
+    if min(spacing) <= 0 or min(np.linalg.norm(both[:3]), np.linalg.norm(both[3:])) < 0.9:
+        raise DataError("a slice's spacing or direction is not one", "its place in the patient is unknown")
+    slope, intercept = said["RescaleSlope"], said["RescaleIntercept"]
+    stack = f"{said['StackID'] or ''}/{said['TemporalPositionIndex'] or ''}"
+    return Frame(
+        item,
+        index,
+        position,
+        both[:3],
+        both[3:],
+        (float(spacing[0]), float(spacing[1])),
+        1.0 if slope is None else float(slope),
+        0.0 if intercept is None else float(intercept),
+        stack,
+    )
+
+
+def _many(value: Any) -> Sequence[Any]:
+    if value is None or value == "":
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
