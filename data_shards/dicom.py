@@ -11,7 +11,7 @@ import numpy as np
 from data_shards.dicom_header import Frame, frames_of, not_a_scan, open_dicom
 from data_shards.dicom_pixels import decode, lossy_words
 from data_shards.errors import DataError
-from data_shards.quality import Note, refuse
+from data_shards.quality import refuse
 from data_shards.stacking import Grid, arrange, common, evened
 from data_shards.suv import suv_factor
 

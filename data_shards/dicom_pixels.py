@@ -53,9 +53,9 @@ def decode(item: Any, index: int = 0) -> np.ndarray:
 
 def lossy_words(item: Any) -> str:
     """How an object was compressed with loss, "" where it was not."""
-    from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+    from pydicom.uid import JPEG2000, UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-    syntax = getattr(getattr(item, "file_meta", None), "TransferSyntaxUID", "")
+    syntax = UID(getattr(getattr(item, "file_meta", None), "TransferSyntaxUID", ""))
     ratio = item.get("LossyImageCompressionRatio")
     told = str(item.get("LossyImageCompression") or "") == "01"
     # The JPEG 2000 syntax may also hold lossless streams: there only the header's word counts.

@@ -19,9 +19,9 @@ def to_stored(
 ) -> tuple[np.ndarray, float, float]:
     """raw * slope + intercept, in `unit` -> (stored D,H,W, slope, intercept) with the same meaning.
 
-    "HU": int16 whole HU, slope 1, intercept 0; fractions are rounded to the nearest, halves to even. Other units, int16:
-    integers of at most 16 bits are kept as they are, with slope and intercept; wider integers and floats are rounded to
-    65536 equal steps of their range. float16: values themselves, about three digits.
+    "HU": int16 whole HU, slope 1, intercept 0; fractions are rounded to the nearest, halves to even.
+    Other units, int16: integers of at most 16 bits are kept as they are, with slope and intercept; wider integers and
+    floats are rounded to 65536 equal steps of their range. float16: values themselves, about three digits.
     Raises: DataError for voxels that are no numbers, NaN, one constant value, or out of range.
     """
     if raw_DHW.dtype.kind not in "iufb":
@@ -119,7 +119,7 @@ def _whole(raw: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 
 def _planes(raw: np.ndarray, dtype: type, values: object) -> np.ndarray:
     """A C-ordered copy made slice by slice: no second volume of float64 is held."""
-    out = np.empty(raw.shape, dtype)
+    out: np.ndarray = np.empty(raw.shape, dtype)
     for target, plane in zip(out, raw):
         target[...] = values(plane).astype(dtype)  # type: ignore[operator]
     return out

@@ -48,7 +48,7 @@ def apply_view(
     Args:
         source: D,H,W int16 or float16, anything with `.shape` and slicing (an ndarray, or a blosc2 NDArray that decodes
             only the blocks a crop touches).
-        scan_meta: the scan's json: `spacing_mm` (z,y,x), `slope`, `intercept`, for windows in percentiles `percentiles`.
+        scan_meta: the scan's json: `spacing_mm` (z,y,x), `slope`, `intercept`; `percentiles` for windows in these.
         view: "random" (needs `rng`), "centre" or "resize" with a size D,H,W.
         out: where to put the result (C,D,H,W float32), to save a copy.
     Raises: DataError for a view that does not fit, a spacing that is needed and missing, or non-finite voxels.

@@ -117,9 +117,7 @@ def of_values(values: np.ndarray, counts: np.ndarray, unit: str) -> list[Note]:
     if bright.any():
         at_top = float(counts[-1] / max(counts[bright].sum(), 1))
         if at_top > _SATURATED:
-            notes.append(
-                ("saturated", f"{at_top:.1%} of the voxels brighter than air share the greatest value {high:g}")
-            )
+            notes.append(("saturated", f"{at_top:.1%} of the voxels that are not air have the greatest value {high:g}"))
     return notes
 
 

@@ -35,7 +35,7 @@ def read_scan(
     accept: Collection[str] = (),
     dtype: str = "int16",
 ) -> Scan:
-    """One scan; the arguments as for `read_scans`. Raises: DataError as `data_shards.volume.read_volume`, `read_image` and `arrays.scan_of_array`."""
+    """One scan; arguments and errors as for `read_scans`."""
     modality, spacing_mm = file.modality or modality, file.spacing_mm or spacing_mm
     if file.at is not None:
         scan = read_image(file.path, modality, file.at)
