@@ -82,7 +82,7 @@ def _items(folder: Path, files: Sequence[str]) -> tuple[list[Any], int]:
             "PNG and JPEG are not",
         )
     # By number, so that what comes first does not depend on file names.
-    return sorted(found.values(), key=lambda item: int(item.get("InstanceNumber") or 0)), copies
+    return sorted(found.values(), key=_number), copies
 
 
 def _one_volume(items: list[Any], frames: list[Frame], accept: Collection[str]) -> None:
@@ -149,3 +149,7 @@ class _Planes:
 
     def _decoded(self, i: int) -> np.ndarray:
         return decode(self.frames[i].item, self.frames[i].index)
+
+
+def _number(item: Any) -> tuple[int, str]:
+    return int(item.get("InstanceNumber") or 0), str(item.get("SOPInstanceUID") or "")

@@ -116,7 +116,8 @@ def of_values(values: np.ndarray, counts: np.ndarray, unit: str) -> list[Note]:
     bright = values > (-900.0 if unit == "HU" else low)
     if bright.any():
         at_top = float(counts[-1] / max(counts[bright].sum(), 1))
-        if at_top > _SATURATED:
+        beside = np.median(counts[-21:-1]) if len(counts) > 1 else 0  # where values merely end, the last is not a peak
+        if at_top > _SATURATED and counts[-1] > 4 * beside:
             notes.append(("saturated", f"{at_top:.1%} of the voxels that are not air have the greatest value {high:g}"))
     return notes
 
