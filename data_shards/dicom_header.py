@@ -142,7 +142,7 @@ def _frame(item: Any, index: int, groups: Sequence[Any]) -> Frame:
         said[name] = next((part[name].value for part in parts if name in part and part[name].value is not None), None)
     try:
         position, both, spacing = (
-            np.asarray(said[name], float)
+            np.atleast_1d(np.asarray(said[name], float))
             for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
         )
     except (TypeError, ValueError):
