@@ -37,7 +37,7 @@ def to_stored(
             )
         return _whole(raw_DHW, slope, intercept), 1.0, 0.0
     if dtype == "float16":
-        if max(abs(ends[0]), abs(ends[1])) > np.finfo(np.float16).max:
+        if max(abs(ends[0]), abs(ends[1])) > float(np.finfo(np.float16).max):
             raise DataError(f"values from {ends[0]:g} to {ends[1]:g} do not fit float16", fix="store them as int16")
         return _planes(raw_DHW, np.float16, lambda x: x.astype(np.float64) * slope + intercept), 1.0, 0.0
     if raw_DHW.dtype.kind != "f" and high - low <= _CODES:
@@ -85,6 +85,11 @@ def percentiles(values: np.ndarray, counts: np.ndarray, unit: str) -> dict[str, 
         tissue = np.ones(len(values), bool)
     found = _at(values[tissue], counts[tissue], PERCENTILES)
     return {f"{p:g}": float(value) for p, value in zip(PERCENTILES, found)}
+
+
+def percentiles_of(array: np.ndarray, unit: str = "HU") -> dict[str, float]:
+    """`percentiles` of an array of values."""
+    return percentiles(*histogram(array), unit)
 
 
 def _at(values: np.ndarray, counts: np.ndarray, wanted: Sequence[float]) -> list[float]:

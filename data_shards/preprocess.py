@@ -16,6 +16,7 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.geometry import SEVERAL, Geometry, PlanarGeometry, View, geometry_from_dict
+from data_shards.intensity import percentiles_of
 from data_shards.planar import apply_planar, planar_crops
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "crop_starts",
     "crops_of",
     "geometry_from_dict",
+    "percentiles_of",
     "planar_crops",
     "resampled_shape",
+    "resampled_values",
     "view_crops",
 ]
 SAME_SPACING = 1e-4  # relative; closer than this an axis is not resampled
@@ -70,6 +73,12 @@ def apply_view(
 def resampled_shape(shape: tuple[int, ...], scan_meta: Mapping[str, Any], geometry: Geometry) -> tuple[int, ...]:
     """D,H,W of the whole volume at the geometry's spacing."""
     return _grid(shape, scan_meta, geometry, View("centre", (1, 1, 1)))[1]
+
+
+def resampled_values(source: Any, scan_meta: Mapping[str, Any], geometry: Geometry) -> np.ndarray:
+    """The whole volume at the geometry's spacing, before any window: D,H,W float32 in the scan's unit."""
+    ratios, grid = _grid(source.shape, scan_meta, geometry, View("centre", (1, 1, 1)))
+    return _values(source, scan_meta, geometry, ratios, grid, (0, 0, 0), grid)[0]
 
 
 def crop_starts(
@@ -158,6 +167,20 @@ def _crop(
     size: tuple[int, ...],
     out: np.ndarray | None,
 ) -> np.ndarray:
+    x, place = _values(source, meta, geometry, ratios, grid, starts, size)
+    return _window(x, place, size, _windows_of(meta, geometry), geometry, out)
+
+
+def _values(
+    source: Any,
+    meta: Mapping[str, Any],
+    geometry: Geometry,
+    ratios: tuple[float, ...],
+    grid: tuple[int, ...],
+    starts: tuple[int, ...],
+    size: tuple[int, ...],
+) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """The part of a crop that lies within the resampled volume, in the scan's unit, and its place in the crop."""
     region: list[slice] = []
     place: list[slice] = []
     taps: list[tuple[np.ndarray, np.ndarray] | None] = []
@@ -184,7 +207,7 @@ def _crop(
             x = _resample(x, axis, *tap)
     if geometry.rounding == "nearest":
         np.rint(x, out=x)
-    return _window(x, tuple(place), size, _windows_of(meta, geometry), geometry, out)
+    return x, tuple(place)
 
 
 def _taps(

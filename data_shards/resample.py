@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_shards.canonical import scan_of
 from data_shards.errors import DataError
-from data_shards.preprocess import SAME_SPACING, Geometry, resampled_shape, resampled_values
+from data_shards.preprocess import Geometry, resampled_values
 from data_shards.schema import Scan
 
 ORDERS = {0: "nearest", 1: "linear"}
@@ -28,10 +27,11 @@ def resampled(scan: Scan, spacing_mm: Sequence[float], order: int = 1) -> Scan:
         raise DataError(f"order {order} is not {sorted(ORDERS)}", fix="1 is linear, 0 nearest")
     if scan.array is None:
         return scan
+    if len(spacing_mm) != 3:
+        raise DataError(f"spacing {tuple(spacing_mm)} is not three numbers", fix="give z, y, x in mm")
     wanted = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
     geometry = Geometry(spacing_mm=wanted, interpolation=ORDERS[order], windows=((0.0, 1.0),))
     # In stored units: rounding is then to the steps of the original, and no range grows.
-    meta = {"spacing_mm": scan.spacing_mm}
-    values = resampled_values(scan.array, meta, geometry)
+    values = resampled_values(scan.array, {"spacing_mm": scan.spacing_mm}, geometry)
     stored = np.rint(values).astype(np.int16) if scan.array.dtype == np.int16 else values.astype(scan.array.dtype)
     return replace(scan, array=stored, spacing_mm=wanted)

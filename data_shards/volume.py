@@ -57,7 +57,22 @@ def read_volume(
         value, and for every fatal note of data_shards.quality.
     """
     check_accept(accept)
-    grid = _grid(Path(path), files, accept)
+    return scan_of_grid(
+        read_grid(path, files, accept), modality, spacing_mm, phase, slope, intercept, accept=accept, dtype=dtype
+    )
+
+
+def scan_of_grid(
+    grid: Grid,
+    modality: str | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    phase: str | None = None,
+    slope: float | None = None,
+    intercept: float | None = None,
+    accept: Collection[str] = (),
+    dtype: str = "int16",
+) -> Scan:
+    """What `read_volume` makes of a grid that is read already; the same arguments and errors."""
     array, spacing, notes = (grid.array_KJI, None, []) if grid.affine is None else turned(grid)
     unit = grid.unit
     if slope is not None or intercept is not None:
@@ -68,21 +83,14 @@ def read_volume(
         unit = "HU"
     elif unit == "HU":
         unit = "arbitrary"
-    return scan_of(
-        array,
-        modality,
-        unit,
-        spacing_mm or spacing,
-        grid.slope,
-        grid.intercept,
-        phase,
-        (*grid.notes, *notes),
-        accept,
-        dtype,
-    )
+    all_notes = (*grid.notes, *notes)
+    spacing_mm = spacing_mm or spacing
+    return scan_of(array, modality, unit, spacing_mm, grid.slope, grid.intercept, phase, all_notes, accept, dtype)
 
 
-def _grid(path: Path, files: Sequence[str], accept: Collection[str]) -> Grid:
+def read_grid(path: str | os.PathLike[str], files: Sequence[str] = (), accept: Collection[str] = ()) -> Grid:
+    """A volume as its file stores it: axes, values and orientation. Arguments and errors as for `read_volume`."""
+    path = Path(path)
     name = path.name.lower()
     if not path.exists():
         raise DataError("the file is missing", "there is nothing to read", "check the path")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.preprocess import SEVERAL, Geometry, PlanarGeometry, View, crops_of
+from data_shards.preprocess import SEVERAL, Geometry, PlanarGeometry, View, crops_of, percentiles_of
 from data_shards.volume import read_image, read_volume
 from encoders.errors import ReleaseError
 
@@ -48,6 +48,8 @@ class Preprocess:
         if isinstance(self.geometry, PlanarGeometry):
             return torch.from_numpy(crops_of(_encoded(x, modality), {}, self.geometry, self.view))
         array, meta = _volume(x, spacing_mm, modality)
+        if self.geometry.windows_in == "percentile" and "percentiles" not in meta:  # a bare array
+            meta["percentiles"] = percentiles_of(array, "arbitrary")
         return torch.from_numpy(crops_of(array, meta, self.geometry, self.view))
 
 

@@ -62,9 +62,7 @@ def export(tmp_path: Path) -> Path:
 
 
 def report_rows(numbers: list[int]) -> list[dict[str, str]]:
-    return [
-        {"acc": f"ACC{n:04d}", "text": f"Report {n}.", "effusion": str(n % 2), "when": f"2020-01-{n + 10}"} for n in numbers
-    ]
+    return [{"acc": f"ACC{n:04d}", "text": f"Report {n}.", "effusion": str(n % 2)} for n in numbers]
 
 
 def reports(tmp_path: Path, numbers: list[int], **how: Any) -> ReportTable:
@@ -100,7 +98,7 @@ def test_unmatched_reports_and_studies_without_one_are_counted(export: Path, tmp
     assert [row.texts.report for row in listing.rows] == ["Report 1.", "Report 2."]
     assert "left out: 2 studies without a report" in listing.notes
     assert "3 of 5 reports belong to no study of the tree" in listing.notes
-    with pytest.raises(DataError, match="none of the 4 studies has a report: no accession(.|\n)*join by study"):
+    with pytest.raises(DataError, match=r"none of the 4 studies has a report: no accession(.|\n)*join by study"):
         read_dicom_tree(export, reports(tmp_path, [7, 8]))
 
 
@@ -110,8 +108,13 @@ def test_reports_join_by_study_or_by_patient_and_date(export: Path, tmp_path: Pa
     for by, keys in (("study", ("uid",)), ("patient_date", ("pid", "day"))):
         listing = read_dicom_tree(export, ReportTable(path, {"report": "r"}, by, keys))
         assert [row.texts.report for row in listing.rows] == ["R0", "R1", "R2", "R3"]
-    flat(export, series(body(seed=9), **study(9, IssuerOfPatientID="CLINIC", PatientID="PID-77777", StudyDate="20200220")))
-    table(path, [{"pid": "PID-77777", "day": "20.2.2020", "r": "x"}, {"pid": "PID-77777", "day": "2020/02/20", "r": "R9"}])
+    flat(
+        export,
+        series(body(seed=9), **study(9, IssuerOfPatientID="CLINIC", PatientID="PID-77777", StudyDate="20200220")),
+    )
+    table(
+        path, [{"pid": "PID-77777", "day": "20.2.2020", "r": "x"}, {"pid": "PID-77777", "day": "2020/02/20", "r": "R9"}]
+    )
     (row,) = read_dicom_tree(export, ReportTable(path, {"report": "r"}, "patient_date", ("pid", "day"))).rows
     assert (row.texts.report, row.patient) == ("R9", "CLINIC/PID-77777")
 
@@ -128,7 +131,9 @@ def test_mistakes_of_the_table_are_all_told(export: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"no column \['accession'\]"):
         read_dicom_tree(export, ReportTable(spec.path, {"report": "text"}))
     torn = [{**row, "split": "train" if i else "test"} for i, row in enumerate(report_rows([0, 1]))]
-    spec = ReportTable(table(tmp_path / "torn.csv", torn), {"report": "text"}, key_columns=("acc",), split_column="split")
+    spec = ReportTable(
+        table(tmp_path / "torn.csv", torn), {"report": "text"}, key_columns=("acc",), split_column="split"
+    )
     with pytest.raises(DataError, match="1 patients have studies in two splits"):
         read_dicom_tree(export, spec)
 
@@ -267,9 +272,9 @@ def test_studies_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     told = " ".join([*listing.notes, *(r.reason for r in listing.refused)])
     assert "9 files): a slice has no position, direction or spacing" in told
     assert not any(word in told for word in ("Doe", "PID", "ACC", "ANOTHER", str(tmp_path)))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a").write_text("x")
     with pytest.raises(DataError, match="none of the 1 files below the folder is DICOM"):
-        (tmp_path / "none").mkdir()
-        (tmp_path / "none" / "a").write_text("x")
         read_dicom_tree(tmp_path / "none")
 
 
