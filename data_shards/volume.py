@@ -96,7 +96,7 @@ def read_grid(path: str | os.PathLike[str], files: Sequence[str] = (), accept: C
         raise DataError("the file is missing", "there is nothing to read", "check the path")
     try:
         if path.is_dir():
-            from data_shards.dicom import read_series
+            from data_shards.dicom.series import read_series
 
             return read_series(path, files, accept)
         if name.endswith(".npy"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dicom_header import Frame, frames_of, not_a_scan, open_dicom, text_of
+from data_shards.dicom.header import Frame, frames_of, not_a_scan, open_dicom, text_of
 from data_shards.errors import DataError
 from data_shards.progress import track
 

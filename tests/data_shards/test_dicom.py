@@ -12,7 +12,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
-from data_shards import DataError, Scan, dicom_pixels
+from data_shards import DataError, Scan
+from data_shards.dicom import pixels as dicom_pixels
 from data_shards.volume import read_volume
 from tests.data_shards.dicom_files import SPACING, body, dataset, enhanced, read_back, real_ct, save, series
 

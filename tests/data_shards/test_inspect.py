@@ -13,8 +13,8 @@ from pydicom import uid
 
 from data_shards import Caption, Scan, Study, Texts
 from data_shards.geometry import Geometry, View
-from data_shards.inspect import main
-from data_shards.inspect_draw import plane_of
+from data_shards.inspect.__main__ import main
+from data_shards.inspect.draw import plane_of
 from data_shards.shard_set import ShardWriter
 from tests.data_shards.dicom_files import body, enhanced, save, series
 

@@ -12,6 +12,8 @@ import pytest
 from pydicom import uid
 
 from data_shards import DataError
+from data_shards.phantom import generate
+from data_shards.phantom.pacs import write_pacs
 from data_shards.reading import read_scan
 from data_shards.sources.base import Listing
 from data_shards.sources.dicom_choice import parse_rule, soft_kernel
@@ -298,3 +300,21 @@ def test_enhanced_and_compressed_objects_in_a_tree(tmp_path: Path) -> None:
         scan = read_scan(row.scans[0])
         assert scan.array is not None
         np.testing.assert_array_equal(scan.array[:, ::-1, ::-1], ct)
+
+
+def test_phantoms_from_a_pacs(tmp_path: Path) -> None:
+    """The export of data_shards.phantom: every study comes back with its voxels, words, labels and split."""
+    root = write_pacs(tmp_path / "export", 4)
+    labels = {name: (name, None) for name in generate(0, 0).labels}
+    spec = ReportTable(
+        root / "reports.csv", {"findings": "findings", "impression": "impression"}, labels=labels, split_column="split"
+    )
+    listing = read_dicom_tree(root, spec, study_id="accession")
+    assert len(listing.rows) == 4
+    assert "left out: 4 series (4 files): localizer" in listing.notes
+    for index, row in enumerate(listing.rows):
+        study = generate(index, 0)
+        scan = read_scan(row.scans[0])
+        np.testing.assert_array_equal(scan.array, study.scans[0].array)
+        assert (row.texts.findings, row.labels) == (study.texts.findings, study.labels)
+        assert row.split in ("train", "val", "test")

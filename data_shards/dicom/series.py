@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dicom_header import Frame, frames_of, not_a_scan, open_dicom
-from data_shards.dicom_pixels import decode, lossy_words
+from data_shards.dicom.header import Frame, frames_of, not_a_scan, open_dicom
+from data_shards.dicom.pixels import decode, lossy_words
+from data_shards.dicom.suv import suv_factor
 from data_shards.errors import DataError
 from data_shards.quality import refuse
 from data_shards.stacking import Grid, arrange, common, evened
-from data_shards.suv import suv_factor
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 

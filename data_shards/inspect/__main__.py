@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _file(path: Path, out: Path, args: argparse.Namespace) -> int:
-    from data_shards import inspect_draw as draw
-    from data_shards import inspect_scan as words
+    from data_shards.inspect import draw
+    from data_shards.inspect import scan as words
     from data_shards.volume import is_volume, read_grid, read_image, scan_of_grid
 
     folder, files, modality = path, tuple[str, ...](), args.modality
@@ -114,9 +114,9 @@ def _chosen(path: Path, rule_name: str) -> tuple[Path, tuple[str, ...], str]:
 
 
 def _shards(path: Path, key: str, out: Path, geometry: str | None) -> int:
-    from data_shards import inspect_draw as draw
-    from data_shards import inspect_scan as words
-    from data_shards import inspect_shards as at_a_glance
+    from data_shards.inspect import draw
+    from data_shards.inspect import scan as words
+    from data_shards.inspect import shards as at_a_glance
     from data_shards.shard_set import ShardSet
 
     shards = ShardSet.open(path)
@@ -147,7 +147,7 @@ _LABEL = {1: "present", 0: "absent", None: "unknown"}
 
 
 def _geometry_rows(path: str | None, shape: Any, meta: dict[str, Any]) -> list[tuple[str, str]]:
-    from data_shards.inspect_scan import rows_of_geometry
+    from data_shards.inspect.scan import rows_of_geometry
 
     return rows_of_geometry(shape, meta, Path(path)) if path else []
 

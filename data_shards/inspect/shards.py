@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.inspect_draw import draw_sheet
-from data_shards.inspect_scan import Row
+from data_shards.inspect.draw import draw_sheet
+from data_shards.inspect.scan import Row
 from data_shards.shard_set import ShardSet
 
 LOOKED_AT = 400  # studies whose json is read

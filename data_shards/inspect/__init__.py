@@ -1,0 +1,1 @@
+"""What a file, a folder of DICOM or a shard set holds, told and drawn."""
