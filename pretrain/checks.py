@@ -16,6 +16,7 @@ from encoders.tag import SIZES, parse_tag
 from pretrain import known_models
 from pretrain.schema import (
     OBJECTIVE_OPTIONS,
+    PERCENTILES,
     DataSection,
     EvaluateSection,
     ModelSection,
@@ -112,6 +113,12 @@ def check_views(data: DataSection) -> Iterator[Problem]:
             if not low < high:
                 yield Problem(
                     ("data", "geometry", "windows", i), f"({low:g}, {high:g}) is empty: low must be below high"
+                )
+            if data.geometry.windows_in == "percentile" and not {low, high} <= set(PERCENTILES):
+                yield Problem(
+                    ("data", "geometry", "windows", i),
+                    f"({low:g}, {high:g}) are not percentiles that are stored with volumes",
+                    "use " + ", ".join(f"{p:g}" for p in PERCENTILES),
                 )
         if not all(s > 0 for s in data.geometry.spacing_mm or ()):
             yield Problem(("data", "geometry", "spacing_mm"), "spacings must be positive millimetres")

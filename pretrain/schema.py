@@ -45,6 +45,9 @@ class ShardSource(Section):
     path: str = Field(min_length=1, description="folder with manifest.json, relative to the working folder")
 
 
+PERCENTILES = (0.5, 1.0, 2.0, 5.0, 25.0, 50.0, 75.0, 95.0, 98.0, 99.0, 99.5)  # as data_shards.geometry, without numpy
+
+
 class VolumeGeometry(Section):
     """How a stored CT or MR volume becomes channels; saved in the release."""
 

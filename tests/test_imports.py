@@ -36,6 +36,8 @@ NOT_LEAF = (
     "phantom",
     "sources",
     "reading",
+    "inspect",
+    "resample",
     "arrays",
     "conditions",
     "selection",

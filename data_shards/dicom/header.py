@@ -5,8 +5,10 @@ Attribute names and values: DICOM PS3.3 (image type C.7.6.1.1.2, functional grou
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ import numpy as np
 from data_shards.errors import DataError
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
+# CT, enhanced CT, MR, enhanced MR, PET, enhanced PET, nuclear medicine.
+_VOLUMES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "4", "4.1", "128", "130", "20"))
 _RADIOGRAPHS = ("CR", "DX", "MG", "XA", "RF", "US", "IO", "PX")
 _MADE = {"MPR", "REFORMATTED", "PROJECTION IMAGE", "MIP", "MINIP", "MEAN", "VRT", "CURVED", "AVERAGE", "CSA MPR"}
 _BARE = (b"\x08\x00", b"\x02\x00")  # how a data set without preamble begins: group 8 or 2, little endian
@@ -40,30 +45,53 @@ class Frame:
         return np.cross(self.row, self.column)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom repeats the header's values in warnings, and names of files in its log."""
+    log = logging.getLogger("pydicom")
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
+
+
 def open_dicom(path: Path, only: Sequence[str] | None = None) -> Any | None:
     """The data set of a file, None for what is not DICOM. `only`: keywords to read, and no pixels.
 
-    Files without the 128 byte preamble are read too; a DICOMDIR is not an image.
+    Files without the 128 byte preamble are read too. Raises: DataError for a DICOM file that cannot be read.
     """
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     how: dict[str, Any] = {} if only is None else {"stop_before_pixels": True, "specific_tags": list(only)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom repeats the header's values in them
-        try:
-            return pydicom.dcmread(path, **how)
-        except InvalidDicomError:
-            with path.open("rb") as file:
-                if file.read(2) not in _BARE:
-                    return None
-        except (EOFError, OSError, ValueError, KeyError, NotImplementedError, AttributeError):
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+        whole = start[128:] == b"DICM"
+        if not whole and start[:2] not in _BARE:
             return None
-        try:
-            found = pydicom.dcmread(path, force=True, **how)
-            return found if "SOPClassUID" in found else None
-        except Exception:  # a file that only begins like DICOM
+        with quiet():
+            found = pydicom.dcmread(path, force=not whole, **how)
+    except Exception as error:  # a damaged file raises anything; one that only begins like DICOM is none
+        if not isinstance(error, OSError) and not whole:
             return None
+        raise DataError(
+            f"a DICOM file is damaged or cannot be opened ({type(error).__name__})",
+            "the volume would have holes",
+            "copy or export the series again",
+        ) from None
+    if "SOPClassUID" in found or "Rows" in found:
+        return found
+    if not whole or str(getattr(found, "file_meta", {}).get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
+        return None
+    raise DataError("a DICOM file ends before it says what it is", "the volume would have holes", "copy it again")
+
+
+def is_image(item: Any) -> bool:
+    """Whether it shows something, or would if its file were whole."""
+    return bool(item.get("Rows")) or text_of(item, "SOPClassUID") in _VOLUMES
 
 
 def text_of(item: Any, name: str) -> str:

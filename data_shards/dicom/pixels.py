@@ -6,14 +6,19 @@ pyjpegls (JPEG-LS), pillow (8-bit JPEG, JPEG 2000), pydicom itself (RLE, and eve
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
+from data_shards.dicom.header import quiet
 from data_shards.errors import DataError
 
 DECODERS = ("gdcm", "pyjpegls", "pillow", "pydicom")  # never pylibjpeg: its JPEG decoder is under the GPL
+
+_IN_THE_EXTRA = (
+    "JPEGLossless", "JPEGLosslessSV1", "JPEGLSLossless", "JPEGLSNearLossless", "JPEG2000Lossless", "JPEG2000",
+    "JPEGBaseline8Bit",
+)  # fmt: skip
 
 
 def decoders_for(syntax: str) -> tuple[str, ...]:
@@ -35,14 +40,13 @@ def decode(item: Any, index: int = 0) -> np.ndarray:
     failure = "no codec for it is installed"
     for name in names:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():
                 array, _ = get_decoder(syntax).as_array(item, index=index, raw=True, decoding_plugin=name)
         except Exception as error:  # codecs raise whatever they like
             failure = type(error).__name__
             continue
         return array
-    if syntax.is_encapsulated and not {"gdcm", "pyjpegls"} & set(names) and syntax.name != "RLE Lossless":
+    if syntax.keyword in _IN_THE_EXTRA and not {"gdcm", "pyjpegls"} & set(names):
         fix = "pip install 'voxclip[dicom]' (python-gdcm and pyjpegls), or decompress the series first"
     else:
         fix = "copy or export the series again, or decompress it first (gdcmconv --raw)"

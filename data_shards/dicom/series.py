@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dicom.header import Frame, frames_of, not_a_scan, open_dicom
+from data_shards.dicom.header import Frame, frames_of, is_image, not_a_scan, open_dicom
 from data_shards.dicom.pixels import decode, lossy_words
 from data_shards.dicom.suv import suv_factor
 from data_shards.errors import DataError
@@ -65,10 +65,10 @@ def _items(folder: Path, files: Sequence[str]) -> tuple[list[Any], int]:
     copies = 0
     for path in names:
         item = open_dicom(path)
-        if files and (item is None or "PixelData" not in item):
-            raise DataError(
-                "a file of the series is missing or damaged", "the volume would have holes", "copy it again"
-            )
+        if item is not None and "PixelData" not in item and (files or is_image(item)):
+            raise DataError("an image of the series has no pixels", "the volume would have holes", "copy it again")
+        if item is None and files:
+            raise DataError("a file of the series is no DICOM any more", "the volume would have holes", "copy it again")
         if item is None or "PixelData" not in item:
             continue
         uid = str(item.get("SOPInstanceUID") or path.name)

@@ -116,8 +116,12 @@ def series_of(headers: Iterable[Header]) -> tuple[list[Series], list[tuple[str, 
     """The volumes of one study, and what is left out: (reason, files), one entry a series."""
     by_uid: dict[str, list[Header]] = defaultdict(list)
     left_out: dict[tuple[str, str], int] = defaultdict(int)
+    headers = list(headers)
+    torn = {header.series: header.why_not for header in headers if header.broken}
     for header in headers:
-        if header.why_not:
+        if header.series in torn:  # without the damaged slice, the rest would pass for a shorter scan
+            left_out[f"a file of it is damaged: {torn[header.series]}", header.series] += 1
+        elif header.why_not:
             left_out[header.why_not, header.series] += 1
         else:
             by_uid[header.series].append(header)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dicom.header import Frame, frames_of, not_a_scan, open_dicom, text_of
+from data_shards.dicom.header import Frame, frames_of, is_image, not_a_scan, open_dicom, text_of
 from data_shards.errors import DataError
 from data_shards.progress import track
 
@@ -94,12 +94,12 @@ def _read(root: Path, files: Sequence[str], workers: int) -> Iterator[Header | N
 
 
 def read_header(root: Path, file: str) -> Header | None:
-    """None for what is not DICOM."""
+    """None for what is not DICOM. A damaged file has no study."""
     try:
         item = open_dicom(root / file, _ONLY)
-    except OSError:
-        return None
-    if item is None or "SOPClassUID" not in item:
+    except DataError as error:
+        return Header(file, error.what, "", "", file, "", "", "", "", (), "", 0, "", broken=True)
+    if item is None:
         return None
     issuer, patient = text_of(item, "IssuerOfPatientID"), text_of(item, "PatientID")
     names = [text_of(item, n) for n in ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID")]
@@ -107,6 +107,8 @@ def read_header(root: Path, file: str) -> Header | None:
     frames: list[Frame] = []
     broken = True
     try:
+        if is_image(item) and not item.get("Rows"):
+            raise DataError("an image's file ends within its header")
         why_not = not_a_scan(item)
         frames = [] if why_not else frames_of(item)
         broken = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ def read_dicom_tree(
     series: str = "primary",
     study_id: str = "study",
     modalities: Sequence[str] = (),
+    splits: Mapping[str, str] | None = None,
     val_fraction: float = 0.1,
     test_fraction: float = 0.0,
     workers: int = 0,
@@ -37,11 +38,12 @@ def read_dicom_tree(
             "thinnest", or "regex:PATTERN" of descriptions. The best is the scan of role "primary", others "secondary".
         study_id: "study" (StudyInstanceUID), or "accession": studies of one accession number are then one.
         modalities: keep only these (CT, MR, PT, ...); empty: all.
-        val_fraction, test_fraction: drawn by a hash of the patient, where the table has no split column.
+        splits: id of a study, or PatientID -> its split, where the table has no split column.
+        val_fraction, test_fraction: otherwise drawn by a hash of the patient.
         workers: processes that read headers; the listing is the same for any number.
     The line of a row is the number of its study in the order of ids. Patients are PatientID, with its issuer where
     there is one. Raises: DataError for a folder without DICOM, a table with mistakes, reports none of which is for
-    any study, and a patient in two splits.
+    any study, a study that `splits` does not name, and a patient in two splits.
     """
     rule = parse_rule(series)
     if study_id not in STUDY_IDS:
@@ -73,7 +75,11 @@ def read_dicom_tree(
                 continue
             used[key] += 1
             row = _joined(row, words[key])
-        rows.append(row if row.split else replace(row, split=drawn_split(row.patient, val_fraction, test_fraction)))
+        if splits is not None and not row.split:
+            row = replace(row, split=splits.get(row.id) or splits.get(row.patient) or "")
+        elif not row.split:
+            row = replace(row, split=drawn_split(row.patient, val_fraction, test_fraction))
+        rows.append(row)
     if reports:
         told.reports(len(words), used)
         if words and not used and told.without_report:
@@ -92,6 +98,8 @@ _NOTHING = "no series of it is a volume"
 
 def _problem(name: str, members: Sequence[Header], kept: Sequence[Series], rule: Rule, study_id: str) -> str:
     """Why a study cannot be used, "" where it can."""
+    if not name and all(h.broken for h in members):
+        return f"{len(members)} damaged DICOM files, of which nobody knows the study"
     if not name:
         return "no StudyInstanceUID" if study_id == "study" else "no accession number"
     patients = {h.patient for h in members}
@@ -148,6 +156,8 @@ def _once(headers: Sequence[Header]) -> tuple[list[Header], int]:
 
 
 def _one_split(rows: Sequence[StudyRow]) -> None:
+    if homeless := sum(not row.split for row in rows):
+        raise DataError(f"{homeless} studies are not in the split file, nor their patients", fix="add them to it")
     split_of: dict[str, str] = {}
     torn = {row.patient for row in rows if split_of.setdefault(row.patient, row.split) != row.split}
     if torn:

@@ -24,7 +24,7 @@ class ReportTable:
     texts, labels: as in data_shards.sources.table.TableSpec. known_columns: identifiers to mask in the texts.
     """
 
-    path: Path
+    path: str | Path
     texts: dict[str, str]
     by: str = "accession"
     key_columns: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ def read_reports(table: ReportTable) -> dict[tuple[str, ...], Words]:
     labels = {column for column, _ in table.labels.values()}
     split = (table.split_column,) if table.split_column else ()
     needed = {*keys, *table.texts.values(), *labels, *table.meta_columns, *table.known_columns, *split}
-    records = read_records(table.path, needed)
+    records = read_records(Path(table.path), needed)
     if missing := sorted(needed - set(records.columns)):
         raise DataError(f"the table of reports has no column {missing}", fix=f"it has {records.columns}")
     found: dict[tuple[str, ...], Words] = {}

@@ -53,10 +53,11 @@ def picture(shards: Any, row: int, loaded: Loaded) -> Picture:
         grey = np.clip(np.rint(255 * x.mean(0)), 0, 255).astype(np.uint8)
         # Volumes are drawn with both in-plane axes turned round (RAS); an image's first row is on top already.
         return Picture(("image",), np.ascontiguousarray(grey[None, None, ::-1, ::-1]), (1.0, 1.0, 1.0))
-    names, windows = tuple(WINDOWS), tuple(WINDOWS.values())
+    names = tuple(WINDOWS)
+    shown = dataclasses.replace(geometry, windows=tuple(WINDOWS.values()), windows_in="unit")
     if meta.get("unit") != "HU":
-        names, windows = ("first window",), geometry.windows[:1]
-    seen = apply_view(source, meta, dataclasses.replace(geometry, windows=windows), one_view(loaded))
+        names, shown = ("first window",), dataclasses.replace(geometry, windows=geometry.windows[:1])
+    seen = apply_view(source, meta, shown, one_view(loaded))
     grey = np.clip(np.rint(127.5 * (seen + 1)), 0, 255).astype(np.uint8)
     spacing = geometry.spacing_mm or meta.get("spacing_mm") or (1.0, 1.0, 1.0)
     return Picture(names, grey, tuple(float(s) for s in spacing))  # type: ignore[arg-type]

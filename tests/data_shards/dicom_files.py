@@ -80,6 +80,19 @@ def dataset(plane: np.ndarray, position: Sequence[float] = (0, 0, 0), **attribut
     return item
 
 
+def study(number: int, **attributes: Any) -> dict[str, Any]:
+    """Header values of one study."""
+    return {
+        "StudyInstanceUID": f"1.2.{number}",
+        "SeriesInstanceUID": f"1.2.{number}.1",
+        "AccessionNumber": f"ACC{number:04d}",
+        "PatientID": f"PID-{number // 2:05d}",
+        "PatientName": f"Doe{number}^Janette",
+        "StudyDate": f"202001{number + 10:02d}",
+        **attributes,
+    }
+
+
 def series(array: np.ndarray, step: Sequence[float] = (0, 0, SPACING[0]), **attributes: Any) -> list[Dataset]:
     """Slices i at i * step mm, numbered from the head down, as some scanners do."""
     return [

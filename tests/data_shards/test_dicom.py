@@ -101,16 +101,23 @@ def test_the_decoders_are_ours(monkeypatch: pytest.MonkeyPatch, ct: np.ndarray, 
         read_volume(folder)
 
 
-def test_an_unknown_syntax_and_damaged_pixels(ct: np.ndarray, tmp_path: Path) -> None:
+def test_an_unknown_syntax_and_damaged_files(
+    ct: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = save(series(ct), tmp_path / "s", uid.RLELossless)
     path = next(folder.iterdir())
-    data = path.read_bytes()
-    path.write_bytes(data.replace(uid.RLELossless.encode() + b"\0", uid.HTJ2KLossless.encode().ljust(20, b"\0")[:20]))
-    with pytest.raises(DataError):
+    whole = path.read_bytes()
+    item = read_back(path)
+    item.file_meta.TransferSyntaxUID = uid.HTJ2KLossless
+    item.save_as(path)
+    with pytest.raises(DataError, match=r"High-Throughput JPEG 2000(.|\n)*decompress it first") as caught:
         read_volume(folder)
-    path.write_bytes(data[:-200])
-    with pytest.raises(DataError):
-        read_volume(folder)
+    assert "pip install" not in str(caught.value)  # no extra would help
+    for kept, words in ((-200, "has no pixels"), (700, "has no pixels"), (200, "ends before it says what it is")):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(DataError, match=words) as caught:
+            read_volume(folder)
+        assert path.name not in str(caught.value) + caplog.text + capsys.readouterr().err
 
 
 # ---- multi-frame

@@ -156,6 +156,7 @@ def test_smoke_shrinks_and_overrides_still_win(recipe_file: Path) -> None:
 
 def test_kind_words_mirror_the_records_of_data_shards() -> None:
     """A key added on one side only would be lost between recipe and preprocessing."""
+    assert schema.PERCENTILES == records.PERCENTILES
     for section, record in (
         (schema.VolumeGeometry, records.Geometry),
         (schema.PlanarGeometry, records.PlanarGeometry),
@@ -191,6 +192,7 @@ def test_kind_words_mirror_the_records_of_data_shards() -> None:
         (("[6, 6, 6]", "[6, 0, 6]"), "data.geometry.spacing_mm", 6, "positive"),
         (("- [-100, 200]", "- [200, 200]"), "data.geometry.windows.1", 9, "low must be below high"),
         (("      - [-100, 200]\n", ""), "data.geometry.windows", 7, "c-1"),
+        (("    windows:", "    windows_in: percentile\n    windows:"), "data.geometry.windows.0", 9, "stored with"),
         (("size: [56, 64, 80]", "size: [56, 60, 80]"), "data.train_view.size", 10, "multiple of the model's patch"),
         (("centre, size: [56, 64, 80]", "centre, size: [48, 64, 80]"), "data.eval_view.size", 11, "i-56x64x80"),
         (("centre, size: [56, 64, 80]", "centre, size: [64, 80]"), "data.eval_view.size", 11, "D H W"),

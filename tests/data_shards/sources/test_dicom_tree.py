@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import shutil
 from pathlib import Path
@@ -16,26 +17,14 @@ from data_shards.phantom import generate
 from data_shards.phantom.pacs import write_pacs
 from data_shards.reading import read_scan
 from data_shards.sources.base import Listing
-from data_shards.sources.dicom_choice import parse_rule, soft_kernel
+from data_shards.sources.dicom_options import add_dicom_options, open_dicom_tree
 from data_shards.sources.dicom_tree import read_dicom_tree
+from data_shards.sources.options import add_choice_options, add_preset_options, add_table_options, open_known
 from data_shards.sources.report_table import ReportTable
-from tests.data_shards.dicom_files import body, dataset, enhanced, save, series
+from tests.data_shards.dicom_files import body, dataset, enhanced, save, series, study
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DOSE_SR = "1.2.840.10008.5.1.4.1.1.88.67"
-
-
-def study(number: int, **attributes: Any) -> dict[str, Any]:
-    """Header values of one study."""
-    return {
-        "StudyInstanceUID": f"1.2.{number}",
-        "SeriesInstanceUID": f"1.2.{number}.1",
-        "AccessionNumber": f"ACC{number:04d}",
-        "PatientID": f"PID-{number // 2:05d}",
-        "PatientName": f"Doe{number}^Janette",
-        "StudyDate": f"202001{number + 10:02d}",
-        **attributes,
-    }
 
 
 def table(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -203,56 +192,6 @@ def test_time_points_of_one_series_are_two_scans(tmp_path: Path) -> None:
         np.testing.assert_array_equal(scan.array[:, ::-1, ::-1], want)
 
 
-def several(root: Path) -> None:
-    """One study: thick soft, thin lung, thin soft, PET."""
-    for n, (slices, step, kernel, modality) in enumerate(
-        [(5, 5.0, "B31f", "CT"), (21, 1.0, "B70f", "CT"), (20, 1.0, "B30f", "CT"), (30, 3.0, "", "PT")], 1
-    ):
-        ct = body((slices, 12, 12), seed=n)
-        said = study(1, SeriesInstanceUID=f"1.2.1.{n}", SeriesNumber=n, Modality=modality, ConvolutionKernel=kernel)
-        save(series(ct, step=(0, 0, step), SeriesDescription=f"scan {n} {kernel}", **said), root / str(n))
-
-
-@pytest.mark.parametrize(
-    ("rule", "want"),
-    [
-        ("primary", [3]),  # thin and soft, though the lung kernel has one slice more
-        ("all", [3, 2, 1, 4]),
-        ("largest", [4]),
-        ("thinnest", [3]),
-        ("regex:b3[01]", [3, 1]),
-    ],
-)
-def test_rules_of_choice(rule: str, want: list[int], tmp_path: Path) -> None:
-    several(tmp_path)
-    (row,) = read_dicom_tree(tmp_path, series=rule).rows
-    assert [int(Path(file.path).name) for file in row.scans] == want
-    assert [file.role for file in row.scans] == ["primary"] + ["secondary"] * (len(want) - 1)
-    assert row.scans[0].notes[0][0] == "several_series"
-    assert "4 series" in row.scans[0].notes[0][1]
-    assert ("several_series", f"4 series, {len(want)} kept ({rule.partition(':')[0]})") in read_scan(row.scans[0]).notes
-
-
-def test_rules_that_choose_nothing_or_are_none(tmp_path: Path) -> None:
-    several(tmp_path)
-    (refused,) = read_dicom_tree(tmp_path, series="regex:no such").refused
-    assert refused.reason == "no series of it is chosen by the rule"
-    (row,) = read_dicom_tree(tmp_path, modalities=("PT",)).rows
-    assert [file.modality for file in row.scans] == ["PT"]
-    for bad in ("best", "regex:("):
-        with pytest.raises(DataError, match="--series"):
-            parse_rule(bad)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "soft"),
-    [("B31f", True), ("['Br40d', '3']", True), ("B70f", False), ("I70f", False), ("STANDARD", True), ("LUNG", False),
-     ("BONEPLUS", False), ("FC08", True), ("FC51", False), ("B", True), ("D", False), ("", None), ("CHST", None)],
-)  # fmt: skip
-def test_soft_kernels(kernel: str, soft: bool | None) -> None:
-    assert soft_kernel(kernel) is soft
-
-
 def test_studies_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     ct = body()
     save(series(ct, **study(1)), tmp_path / "good")
@@ -264,15 +203,24 @@ def test_studies_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for item in lost:
         del item.ImagePositionPatient
     save(lost, tmp_path / "lost")
+    cut = next(save(series(ct, **study(5)), tmp_path / "cut").iterdir())
+    cut.write_bytes(cut.read_bytes()[:700])  # ends within the header, after the UIDs
+    torn = next((tmp_path / "good").iterdir())
+    (tmp_path / "torn").write_bytes(torn.read_bytes()[:200])
     listing: Listing = read_dicom_tree(tmp_path)
     assert [row.id for row in listing.rows] == ["1.2.1"]
     assert [r.reason for r in listing.refused] == [
+        "1 damaged DICOM files, of which nobody knows the study",
         "images of 2 patients in one study",
         "no PatientID: whether it shares its patient with another study is unknown",
         "no series of it is a volume",
+        "no series of it is a volume",
     ]
+    assert (
+        "left out: 1 series (9 files): a file of it is damaged: an image's file ends within its header" in listing.notes
+    )
     told = " ".join([*listing.notes, *(r.reason for r in listing.refused)])
-    assert "9 files): a slice has no position, direction or spacing" in told
+    assert "9 files): a file of it is damaged: a slice has no position, direction or spacing" in told
     assert not any(word in told for word in ("Doe", "PID", "ACC", "ANOTHER", str(tmp_path)))
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a").write_text("x")
@@ -318,3 +266,32 @@ def test_phantoms_from_a_pacs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(scan.array, study.scans[0].array)
         assert (row.texts.findings, row.labels) == (study.texts.findings, study.labels)
         assert row.split in ("train", "val", "test")
+
+
+def opened(source: Path, *words: str) -> Listing:
+    parser = argparse.ArgumentParser()
+    for add in (add_preset_options, add_table_options, add_choice_options, add_dicom_options):
+        add(parser)
+    args = parser.parse_args(words)
+    assert open_known(source, args) is None  # a folder without a preset is a DICOM tree
+    return open_dicom_tree(source, args).listing
+
+
+def test_from_the_command_line(export: Path, tmp_path: Path) -> None:
+    rows = [{**row, "split": "test", "site": "a"} for row in report_rows([0, 1, 2, 3])]
+    path = str(table(tmp_path / "r.csv", rows))
+    words = ["--reports", path, "--join-columns", "acc", "--text-columns", "text", "--label-columns", "effusion"]
+    listing = opened(export, *words, "--series", "all", "--meta-columns", "site")
+    assert [row.split for row in listing.rows] == ["test"] * 4
+    assert (listing.rows[1].texts.report, listing.rows[1].labels) == ("Report 1.", {"effusion": 1})
+    assert listing.rows[0].meta == {"site": "a"}
+    assert len(opened(export, *words, "--where", "effusion = 1").rows) == 2
+    drawn = opened(export, *words, "--split-by", "patient", "--val-fraction", "0.99")
+    assert {row.split for row in drawn.rows} == {"val"}
+    (tmp_path / "ids.txt").write_text("PID-00000\nPID-00001\n")
+    assert {r.split for r in opened(export, *words, "--split-file", f"val={tmp_path / 'ids.txt'}").rows} == {"val"}
+    (tmp_path / "ids.txt").write_text("PID-00001\n")
+    with pytest.raises(DataError, match="2 studies are not in the split file"):
+        opened(export, *words, "--split-file", f"val={tmp_path / 'ids.txt'}")
+    with pytest.raises(DataError, match="--group-column is for tables"):
+        opened(export, *words, "--group-column", "site")
