@@ -86,7 +86,7 @@ def open_dicom(path: Path, only: Sequence[str] | None = None) -> Any | None:
         return found
     if not whole or str(getattr(found, "file_meta", {}).get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
         return None
-    raise DataError("a DICOM file ends before it says what it is", "the volume would have holes", "copy it again")
+    raise DataError("a DICOM file is cut off", "the volume would have holes", "copy it again")
 
 
 def is_image(item: Any) -> bool:
