@@ -115,7 +115,8 @@ def read_grid(path: str | os.PathLike[str], files: Sequence[str] = (), accept: C
 
 
 def read_image(path: str | os.PathLike[str], modality: str | None = None, at: tuple[int, int] | None = None) -> Scan:
-    """A PNG, JPEG, WebP or TIFF (8 or 16 bits) -> Scan that keeps the original bytes and their true extension.
+    """A PNG, JPEG, WebP or TIFF (8 or 16 bits) -> Scan that keeps the original bytes and their true extension; a
+    radiograph in DICOM -> PNG (data_shards.dicom.radiograph).
 
     at: (offset, bytes) of the image within the file, for a member of a tar.
     Raises: DataError for a file that is missing, does not decode whole, holds several frames or one constant value.
@@ -130,6 +131,11 @@ def read_image(path: str | os.PathLike[str], modality: str | None = None, at: tu
         raise DataError("a folder was given where one image is read", fix="give one image file") from None
     except OSError as error:
         raise DataError(f"the image file cannot be read ({error.strerror})", fix="check the path") from None
+    if data[128:132] == b"DICM":
+        from data_shards.dicom.radiograph import png_of
+
+        data, found = png_of(data)
+        modality = modality or found
     image = decode_image(data)  # refuses what does not decode whole
     with Image.open(io.BytesIO(data)) as opened:
         kind, frames = opened.format, getattr(opened, "n_frames", 1)

@@ -21,7 +21,8 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 # CT, enhanced CT, MR, enhanced MR, PET, enhanced PET, nuclear medicine.
 _VOLUMES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "4", "4.1", "128", "130", "20"))
-_RADIOGRAPHS = ("CR", "DX", "MG", "XA", "RF", "US", "IO", "PX")
+RADIOGRAPHS = ("CR", "DX", "MG")  # read one by one, each an image
+_OTHER_PLANAR = ("XA", "RF", "US", "IO", "PX", "OP", "SM", "ES")
 _MADE = {"MPR", "REFORMATTED", "PROJECTION IMAGE", "MIP", "MINIP", "MEAN", "VRT", "CURVED", "AVERAGE", "CSA MPR"}
 _BARE = (b"\x08\x00", b"\x02\x00")  # how a data set without preamble begins: group 8 or 2, little endian
 
@@ -113,7 +114,7 @@ def image_type(item: Any) -> tuple[str, ...]:
 
 
 def not_a_scan(item: Any) -> str:
-    """Why an object is no part of a volume, in words; "" where it may be one."""
+    """Why an object is no part of a volume and no radiograph, in words; "" where it may be one."""
     uid, kind = text_of(item, "SOPClassUID"), image_type(item)
     modality, told = text_of(item, "Modality"), text_of(item, "SeriesDescription").upper()
     if not item.get("Rows") or not item.get("Columns"):
@@ -122,14 +123,31 @@ def not_a_scan(item: Any) -> str:
         return "segmentation"
     if uid.startswith(_SECONDARY_CAPTURE) or "SCREEN SAVE" in kind or "DOSE_INFO" in kind:
         return "dose report" if "DOSE" in told or "DOSE_INFO" in kind else "secondary capture"
-    if modality in _RADIOGRAPHS:
-        return f"projection or ultrasound image ({modality}), which is not read from DICOM: convert it to PNG"
+    if modality in _OTHER_PLANAR:
+        return f"image of modality {modality}, which is not read from DICOM: convert it to PNG"
+    if modality in RADIOGRAPHS:
+        return not_a_radiograph(item)
     if "LOCALIZER" in kind or "SCOUT" in kind:
         return "localizer"
     if _MADE & set(kind) or (kind[:2] == ("DERIVED", "SECONDARY") and "AXIAL" not in kind):
         return "reformatted or otherwise derived series"
     if int(item.get("SamplesPerPixel") or 1) > 1:
         return "colour image"
+    return ""
+
+
+def not_a_radiograph(item: Any) -> str:
+    """Why an object is no single radiograph that may be shown, in words; "" where it is one."""
+    if text_of(item, "Modality") not in RADIOGRAPHS:
+        return "not of modality " + ", ".join(RADIOGRAPHS)
+    if int(item.get("NumberOfFrames") or 1) > 1:
+        return "several frames"
+    if int(item.get("SamplesPerPixel") or 1) > 1:
+        return "colour image"
+    if text_of(item, "PresentationIntentType") == "FOR PROCESSING":
+        return "raw detector image (for processing)"
+    if text_of(item, "BurnedInAnnotation") == "YES":
+        return "words are burned into the pixels, perhaps a name"
     return ""
 
 

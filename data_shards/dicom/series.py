@@ -148,7 +148,11 @@ class _Planes:
         return (out, float(slope), float(intercept)) if slope is not None and intercept is not None else (out, 1.0, 0.0)
 
     def _decoded(self, i: int) -> np.ndarray:
-        return decode(self.frames[i].item, self.frames[i].index)
+        item = self.frames[i].item
+        plane = decode(item, self.frames[i].index)
+        if int(item.get("NumberOfFrames") or 1) == 1:
+            del item.PixelData  # a series is not held twice
+        return plane
 
 
 def _number(item: Any) -> tuple[int, str]:

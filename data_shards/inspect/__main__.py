@@ -50,11 +50,11 @@ def _file(path: Path, out: Path, args: argparse.Namespace) -> int:
     if dicom:
         folder, files, found = _chosen(path, args.series)
         modality = modality or found
-    elif not is_volume(path):
-        image = read_image(path, modality)
+    if (dicom and not folder.is_dir()) or not is_volume(folder):
+        image = read_image(folder, modality)
         meta = image.to_json()
         assert image.image is not None
-        _print("image", words.rows_of_scan(meta) + _geometry_rows(args.geometry, None, meta))
+        _print("radiograph" if dicom else "image", words.rows_of_scan(meta) + _geometry_rows(args.geometry, None, meta))
         draw.draw_image(image.image, out)
         print(f"drawn: {out}")
         return 0
@@ -82,7 +82,8 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _chosen(path: Path, rule_name: str) -> tuple[Path, tuple[str, ...], str]:
-    """Tell the series below a folder (or in one file) and which is kept: (folder, its files, modality)."""
+    """Tell the series below a folder (or in one file) and which is kept: (folder, its files, modality); of a
+    radiograph, its file."""
     from data_shards.sources.dicom_choice import parse_rule, series_of
     from data_shards.sources.dicom_index import read_header, read_headers
 
@@ -106,10 +107,12 @@ def _chosen(path: Path, rule_name: str) -> tuple[Path, tuple[str, ...], str]:
         print(f"left out: a series of {count} files: {reason}")
     if not kept:
         raise DataError(
-            "no series of the study is a volume that the rule chooses",
+            "no series of the study is a scan that the rule chooses",
             "there is nothing to draw",
             "see above why, or name another --series",
         )
+    if not kept[0].slices:  # a radiograph
+        return root / kept[0].files[0], (), kept[0].modality
     return root, kept[0].files, kept[0].modality
 
 
@@ -169,13 +172,13 @@ def _print_series(found: Sequence[Series], kept: Sequence[Series]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{len(found)} series that are volumes", title_justify="left")
+    table = Table(title=f"{len(found)} series that are volumes or radiographs", title_justify="left")
     for name in ("", "modality", "slices", "step, mm", "files", "plane", "kernel"):
         table.add_column(name)
     for series in found:
         role = "secondary" if series in kept[1:] else "primary" if series in kept else ""
         kernel = {True: "soft", False: "sharp", None: ""}[series.soft]
-        plane = "axial" if series.axial else "other"
+        plane = "axial" if series.axial else series.view or "other"
         table.add_row(
             role, series.modality, str(series.slices), f"{series.step_mm:g}", str(len(series.files)), plane, kernel
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_shards.dicom.header import RADIOGRAPHS
 from data_shards.errors import DataError
 from data_shards.schema import MIN_SLICES
 from data_shards.sources.dicom_index import Header
 
 RULES = ("primary", "all", "largest", "thinnest")
-MODALITIES = ("CT", "MR", "PT", "NM")  # in this order where a study has several
+MODALITIES = ("CT", "MR", "PT", "NM", *RADIOGRAPHS)  # in this order where a study has several
+_VIEWS = ("PA", "AP", "")
 _NEAR = 0.9  # series with 90 % of the slices, or within 10 % of the distance, count as alike
 _SOFT_NAMES = ("STANDARD", "STND", "SOFT", "SMOOTH")
 _SHARP_NAMES = ("LUNG", "BONE", "EDGE", "DETAIL", "SHARP")
@@ -22,7 +25,8 @@ _SHARP_NAMES = ("LUNG", "BONE", "EDGE", "DETAIL", "SHARP")
 
 @dataclass(frozen=True)
 class Series:
-    """One volume: files that share series, size, direction and, where places repeat, time point."""
+    """One volume: files that share series, size, direction and, where places repeat, time point. Or one radiograph:
+    one file, no slices."""
 
     uid: str
     number: int
@@ -33,6 +37,7 @@ class Series:
     slices: int
     step_mm: float
     axial: bool
+    view: str = ""
 
     @property
     def soft(self) -> bool | None:
@@ -55,7 +60,7 @@ class Rule:
         if self.name == "largest":
             return sorted(rank(series), key=lambda s: -s.slices)[:1]
         if self.name == "thinnest":
-            return sorted(rank(series), key=lambda s: s.step_mm)[:1]
+            return sorted(rank(series), key=lambda s: s.step_mm if s.slices else math.inf)[:1]
         return rank(series) if self.name == "all" else rank(series)[:1]
 
 
@@ -73,7 +78,8 @@ def parse_rule(value: str) -> Rule:
 
 def rank(series: Sequence[Series]) -> list[Series]:
     """Best first: CT before MR, PET and others; axial; most slices (90 % of the most count as many); thinnest (within
-    10 % alike); soft kernel before unknown before sharp; then series number and UID, so that the order is fixed."""
+    10 % alike); soft kernel before unknown before sharp; radiographs: PA, AP, unknown, others; then series number and
+    UID, so that the order is fixed."""
     if not series:
         return []
     kinds = {m: i for i, m in enumerate(MODALITIES)}
@@ -87,7 +93,8 @@ def rank(series: Sequence[Series]) -> list[Series]:
         few = 0 if s.slices >= _NEAR * most else most - s.slices
         thick = 0.0 if s.step_mm * _NEAR <= thin else s.step_mm
         kernel = {True: 0, None: 1, False: 2}[s.soft]
-        return (kinds.get(s.modality, len(kinds)), not s.axial, few, thick, kernel, s.number, s.uid, s.files)
+        view = _VIEWS.index(s.view) if s.view in _VIEWS else len(_VIEWS)
+        return (kinds.get(s.modality, len(kinds)), not s.axial, few, thick, kernel, view, s.number, s.uid, s.files)
 
     return sorted(series, key=key)
 
@@ -113,19 +120,21 @@ def soft_kernel(kernel: str) -> bool | None:
 
 
 def series_of(headers: Iterable[Header]) -> tuple[list[Series], list[tuple[str, int]]]:
-    """The volumes of one study, and what is left out: (reason, files), one entry a series."""
+    """The volumes and radiographs of one study, and what is left out: (reason, files), one entry a series."""
     by_uid: dict[str, list[Header]] = defaultdict(list)
     left_out: dict[tuple[str, str], int] = defaultdict(int)
+    found: list[Series] = []
     headers = list(headers)
     torn = {header.series: header.why_not for header in headers if header.broken}
     for header in headers:
         if header.series in torn:  # without the damaged slice, the rest would pass for a shorter scan
-            left_out[f"a file of it is damaged: {torn[header.series]}", header.series] += 1
+            left_out[f"a file of it cannot be used: {torn[header.series]}", header.series] += 1
         elif header.why_not:
             left_out[header.why_not, header.series] += 1
+        elif header.radiograph:
+            found.append(_radiograph(header))
         else:
             by_uid[header.series].append(header)
-    found: list[Series] = []
     for uid, members in sorted(by_uid.items()):
         for group in _alike(members):
             series = _series(uid, group)
@@ -164,6 +173,21 @@ def _phases(group: list[Header]) -> list[list[Header]]:
 def _places_once(group: Sequence[Header]) -> bool:
     along = np.sort(np.concatenate([header.along for header in group]))
     return len(along) < 2 or bool(np.diff(along).min() > 0.01)
+
+
+def _radiograph(header: Header) -> Series:
+    return Series(
+        uid=header.series,
+        number=header.number,
+        modality=header.modality,
+        description=header.description,
+        kernel="",
+        files=(header.file,),
+        slices=0,
+        step_mm=0.0,
+        axial=False,
+        view=header.view,
+    )
 
 
 def _series(uid: str, group: Sequence[Header]) -> Series:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dicom.header import Frame, frames_of, is_image, not_a_scan, open_dicom, text_of
+from data_shards.dicom.header import RADIOGRAPHS, Frame, frames_of, is_image, not_a_scan, open_dicom, text_of
 from data_shards.errors import DataError
 from data_shards.progress import track
 
@@ -22,7 +22,8 @@ _ONLY = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
     "InstanceNumber", "Modality", "ImageType", "PatientID", "IssuerOfPatientID", "PatientName", "OtherPatientIDs",
     "AccessionNumber", "StudyID", "StudyDate", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PixelSpacing",
-    "ImagePositionPatient", "ImageOrientationPatient", "ConvolutionKernel", "SharedFunctionalGroupsSequence",
+    "ImagePositionPatient", "ImageOrientationPatient", "ConvolutionKernel", "ViewPosition",
+    "PresentationIntentType", "BurnedInAnnotation", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", *_PHASES,
 )  # fmt: skip
 _CHUNK = 64  # files a worker takes at once
@@ -54,6 +55,12 @@ class Header:
     along: tuple[float, ...] = ()
     phases: tuple[str, ...] = ()
     broken: bool = False
+    view: str = ""
+
+    @property
+    def radiograph(self) -> bool:
+        """An image of its own, no slice."""
+        return self.modality in RADIOGRAPHS
 
 
 def read_headers(root: Path, workers: int = 0) -> tuple[list[Header], int]:
@@ -110,7 +117,8 @@ def read_header(root: Path, file: str) -> Header | None:
         if is_image(item) and not item.get("Rows"):
             raise DataError("an image's file ends within its header")
         why_not = not_a_scan(item)
-        frames = [] if why_not else frames_of(item)
+        radiograph = text_of(item, "Modality") in RADIOGRAPHS
+        frames = [] if why_not or radiograph else frames_of(item)
         broken = False
     except DataError as error:
         why_not = error.what
@@ -132,6 +140,7 @@ def read_header(root: Path, file: str) -> Header | None:
         number=int(number) if number.lstrip("-").isdigit() else 0,
         kernel=text_of(item, "ConvolutionKernel"),
         broken=broken,
+        view=text_of(item, "ViewPosition").upper(),
     )
     return _with_places(header, item, frames) if frames else header
 

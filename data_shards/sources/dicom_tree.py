@@ -63,7 +63,7 @@ def read_dicom_tree(
         told.add(left_out)
         if problem := _problem(name, members, kept, rule, study_id):
             if problem == _NOTHING and all(h.why_not and not h.broken for h in members):
-                told.empty += 1  # a dose report or a radiograph alone: nothing that could have been a volume
+                told.empty += 1  # a dose report alone: nothing that could have been a scan
             else:
                 refused.append(Refused(line, name or f"unnamed/{line}", problem))
             continue
@@ -93,7 +93,7 @@ def read_dicom_tree(
     return Listing(rows, tuple(refused), told.notes())
 
 
-_NOTHING = "no series of it is a volume"
+_NOTHING = "no series of it is a volume or a radiograph"
 
 
 def _problem(name: str, members: Sequence[Header], kept: Sequence[Series], rule: Rule, study_id: str) -> str:
@@ -123,7 +123,9 @@ def _row(line: int, name: str, members: Sequence[Header], kept: list[Series], ru
 
 
 def _scan(series: Series, root: Path, role: str) -> ScanFile:
-    """The common folder of its files, and their names below it."""
+    """The common folder of its files, and their names below it; of a radiograph the file."""
+    if not series.slices:
+        return ScanFile(str(root / series.files[0]), modality=series.modality, role=role)
     folder = os.path.dirname(series.files[0])
     if len({os.path.dirname(file) for file in series.files}) > 1:
         folder = os.path.commonpath(series.files)
@@ -196,7 +198,7 @@ class _Told:
         for reason, (series, files) in sorted(self._left_out.items()):
             lines.append(f"left out: {series} series ({files} files): {reason}")
         if self.empty:
-            lines.append(f"left out: {self.empty} studies that hold no volume at all")
+            lines.append(f"left out: {self.empty} studies that hold no scan at all")
         if self.without_report:
             lines.append(f"left out: {self.without_report} studies without a report")
         return (*lines, *self._reports)

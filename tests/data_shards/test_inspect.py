@@ -16,7 +16,7 @@ from data_shards.geometry import Geometry, View
 from data_shards.inspect.__main__ import main
 from data_shards.inspect.draw import plane_of
 from data_shards.shard_set import ShardWriter
-from tests.data_shards.dicom_files import body, enhanced, save, series
+from tests.data_shards.dicom_files import body, dataset, enhanced, save, series
 
 IDENTIFIERS = ("Doe", "Janette", "PID-4711", "ACC-0815", "19500101")
 
@@ -79,15 +79,23 @@ def test_a_folder_of_dicom_and_its_series(tmp_path: Path, capsys: pytest.Capture
     out = str(tmp_path / "a.png")
     assert main([str(tmp_path / "Doe"), "--out", out]) == 0
     told = capsys.readouterr().out
-    assert "2 series that are volumes" in told
+    assert "2 series that are volumes or radiographs" in told
     assert "left out: a series of 2 files: localizer" in told
     assert "12 x 24 x 20" in told
     assert main([str(tmp_path / "Doe"), "--out", out, "--series", "regex:nothing"]) == 1
     said = capsys.readouterr()
-    assert "no series of the study is a volume that the rule chooses" in said.err
+    assert "no series of the study is a scan that the rule chooses" in said.err
     one = next(folder.iterdir())
     assert main([str(one), "--out", out]) == 1  # a single slice is no volume
     assert not any(word in told + said.out + said.err + capsys.readouterr().out for word in IDENTIFIERS)
+
+
+def test_a_radiograph_in_dicom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = np.random.default_rng(0).integers(0, 4000, (30, 40)).astype("<u2")
+    folder = save([dataset(grey, Modality="CR", ViewPosition="PA", PixelData=grey.tobytes())], tmp_path / "x")
+    for path in (folder, next(folder.iterdir())):
+        assert main([str(path), "--out", str(tmp_path / "a.png")]) == 0
+        assert "image (CR, .png)" in capsys.readouterr().out
 
 
 def test_a_single_enhanced_object_and_tilt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

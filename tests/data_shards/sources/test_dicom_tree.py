@@ -13,9 +13,11 @@ import pytest
 from pydicom import uid
 
 from data_shards import DataError
+from data_shards.build import make_study
 from data_shards.phantom import generate
 from data_shards.phantom.pacs import write_pacs
 from data_shards.reading import read_scan
+from data_shards.shard_set import EncodedStudy
 from data_shards.sources.base import Listing
 from data_shards.sources.dicom_options import add_dicom_options, open_dicom_tree
 from data_shards.sources.dicom_tree import read_dicom_tree
@@ -148,7 +150,7 @@ def test_what_is_no_volume_is_left_out_with_its_reason(tmp_path: Path) -> None:
     other(6, [report])
     other(7, series(ct, **study(1, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), step=(0, 2.5, 0)))
     other(8, series(ct[:2], **study(1)))
-    other(9, [dataset(ct[0], **study(1, Modality="DX", ImagePositionPatient=None))])
+    other(9, [dataset(ct[0], **study(1, Modality="US", ImagePositionPatient=None))])
     flat(root, [dataset(ct[0], **study(5, SOPClassUID=SECONDARY_CAPTURE))])  # a study of a screenshot alone
     listing = read_dicom_tree(root)
     assert [len(row.scans) for row in listing.rows] == [1]
@@ -161,9 +163,8 @@ def test_what_is_no_volume_is_left_out_with_its_reason(tmp_path: Path) -> None:
         "left out: 1 series (1 files): no image (report, PDF, presentation state, structure set or the like)",
         "left out: 1 series (9 files): CT that is not axial (scout or reformatted)",
         "left out: 1 series (2 files): fewer than 3 slices of one size and direction",
-        "left out: 1 series (1 files): projection or ultrasound image (DX), which is not read from DICOM: "
-        "convert it to PNG",
-        "left out: 1 studies that hold no volume at all",
+        "left out: 1 series (1 files): image of modality US, which is not read from DICOM: convert it to PNG",
+        "left out: 1 studies that hold no scan at all",
     }
 
 
@@ -213,14 +214,13 @@ def test_studies_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         "1 damaged DICOM files, of which nobody knows the study",
         "images of 2 patients in one study",
         "no PatientID: whether it shares its patient with another study is unknown",
-        "no series of it is a volume",
-        "no series of it is a volume",
+        "no series of it is a volume or a radiograph",
+        "no series of it is a volume or a radiograph",
     ]
-    assert (
-        "left out: 1 series (9 files): a file of it is damaged: an image's file ends within its header" in listing.notes
-    )
+    torn_note = "left out: 1 series (9 files): a file of it cannot be used: an image's file ends within its header"
+    assert torn_note in listing.notes
     told = " ".join([*listing.notes, *(r.reason for r in listing.refused)])
-    assert "9 files): a file of it is damaged: a slice has no position, direction or spacing" in told
+    assert "9 files): a file of it cannot be used: a slice has no position, direction or spacing" in told
     assert not any(word in told for word in ("Doe", "PID", "ACC", "ANOTHER", str(tmp_path)))
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a").write_text("x")
@@ -295,3 +295,27 @@ def test_from_the_command_line(export: Path, tmp_path: Path) -> None:
         opened(export, *words, "--split-file", f"val={tmp_path / 'ids.txt'}")
     with pytest.raises(DataError, match="--group-column is for tables"):
         opened(export, *words, "--group-column", "site")
+
+
+def test_nothing_of_a_header_reaches_a_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Identifiers in standard and private tags, descriptions and names of files; the report's are masked elsewhere."""
+    planted = ("Zebedee", "MRN7654321", "19470303", "Private_Zed", "Dr_Quill", "ACC7777", "St_Elsewhere")
+    said = study(
+        1, PatientName="Zebedee^Zoe", PatientID="MRN7654321", PatientBirthDate="19470303", AccessionNumber="ACC7777",
+        ReferringPhysicianName="Dr_Quill", InstitutionName="St_Elsewhere", SeriesDescription="Zebedee abdomen",
+        ImageComments="Zebedee",
+    )  # fmt: skip
+    items = series(body(), **said)
+    for item in items:
+        item.private_block(0x0011, "Private_Zed", create=True).add_new(0x01, "LO", "Zebedee")
+    save(items, tmp_path / "Zebedee_MRN7654321")
+    save(items[:1], tmp_path / "Zebedee_MRN7654321" / "again")
+    path = table(tmp_path / "r.csv", [{"accession": "ACC7777", "text": "No effusion."}])
+    listing = read_dicom_tree(tmp_path / "Zebedee_MRN7654321", ReportTable(path, {"report": "text"}))
+    (row,) = listing.rows
+    assert {"Zebedee", "MRN7654321", "ACC7777"} <= set(row.known)
+    made = make_study(row, salt="s")
+    assert isinstance(made, EncodedStudy)
+    out = b"".join(data for _, data in made.members) + repr((made.members[-1], made.row, listing.notes)).encode()
+    out += capsys.readouterr().err.encode()
+    assert not [word for word in planted if word.encode() in out]
