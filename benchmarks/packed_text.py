@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.machine import machine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,19 +164,6 @@ def measure(sequences: list[Tensor], repeats: int, seed: int) -> dict[str, list[
     return seconds
 
 
-def machine() -> str:
-    """What the numbers depend on."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    threads = torch.get_num_threads()
-    return f"{model}, {os.cpu_count()} cores, {threads} torch threads, load {load:.1f}, torch {torch.__version__}, fp32"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.packed_text",
@@ -203,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = keep_freed_memory()  # as in training; without it page faults drown the arithmetic of every way
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(machine() + (", freed memory kept as in training" if kept else ""))
+    print(f"{machine()}, fp32" + (", freed memory kept as in training" if kept else ""))
     for share in args.long:
         lengths = draw_lengths(args.sequences, share, args.seed)
         seconds = measure(draw_tokens(lengths, args.seed), args.repeats, args.seed)

@@ -1,4 +1,4 @@
-"""What the stream needs of a set of studies, whoever wrote it: our shard sets, a union of several, other people's tars."""
+"""What the stream needs of a set of studies, whoever wrote it: our shard sets, a union of them, other people's tars."""
 
 from __future__ import annotations
 
