@@ -35,6 +35,7 @@ __all__ = [
     "resampled_values",
     "view_crops",
 ]
+SLAB = 4  # slices windowed together
 SAME_SPACING = 1e-4  # relative; closer than this an axis is not resampled
 
 
@@ -78,7 +79,7 @@ def resampled_shape(shape: tuple[int, ...], scan_meta: Mapping[str, Any], geomet
 def resampled_values(source: Any, scan_meta: Mapping[str, Any], geometry: Geometry) -> np.ndarray:
     """The whole volume at the geometry's spacing, before any window: D,H,W float32 in the scan's unit."""
     ratios, grid = _grid(source.shape, scan_meta, geometry, View("centre", (1, 1, 1)))
-    return _values(source, scan_meta, geometry, ratios, grid, (0, 0, 0), grid)[0]
+    return _values(source, scan_meta, geometry, ratios, grid, (0, 0, 0), grid)[0].astype(np.float32, copy=False)
 
 
 def crop_starts(
@@ -180,7 +181,8 @@ def _values(
     starts: tuple[int, ...],
     size: tuple[int, ...],
 ) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """The part of a crop that lies within the resampled volume, in the scan's unit, and its place in the crop."""
+    """The part of a crop that lies within the resampled volume, in the scan's unit, and its place in the crop.
+    float32, or as it is stored where that is the unit already."""
     region: list[slice] = []
     place: list[slice] = []
     taps: list[tuple[np.ndarray, np.ndarray] | None] = []
@@ -195,9 +197,13 @@ def _values(
         low, high = int(index_KJ.min()), int(index_KJ.max()) + 1
         region.append(slice(low, high))
         taps.append((index_KJ - low, weight_KJ))
-    x = np.asarray(source[tuple(region)]).astype(np.float32)
+    x = np.asarray(source[tuple(region)])
     slope, intercept = float(meta.get("slope", 1.0)), float(meta.get("intercept", 0.0))
-    if (slope, intercept) != (1.0, 0.0):
+    scaled = (slope, intercept) != (1.0, 0.0)
+    if not scaled and not any(taps):
+        return x, tuple(place)
+    x = x.astype(np.float32)
+    if scaled:
         x *= np.float32(slope)
         x += np.float32(intercept)
     # The axis that shrinks most goes first: fewer voxels for the others. The order depends on the ratios alone, never
@@ -267,17 +273,19 @@ def _window(
     out: np.ndarray | None,
 ) -> np.ndarray:
     """Pad to size and give each window a channel: clip((x - low) / (high - low), 0, 1) * 2 - 1."""
-    whole = x.shape == tuple(size)
     if out is None:
         out = np.empty((geometry.channels, *size), np.float32)
-    for channel, (low, high) in zip(out, windows):
-        scale = np.float32(2.0 / (high - low))
-        if not whole:
+    if x.shape != tuple(size):
+        for channel, (low, high) in zip(out, windows):
             pad = geometry.pad_hu if geometry.windows_in == "unit" else low
+            scale = np.float32(2.0 / (high - low))
             channel[...] = np.clip((np.float32(pad) - np.float32(low)) * scale - np.float32(1), -1, 1)
-        inner = channel[place]
-        np.subtract(x, np.float32(low), out=inner)
-        inner *= scale
-        inner -= np.float32(1)
-        np.clip(inner, -1, 1, out=inner)
+    for first in range(0, len(x), SLAB):  # a slab stays in the processor's cache while it is worked on
+        slab = x[first : first + SLAB].astype(np.float32, copy=False)
+        for channel, (low, high) in zip(out, windows):
+            inner = channel[place][first : first + SLAB]
+            np.subtract(slab, np.float32(low), out=inner)
+            inner *= np.float32(2.0 / (high - low))
+            inner -= np.float32(1)
+            np.clip(inner, -1, 1, out=inner)
     return out
