@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data_shards.schema import UNIT_KINDS
 from data_shards.units import Tokenize, Unit, pack
 
 
@@ -67,10 +68,20 @@ class TextBatch(_Moves):
         )
 
 
+class Skipped(NamedTuple):
+    """A damaged sample whose place another took: its row and (hashed) key, the shard it is in, and what is wrong."""
+
+    row: int
+    key: str
+    shard: str
+    reason: str
+
+
 @dataclass
 class Batch(_Moves):
     """One step's samples on one rank. `images_BCDHW` is B,C,H,W for planar images; a label is NaN where unknown;
-    `patient_B` is a 64-bit hash; `rows_B` are row numbers of the shard set and `keys` their (hashed) keys."""
+    `patient_B` is a 64-bit hash; `rows_B` are row numbers of the shard set and `keys` their (hashed) keys.
+    `skipped`: damaged samples that were drawn for this batch and are not in it."""
 
     step: int
     rows_B: Tensor
@@ -80,6 +91,22 @@ class Batch(_Moves):
     labels_BL: Tensor
     label_names: tuple[str, ...]
     texts: TextBatch
+    skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def related_BB(self, kinds: Sequence[str] = UNIT_KINDS) -> Tensor:
+        """Samples of one patient or with one text of these kinds in common: bool, symmetric, true on the diagonal."""
+        keep_U = torch.isin(self.texts.kind_U, torch.tensor([UNIT_KINDS.index(k) for k in kinds], dtype=torch.int8))
+        keep_P = keep_U[self.texts.pair_unit_P]
+        pairs = self.texts.pair_sample_P[keep_P], self.texts.pair_unit_P[keep_P]
+        return related(self.patient_B, *pairs)
+
+
+def related(patient_B: Tensor, pair_sample_P: Tensor, pair_unit_P: Tensor) -> Tensor:
+    """Which samples have the patient or one of the texts of which other: bool (B, B). A pair says that a sample has a
+    text; equal texts must be one text already, as in a batch and after `encoders.features.gather_text`."""
+    has_BU = torch.zeros(len(patient_B), int(pair_unit_P.max()) + 1 if len(pair_unit_P) else 0, device=patient_B.device)
+    has_BU[pair_sample_P, pair_unit_P] = 1
+    return (patient_B[:, None] == patient_B[None, :]) | (has_BU @ has_BU.T > 0)

@@ -1,0 +1,127 @@
+"""Rows to tensors: everything about a sample that does not depend on its place in the order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_shards.batch import Batch, Skipped, TextBatch
+from data_shards.errors import DamagedError, DataError
+from data_shards.order import Draw, replacement_generator
+from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view
+from data_shards.shards import Shards
+from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, study_units
+from data_shards.workers import shared_empty
+
+NAMED = 5  # damaged samples that an error lists
+
+
+@dataclass
+class Samples:
+    """Draws -> Batch. A damaged sample is an error, or with `max_damaged` above 0 replaced by another of its pool."""
+
+    shards: Shards
+    geometry: Geometry | PlanarGeometry
+    view: View
+    tokenize: Tokenize
+    units: UnitPolicy
+    label_names: tuple[str, ...] = ()
+    max_damaged: int = 0
+
+    def __post_init__(self) -> None:
+        self._labels = self.shards.labels(self.label_names) if self.label_names else np.empty((len(self.shards), 0))
+        self._patient = np.array([hash64(self.shards.patient(r)) for r in range(len(self.shards))], np.int64)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        size = self.geometry.size if isinstance(self.geometry, PlanarGeometry) else self.view.size
+        return (self.geometry.channels, *size)
+
+    def batch(self, step: int, draws: Sequence[Draw]) -> Batch:
+        images = shared_empty((len(draws), *self.image_shape))
+        rows: list[int] = []
+        units: list[list[Unit]] = []
+        skipped: dict[int, Skipped] = {}
+        for draw, image in zip(draws, images, strict=True):
+            row, texts, lost = self._whole(draw, image.numpy())
+            rows.append(row)
+            units.append(texts)
+            skipped |= lost
+        where = np.asarray(rows, np.int64)
+        return Batch(
+            step,
+            torch.from_numpy(where),
+            [self.shards.key(row) for row in rows],
+            torch.from_numpy(self._patient[where]),
+            images,
+            torch.from_numpy(self._labels[where].astype(np.float32)),
+            self.label_names,
+            TextBatch.of(units, self.tokenize),
+            tuple(skipped.values()),
+        )
+
+    def _whole(self, draw: Draw, out: np.ndarray) -> tuple[int, list[Unit], dict[int, Skipped]]:
+        """The drawn sample, or where it is damaged the first undamaged one of a sequence that depends on nothing but
+        (seed, epoch, row): (row, units, damaged rows met on the way)."""
+        row, lost, spare = draw.row, dict[int, Skipped](), None
+        while True:
+            try:
+                if row not in lost:
+                    return row, self._one(row, draw.seed, out), lost
+            except DamagedError as error:
+                lost[row] = Skipped(row, self.shards.key(row), error.shard, error.what)
+                if draw.seed is None or draw.pool is None or not self.max_damaged or len(lost) == len(draw.pool):
+                    raise
+                if len(lost) > self.max_damaged:
+                    raise over_budget(lost.values(), self.max_damaged) from None
+            assert draw.seed is not None and draw.pool is not None
+            spare = spare or replacement_generator(draw.seed, draw.row)
+            row = int(draw.pool[spare.integers(len(draw.pool))])
+
+    def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray) -> list[Unit]:
+        image_rng = text_rng = None
+        if seed is not None:  # one generator for pixels, one for words: a change to one leaves the other alone
+            image_rng, text_rng = (np.random.Generator(np.random.Philox([*seed, row, use])) for use in (0, 1))
+        info = self.shards.json(row)
+        which = next((i for i, s in enumerate(info["scans"]) if s.get("role") == "primary"), 0)
+        source, meta = self.shards.scan(row, which, info)
+        key = self.shards.key(row)
+        planar = isinstance(source, bytes)
+        if planar != isinstance(self.geometry, PlanarGeometry):
+            raise DataError(
+                f"sample {key} is {'an image' if planar else 'a volume'}, the geometry is for the other kind",
+                "no encoder reads both",
+                'set data.geometry.kind to "volume" or "image"',
+            )
+        try:
+            if isinstance(self.geometry, PlanarGeometry):
+                out[...] = apply_planar(source, self.geometry, self.view, image_rng)
+            else:
+                apply_view(source, meta, self.geometry, self.view, image_rng, out)
+        except DamagedError:
+            raise
+        except DataError as error:
+            raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
+        units = study_units(info["texts"], self.units, text_rng)
+        if not units:
+            raise DataError(
+                f"sample {key} has no text of the kinds asked for ({self.units})",
+                "an image without a text has no positive pair",
+                "change data.units, or build the shards from rows that have these texts",
+            )
+        return units
+
+
+def over_budget(skipped: Collection[Skipped], budget: int) -> DataError:
+    """More distinct samples are damaged than was declared."""
+    first = list(skipped)[:NAMED]
+    more = f"\n    and {len(skipped) - len(first)} more" if len(skipped) > len(first) else ""
+    listed = "".join(f"\n    {s.reason}" for s in first)
+    return DataError(
+        f"{len(skipped)} distinct samples are damaged, and at most {budget} may be (max_damaged):{listed}{more}",
+        "so many are no accident: the copy, the disk or the network is at fault, and what is left is another data set",
+        "copy the shards again and run `python -m data_shards.check` on them, or raise data.max_damaged and resume",
+    )

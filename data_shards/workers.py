@@ -1,0 +1,88 @@
+"""Worker processes that make batches, and that end with whoever asked for them."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from data_shards.batch import Batch
+from data_shards.errors import DataError
+
+PREFETCH_BYTES = 512 << 20  # images that workers may hold ready, all together
+_LIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # passes with workers
+
+
+def load(dataset: Dataset, steps: range, workers: int, pin_memory: bool, batch_bytes: int) -> Iterator[Batch]:
+    """`dataset[step]` for all steps, in order. An item that is a DataError is raised: torch would wrap it in a worker's
+    traceback."""
+    workers = min(workers, len(steps))
+    if workers == 0:
+        return map(_whole, map(dataset.__getitem__, steps))
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        collate_fn=_same,
+        worker_init_fn=_start_worker,
+        prefetch_factor=int(np.clip(PREFETCH_BYTES // (batch_bytes * workers), 1, 4)),
+        persistent_workers=False,
+        pin_memory=pin_memory,
+        # fork shares the index for free; but a process that has started CUDA must not be forked.
+        multiprocessing_context="spawn" if torch.cuda.is_initialized() else "fork",
+    )
+    return _from_workers(loader)
+
+
+def _from_workers(loader: DataLoader) -> Iterator[Batch]:
+    """Batches as they come; however the pass ends, its workers end with it."""
+    batches = iter(loader)
+    _LIVE.add(batches)
+    try:
+        for batch in batches:
+            yield _whole(batch)
+    finally:
+        del batches  # an error's traceback keeps this frame, and would keep the workers
+
+
+def _end_workers() -> None:
+    """At exit multiprocessing asks workers to go with SIGTERM, which ours leave to the trainer, and waits for ever."""
+    for batches in list(_LIVE):
+        batches._shutdown_workers()
+
+
+def shared_empty(shape: tuple[int, ...]) -> torch.Tensor:
+    """float32 memory; in a worker it is shared memory from the start, which saves copying every batch once."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    count = int(np.prod(shape))
+    storage = torch.UntypedStorage._new_shared(4 * count)  # as torch's own default_collate does
+    return torch.empty(0).set_(storage, 0, shape, torch.empty(shape, device="meta").stride())
+
+
+def _whole(batch: Batch | DataError) -> Batch:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # A scheduler or a Ctrl-C signals every process of the job. The trainer answers by finishing its step, for which it
+    # needs its workers; they leave when it does.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+atexit.register(_end_workers)  # after multiprocessing was imported, hence before its own
