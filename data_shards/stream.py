@@ -8,6 +8,7 @@ two hashes and the mixture in words.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import time
@@ -123,16 +124,17 @@ class Stream:
         batch_bytes = 4 * int(np.prod(self.samples.image_shape)) * self.order.batch
         dataset = _Steps(self.samples, self.order)
         batches = load(dataset, range(self.step, self.steps), self.workers, self.pin_memory, batch_bytes)
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.wait_seconds += time.perf_counter() - began
-            if batch is None:
-                return
-            for lost in batch.skipped:
-                self._skip(lost)
-            self.step = batch.step + 1
-            yield batch
+        with contextlib.closing(batches):
+            while True:
+                began = time.perf_counter()
+                batch = next(batches, None)
+                self.wait_seconds += time.perf_counter() - began
+                if batch is None:
+                    return
+                for lost in batch.skipped:
+                    self._skip(lost)
+                self.step = batch.step + 1
+                yield batch
 
     def _skip(self, lost: Skipped) -> None:
         if lost.row in self.damaged:

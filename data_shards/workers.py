@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,16 @@ from data_shards.batch import Batch
 from data_shards.errors import DataError
 
 PREFETCH_BYTES = 512 << 20  # images that workers may hold ready, all together
+Passing = Generator[Batch, None, None]
 _LIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # passes with workers
 
 
-def load(dataset: Dataset, steps: range, workers: int, pin_memory: bool, batch_bytes: int) -> Iterator[Batch]:
+def load(dataset: Dataset, steps: range, workers: int, pin_memory: bool, batch_bytes: int) -> Passing:
     """`dataset[step]` for all steps, in order. An item that is a DataError is raised: torch would wrap it in a worker's
     traceback."""
     workers = min(workers, len(steps))
     if workers == 0:
-        return map(_whole, map(dataset.__getitem__, steps))
+        return (_whole(dataset[step]) for step in steps)
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -41,21 +42,29 @@ def load(dataset: Dataset, steps: range, workers: int, pin_memory: bool, batch_b
     return _from_workers(loader)
 
 
-def _from_workers(loader: DataLoader) -> Iterator[Batch]:
-    """Batches as they come; however the pass ends, its workers end with it."""
+def _from_workers(loader: DataLoader) -> Passing:
+    """Batches as they come; however the pass ends, its workers end with it. Whoever may fail between two batches closes
+    it: left to the garbage collector, it may be found by a thread that the workers wait for."""
     batches = iter(loader)
     _LIVE.add(batches)
     try:
         for batch in batches:
             yield _whole(batch)
     finally:
-        del batches  # an error's traceback keeps this frame, and would keep the workers
+        _end(batches)
+
+
+def _end(batches: Any) -> None:
+    batches._shutdown_workers()
+    for worker in batches._workers:
+        if worker.is_alive():  # torch has tried SIGTERM, which ours leave to the trainer
+            worker.kill()
 
 
 def _end_workers() -> None:
     """At exit multiprocessing asks workers to go with SIGTERM, which ours leave to the trainer, and waits for ever."""
     for batches in list(_LIVE):
-        batches._shutdown_workers()
+        _end(batches)
 
 
 def shared_empty(shape: tuple[int, ...]) -> torch.Tensor:
