@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.errors import DataError
 from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
+from data_shards.mixture import Mixture
 from data_shards.shard_set import ShardSet
+from data_shards.shards import Shards
 from data_shards.stream import Stream, UnitPolicy
+from data_shards.union import ShardUnion
 from encoders.dual import DualEncoder, build_dual
 from encoders.tokenize import BPE, HFTokenizer
 from pretrain.centring import bias_of
@@ -20,16 +24,17 @@ from pretrain.config import options_of
 from pretrain.errors import ConfigError
 from pretrain.objectives import find_objective
 from pretrain.objectives.base import Objective
-from pretrain.schema import PhantomSource, Recipe, SigmoidOptions
+from pretrain.schema import MixtureSource, PhantomSource, Recipe, ShardSource, SigmoidOptions
 
 VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
 
 
 @dataclass(frozen=True)
 class Data:
-    """The shard set of a run and what to make of its studies."""
+    """The studies of a run, how they are mixed, and what to make of them."""
 
-    shards: ShardSet
+    shards: Shards
+    mixture: Mixture | None
     geometry: Geometry | PlanarGeometry
     train_view: View
     eval_view: View
@@ -38,24 +43,55 @@ class Data:
     test_rows: np.ndarray
 
 
-def shard_folder(recipe: Recipe) -> Path:
-    """Where the shards of a recipe are; phantoms are made here the first time, on all cores."""
+def make_phantoms(recipe: Recipe) -> Path | None:
+    """Folder of the phantoms of a recipe that asks for them, made the first time, on all cores."""
     source = recipe.data.source
     if not isinstance(source, PhantomSource):
-        return Path(source.path).expanduser()
+        return None
     from data_shards.phantom import ensure
 
     return ensure(Path(recipe.data.cache).expanduser(), source.studies, source.seed, workers=os.cpu_count() or 1)
+
+
+def open_shards(recipe: Recipe) -> tuple[Shards, Mixture | None]:
+    """What `data.source` names. Raises DataError where a shard set is damaged, naming the source in a mixture."""
+    source = recipe.data.source
+    if isinstance(source, MixtureSource):
+        parts: dict[str, Shards] = {}
+        for entry in source.sources:
+            try:
+                parts[entry.name] = _open(entry.path)
+            except DataError as error:
+                raise DataError(f"source {entry.name}: {error.what}", error.why, error.fix) from None
+        weights = {e.name: e.weight for e in source.sources if e.weight is not None}
+        mixture = Mixture(weights or None, source.mix, source.temperature, source.batches, source.by)
+        return ShardUnion(parts), mixture
+    return _open(source.path if isinstance(source, ShardSource) else str(make_phantoms(recipe))), None
+
+
+def _open(path: str) -> Shards:
+    return ShardSet.open(path if "://" in path else Path(path).expanduser())
+
+
+def _refuse_other_kind(recipe: Recipe, name: str, shards: Shards, row: int) -> None:
+    volumes = shards.members(row)[0].endswith(VOLUME_MEMBER)
+    if volumes != (recipe.data.geometry.kind == "volume"):
+        have, other = ("volumes", "ct3d_real.yaml") if volumes else ("images", "xray2d.yaml")
+        raise ConfigError(
+            f"data.source: {name} holds {have}, the recipe is for {'images' if volumes else 'volumes'}",
+            why="its image tower and preprocessing are for the other kind",
+            fix=f"start from a recipe for {have}, such as {other}",
+        )
 
 
 def build_data(recipe: Recipe) -> Data:
     """Open (or, for phantoms, first make) the shards of a recipe.
 
     Raises:
-        ConfigError: the training split is empty.
-        DataError: the shard set is damaged.
+        ConfigError: the training split is empty, or a source is of the other kind (volumes, images).
+        DataError: a shard set is damaged, or sources cannot be united.
     """
-    shards = ShardSet.open(shard_folder(recipe))
+    shards, mixture = open_shards(recipe)
     splits, known = recipe.data.splits, shards.manifest["splits"]
     if not known.get(splits.train):
         raise ConfigError(
@@ -63,20 +99,25 @@ def build_data(recipe: Recipe) -> Data:
             why="there would be nothing to train on",
             fix=f"name one of its splits: {', '.join(known)}",
         )
-    row = int(shards.rows(splits.train)[0])
-    volumes = shards.members(row)[0].endswith(VOLUME_MEMBER)
-    if volumes != (recipe.data.geometry.kind == "volume"):
-        have, other = ("volumes", "ct3d_real.yaml") if volumes else ("images", "xray2d.yaml")
-        raise ConfigError(
-            f"data.source: the shard set holds {have}, the recipe is for {'images' if volumes else 'volumes'}",
-            why="its image tower and preprocessing are for the other kind",
-            fix=f"start from a recipe for {have}, such as {other}",
-        )
+    train = shards.rows(splits.train)
+    if isinstance(shards, ShardUnion):
+        for i, name in enumerate(shards.names):
+            own = train[shards.source_R[train] == i]
+            if not len(own):
+                raise ConfigError(
+                    f"data.source.sources.{i}: source '{name}' has no study in split '{splits.train}'",
+                    why="the mixture would not be the declared one",
+                    fix="take it out of data.source.sources, or name a split that every source has",
+                )
+            _refuse_other_kind(recipe, f"source '{name}'", shards, int(own[0]))
+    else:
+        _refuse_other_kind(recipe, "the shard set", shards, int(train[0]))
     # Without a selection or test split a run goes on: nothing is scored then, and the last checkpoint is the best.
     wanted = (splits.train, splits.select, splits.test)
     rows = [shards.rows(name) if known.get(name) else np.empty(0, np.int64) for name in wanted]
     return Data(
         shards,
+        mixture,
         geometry_from_dict(recipe.data.geometry.model_dump()),
         View.from_dict(recipe.data.train_view.model_dump()),
         View.from_dict(recipe.data.eval_view.model_dump()),
@@ -100,6 +141,8 @@ def training_stream(recipe: Recipe, data: Data, tokenize: Any, rank: int, world:
         world=world,
         workers=recipe.data.workers,
         start_step=first_batch,
+        mixture=data.mixture,
+        max_damaged=recipe.data.max_damaged,
     )
 
 

@@ -19,6 +19,7 @@ from pretrain.schema import (
     PERCENTILES,
     DataSection,
     EvaluateSection,
+    MixtureSource,
     ModelSection,
     ObjectiveSection,
     OptimSection,
@@ -141,13 +142,53 @@ def check_source(data: DataSection) -> Iterator[Problem]:
         if not isinstance(data.geometry, VolumeGeometry):
             yield Problem(("data", "geometry", "kind"), "phantoms are CT volumes", "kind: volume")
         return
-    folder, path = Path(source.path).expanduser(), ("data", "source", "path")
+    if source.kind == "shards":
+        yield from _check_folder(source.path, ("data", "source", "path"))
+        return
+    for i, entry in enumerate(source.sources):
+        yield from _check_folder(entry.path, ("data", "source", "sources", i, "path"))
+    yield from _check_mixture(source)
+
+
+def _check_folder(name: str, path: tuple[str | int, ...]) -> Iterator[Problem]:
+    folder = Path(name).expanduser()
+    if "://" in name:
+        return  # elsewhere: found out when it is opened
     if not folder.is_dir():
-        yield Problem(path, f"no folder '{source.path}'", f"python -m data_shards.build ... --out {source.path}")
+        yield Problem(path, f"no folder '{name}'", f"python -m data_shards.build ... --out {name}")
     elif not (folder / "manifest.json").is_file():
-        yield Problem(
-            path, f"'{source.path}' has no manifest.json: not a whole shard set", "python -m data_shards.build"
-        )
+        yield Problem(path, f"'{name}' has no manifest.json: not a whole shard set", "python -m data_shards.build")
+
+
+def _check_mixture(source: MixtureSource) -> Iterator[Problem]:
+    at: tuple[str | int, ...] = ("data", "source")
+    names = [entry.name for entry in source.sources]
+    for i, entry in enumerate(source.sources):
+        if entry.name in names[:i]:
+            yield Problem((*at, "sources", i, "name"), f"'{entry.name}' is there already", "give every source a name")
+        if source.mix == "weights" and entry.weight is None:
+            what = f"source '{entry.name}' has no weight, and data.source.mix is weights"
+            yield Problem((*at, "sources", i), what, "give one, or set mix to proportional, uniform or temperature")
+        elif source.mix != "weights" and entry.weight is not None:
+            what = f"would be ignored: data.source.mix is {source.mix}"
+            yield Problem((*at, "sources", i, "weight"), what, "leave it out, or set mix to weights")
+    if (source.mix == "temperature") != (source.temperature is not None):
+        lacking = source.temperature is None
+        what = "required by mix: temperature" if lacking else f"would be ignored: data.source.mix is {source.mix}"
+        yield Problem((*at, "temperature"), what, "write a number, 1 for proportional" if lacking else "leave it out")
+    if source.batches == "mixed" and source.by == "modality":
+        what = "would be ignored: mixed batches have no groups"
+        yield Problem((*at, "by"), what, "set data.source.batches to homogeneous or stratified, or leave it out")
+
+
+def check_stratified(data: DataSection, train: TrainSection) -> Iterator[Problem]:
+    source = data.source
+    if source.kind != "mixture" or source.batches != "stratified" or source.by != "source":
+        return  # how many modalities there are is known once the shards are open
+    size, groups = train.batch_size * train.devices, len(source.sources)
+    if size < groups:
+        what = f"a global batch of {size} cannot hold all {groups} sources, and data.source.batches is stratified"
+        yield Problem(("train", "batch_size"), what, f"{-(-groups // train.devices)} or more")
 
 
 def check_splits(data: DataSection) -> Iterator[Problem]:
@@ -244,6 +285,7 @@ def _times(size: Sequence[int]) -> str:
 
 CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_source,
+    check_stratified,
     check_views,
     check_splits,
     check_model_name,

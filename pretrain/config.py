@@ -22,7 +22,7 @@ from encoders.tag import parse_tag
 from pretrain import checks
 from pretrain.arguments import Arguments, schema_help, split_argv
 from pretrain.errors import ConfigError
-from pretrain.schema import OBJECTIVE_OPTIONS, ObjectiveSection, Origin, Recipe
+from pretrain.schema import OBJECTIVE_OPTIONS, ObjectiveSection, Origin, Recipe, TrainSection
 from pretrain.wording import describe, locate, report
 from pretrain.yaml_lines import Document, Problem, apply_override, read
 
@@ -225,7 +225,11 @@ _SMOKE: dict[tuple[str, ...], Any] = {
 
 
 def _shrink(data: dict[str, Any]) -> None:
+    stratified = (locate(data, ("data", "source")) or {}).get("batches") == "stratified"
+    whole = {key: locate(data, ("train", key)) or field.default for key, field in TrainSection.model_fields.items()}
     for path, value in _SMOKE.items():
+        if path == ("train", "batch_size") and stratified:  # it has to hold every group, on one rank as well
+            value = whole["batch_size"] * whole["devices"]
         if path == ("data", "source", "studies") and (locate(data, ("data", "source")) or {}).get("kind") != "phantom":
             continue
         parent = locate(data, path[:-1])

@@ -119,9 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if resume is None and launch.alone():
             runs.refuse_existing(folder)  # said once and at once, not by one rank while the others wait for it
         if launch.needed(recipe.train.devices):
-            from pretrain.build import shard_folder
+            from pretrain.build import make_phantoms
 
-            shard_folder(recipe)  # made once, before the ranks look for it
+            make_phantoms(recipe)  # made once, before the ranks look for it
             return launch.run_ranks(recipe.train.devices, words, {runs.RUN_VARIABLE: str(folder)})
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from datetime import datetime
 from importlib import metadata
@@ -21,8 +22,10 @@ RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 CHECKPOINTS, RESULTS, RELEASE, REPORT = "checkpoints", "results", "release", "report.html"
 RUN_VARIABLE = "VOXCLIP_RUN"  # the ranks of one run share the folder's name through it
 # What a resumed run may do otherwise: the weights do not depend on it. (Moved shards are known by their manifest.)
-MAY_CHANGE = ("data.workers", "data.cache", "data.source.path", "evaluate.", "checkpoint.", "output.", "model.init",
-              "train.nonfinite", "train.max_nonfinite")  # fmt: skip
+MAY_CHANGE = re.compile(
+    r"data\.(workers|cache|max_damaged|source\.path|source\.sources\.\d+\.path)"
+    r"|(evaluate|checkpoint|output)\..*|model\.init|train\.(nonfinite|max_nonfinite)"
+)
 PACKAGES = ("torch", "lightning", "open_clip_torch", "timm", "monai", "webdataset", "torchmetrics", "numpy", "blosc2")
 
 
@@ -83,11 +86,21 @@ def refuse_changes(checkpoint: Path, recipe: Recipe) -> None:
     """Raise ConfigError where the run's recipe was edited, since the checkpoint was written, in what the weights depend
     on."""
     trained, now = (_flat(yaml.safe_load(text)) for text in ((checkpoint / RECIPE).read_text(), dump(recipe)))
+    sizes = [(r["train.batch_size"], r["train.devices"]) for r in (trained, now)]
+    (batch, devices), (batch_now, devices_now) = sizes
+    dealt_anew = batch * devices == batch_now * devices_now  # the same samples a step: the stream says what it does
     wrong = [
         f"{key} {trained.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(trained.keys() | now.keys())
-        if trained.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        if trained.get(key) != now.get(key)
+        and not MAY_CHANGE.fullmatch(key)
+        and not (dealt_anew and key in ("train.batch_size", "train.devices"))
     ]
+    if not dealt_anew:
+        wrong.append(
+            f"train.batch_size x train.devices {batch} x {devices} = {batch * devices} -> "
+            f"{batch_now} x {devices_now} = {batch_now * devices_now} (ranks may change, their product with it may not)"
+        )
     if wrong:
         raise ConfigError(
             f"--resume: {RECIPE} differs from the one {checkpoint.name} was trained with: {'; '.join(wrong)}",

@@ -48,6 +48,29 @@ class ShardSource(Section):
 PERCENTILES = (0.5, 1.0, 2.0, 5.0, 25.0, 50.0, 75.0, 95.0, 98.0, 99.0, 99.5)  # as data_shards.geometry, without numpy
 
 
+class MixtureEntry(Section):
+    """One shard set of a mixture."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="what counts, errors and weights call it")
+    path: str = Field(min_length=1, description="folder with manifest.json, relative to the working folder")
+    weight: float | None = Field(None, gt=0.0, description="with mix: weights, how often it is drawn beside the others")
+
+
+class MixtureSource(Section):
+    """Several shard sets, drawn by declared weights."""
+
+    kind: Literal["mixture"] = Field(description="draw from several shard sets")
+    sources: tuple[MixtureEntry, ...] = Field(min_length=1, description="what is mixed")
+    mix: Literal["weights", "proportional", "uniform", "temperature"] = Field(
+        "weights", description="shares: as weighted, as studies, all alike, or studies^(1/temperature)"
+    )
+    temperature: float | None = Field(None, gt=0.0, description="mix: temperature; 1 is proportional, large uniform")
+    batches: Literal["mixed", "homogeneous", "stratified"] = Field(
+        "mixed", description="a global batch has what is drawn, one group alone, or every group at its share"
+    )
+    by: Literal["source", "modality"] = Field("source", description="what a group of homogeneous and stratified is")
+
+
 class VolumeGeometry(Section):
     """How a stored CT or MR volume becomes channels; saved in the release."""
 
@@ -118,7 +141,9 @@ class SplitSection(Section):
 class DataSection(Section):
     """Studies and how they become batches."""
 
-    source: Annotated[PhantomSource | ShardSource, Field(discriminator="kind")] = Field(description="where studies are")
+    source: Annotated[PhantomSource | ShardSource | MixtureSource, Field(discriminator="kind")] = Field(
+        description="where studies are"
+    )
     cache: str = Field("~/.cache/voxclip", min_length=1, description="folder for generated and downloaded data")
     geometry: Annotated[VolumeGeometry | PlanarGeometry, Field(discriminator="kind")] = Field(
         description="preprocessing, stored in the release"
@@ -128,6 +153,9 @@ class DataSection(Section):
     units: UnitSection = Field(UnitSection(), description="texts")
     splits: SplitSection = Field(SplitSection(), description="split names")
     workers: int = Field(0, ge=0, le=256, description="loader processes; batches are the same for any number")
+    max_damaged: int = Field(
+        0, ge=0, description="distinct damaged samples a rank may leave out in one start of a run; 0 stops at the first"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ model

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 
+from data_shards.stream import Stream
 from encoders.dual import DualEncoder
 from encoders.heads import describe_head
 from encoders.release import release_run
@@ -118,6 +119,7 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         return STOPPED
     with _others_wait():
         if first:
+            say_drawn(stream)
             finish(recipe, folder, data, evaluation, _short(precision))
     return 0
 
@@ -152,6 +154,14 @@ def finish(recipe: Recipe, folder: Path, data: build.Data, evaluation: Evaluatio
     print(f"    model, _, preprocess = open_clip.create_model_and_transforms('local-dir:{release}')")
     print("\nor together with its own preprocessing and tokenizer:\n")
     print(f"    import encoders\n    release = encoders.load('{release}')  # .model, .preprocess, .tokenizer")
+
+
+def say_drawn(stream: Stream) -> None:
+    """What was drawn from which source, and of which modality, where there is more than one."""
+    for counts in stream.realised(stream.steps).values():
+        if len(counts) > 1:
+            total = max(1, sum(counts.values()))
+            print("drawn    " + ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items()))
 
 
 def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) -> L.Trainer:

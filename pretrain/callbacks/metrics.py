@@ -15,6 +15,7 @@ from encoders.features import rank
 from pretrain.module import Pretraining
 
 HEADER = ["step", "name", "value"]
+DRAWN = "samples/"  # counts, written whole
 
 
 class Metrics(L.Callback):
@@ -54,9 +55,12 @@ class Metrics(L.Callback):
         last = step == module.recipe.train.steps
         if not (scored or last or step % self.every == 0 or step == 1):
             return
-        self._pending += _lines([[str(step), name, f"{value:.6g}"] for name, value in module.logged.items()])
+        stream: Any = trainer.train_dataloader
+        numbers = module.logged | drawn(stream.realised(module.batches_done))
+        self._pending += _lines([[str(step), name, f"{value:.10g}" if name.startswith(DRAWN) else f"{value:.6g}"]
+                                 for name, value in numbers.items()])  # fmt: skip
         self._append()
-        self._show(step, module.logged)
+        self._show(step, numbers)
 
     def _append(self) -> None:
         """Whole rows or none: a row cut short by a full disk would be read as another number."""
@@ -89,6 +93,16 @@ class Metrics(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, module, "fit")
+
+
+def drawn(realised: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Samples drawn so far by source and by modality, where there is more than one."""
+    return {
+        f"{DRAWN}{what}/{name}": float(count)
+        for what, counts in realised.items()
+        if len(counts) > 1
+        for name, count in counts.items()
+    }
 
 
 def _lines(rows: list[list[str]]) -> str:

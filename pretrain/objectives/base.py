@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from data_shards.batch import related
 from encoders.features import TextFeatures
 
 Read = Literal["pooled", "units", "tokens", "logit_scale", "logit_bias"]
@@ -29,6 +30,12 @@ class GlobalBatch:
     patient_B: Tensor
     logit_scale: Tensor
     logit_bias: Tensor | None
+
+    def related_BB(self, kinds: tuple[str, ...] = UNIT_KINDS) -> Tensor:
+        """Studies of one patient, or with one text of these kinds in common, over all sources and ranks: bool,
+        symmetric, true on the diagonal. Pairs that are no negatives of each other."""
+        text = self.text.only({UNIT_KINDS.index(kind) for kind in kinds})
+        return related(self.patient_B, text.pair_sample_P, text.pair_unit_P)
 
 
 class Objective(nn.Module):

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ShardWriter(out, max_samples=10) as writer:
         for i in range(24):
             writer.write(_study(i))
+    return out
+
+
+@pytest.fixture(scope="session")
+def more_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 made-up volumes of another source: 8 train, 2 val, 2 test, with a label of their own and none of effusion."""
+    out = tmp_path_factory.mktemp("more") / "set"
+    with ShardWriter(out, max_samples=5) as writer:
+        for i in range(12):
+            split = "train" if i < 8 else "val" if i < 10 else "test"
+            labels = {"nodule": i % 2, "cyst": 1}
+            one = replace(_study(i), patient=f"q{i}", split=split, labels=labels)
+            writer.write(replace(one, scans=(replace(one.scans[0], modality="MR", unit="arbitrary"),)))
     return out
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+# Studies of plugins/two_ranks.py with one patient (1, 3) or one text of a kind; studies 2 to 4 are on the other rank.
+RELATED = {"report": [(0, 1), (1, 3)], "sentence": [(0, 2), (0, 4), (1, 3), (2, 4)]}
 TWO = {"train__devices": 2}
 PATIENCE = 500  # seconds; only ever waited for where something hangs
 
@@ -70,6 +72,12 @@ def test_two_ranks_have_the_gradients_of_one_process(tiny: Any, tmp_path: Path) 
             assert torch.equal(a["gradients"][name], b["gradients"][name])
             # Sums of other orders; where centring cancels terms of size 1, what stays is their rounding.
             torch.testing.assert_close(a["gradients"][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+        for kind, pairs in RELATED.items():
+            want = torch.eye(5, dtype=torch.bool)
+            for i, j in pairs:
+                want[i, j] = want[j, i] = True
+            for ranks in (a, b, whole):
+                assert torch.equal(ranks["related"][kind], want)
 
 
 @pytest.fixture(scope="module")

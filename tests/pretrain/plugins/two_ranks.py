@@ -14,7 +14,7 @@ from data_shards.units import Unit, text_identity
 from encoders.tokenize import BPE
 from pretrain import build
 from pretrain.config import load_recipe
-from pretrain.module import Pretraining
+from pretrain.module import Pretraining, global_batch
 from pretrain.objectives.base import UNIT_KINDS
 
 # Per study: patient, texts. Rank 0 has the first two studies and three distinct texts, rank 1 the others and five; one
@@ -63,7 +63,10 @@ def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
                 for gradient in gradients.values():  # what DDP does
                     dist.all_reduce(gradient)
                     gradient /= 2
-            results.append({"loss": loss.detach(), "gradients": gradients})
+            with torch.no_grad():
+                shared, _ = global_batch(module.dual(mine.images_BCDHW, mine.texts), mine.patient_B, False)
+            related = {kind: shared.related_BB((kind,)) for kind in ("report", "sentence")}
+            results.append({"loss": loss.detach(), "gradients": gradients, "related": related})
     torch.save(results, folder / f"{rank}.pt")
     if rank != "one":
         dist.destroy_process_group()
