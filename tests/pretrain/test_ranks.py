@@ -15,7 +15,7 @@ import pytest
 import torch
 
 # Studies of plugins/two_ranks.py with one patient (1, 3) or one text of a kind; studies 2 to 4 are on the other rank.
-RELATED = {"report": [(0, 1), (1, 3)], "sentence": [(0, 2), (0, 4), (1, 3), (2, 4)]}
+RELATED = {"report": [(0, 1), (1, 3), (2, 4)], "sentence": [(0, 2), (0, 4), (1, 3), (2, 4)]}
 TWO = {"train__devices": 2}
 PATIENCE = 500  # seconds; only ever waited for where something hangs
 
