@@ -1,4 +1,4 @@
-"""One of two gloo ranks: `python two_ranks.py FOLDER RANK` streams FOLDER/ct and FOLDER/mr as a mixture, gathers the keys
+"""One of two gloo ranks: `python two_ranks.py FOLDER RANK` streams FOLDER/ct and FOLDER/mr as a mixture, gathers keys
 of every step from both ranks and writes them to FOLDER/RANK.json."""
 
 from __future__ import annotations
