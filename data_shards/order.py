@@ -48,24 +48,28 @@ class Layout:
 
     @classmethod
     def of(
-        cls, mixture: Mixture, rows: np.ndarray, names: Sequence[str], source: np.ndarray, modality: Sequence[str]
+        cls,
+        mixture: Mixture,
+        rows: np.ndarray,
+        names: Sequence[str],
+        source_R: np.ndarray,
+        kinds: Sequence[str],
+        kind_R: np.ndarray,
     ) -> Layout:
-        """Lay out `rows` of sources `names`. `source` (a number) and `modality` are of all rows of the shards.
+        """Lay out `rows`, given the sources and the kinds (modalities) there are and which one every row is of.
 
         With groups by modality a source's weight goes to its modalities in the proportions it has them.
         Raises DataError as Mixture.shares does.
         """
-        inside = [rows[source[rows] == i] for i in range(len(names))]
+        inside = [rows[source_R[rows] == i] for i in range(len(names))]
         shares = mixture.shares(names, [len(r) for r in inside])
         if mixture.by == "source":
             cells, labels, weights = inside, list(names), list(shares)
         else:
-            kinds = sorted({modality[int(r)] for r in rows})
-            kind_of = np.array([kinds.index(modality[int(r)]) for r in rows])
             cells, labels, fractions = [], [], []
-            for i, (share, all_rows) in enumerate(zip(shares, inside, strict=True)):
+            for share, all_rows in zip(shares, inside, strict=True):
                 for j, kind in enumerate(kinds):
-                    cell = rows[(source[rows] == i) & (kind_of == j)]
+                    cell = all_rows[kind_R[all_rows] == j]
                     if len(cell):
                         cells.append(cell)
                         labels.append(kind)

@@ -123,5 +123,6 @@ def over_budget(skipped: Collection[Skipped], budget: int) -> DataError:
     return DataError(
         f"{len(skipped)} distinct samples are damaged, and at most {budget} may be (max_damaged):{listed}{more}",
         "so many are no accident: the copy, the disk or the network is at fault, and what is left is another data set",
-        "copy the shards again and run `python -m data_shards.check` on them, or raise data.max_damaged and resume",
+        "copy the shards again and run `python -m data_shards.check` on them; or raise max_damaged, in a run "
+        "data.max_damaged of its recipe.yaml, and resume",
     )

@@ -102,7 +102,7 @@ class Stream:
         self.samples = Samples(shards, geometry, view, tokenize, units, tuple(label_names), max_damaged)
         layout = Layout.plain(rows)
         if mixture is not None:
-            layout = Layout.of(mixture, rows, self.source_names, self._source_R, self._modality_R)
+            layout = Layout.of(mixture, rows, self.source_names, self._source_R, *self._modalities)
         self.order = Order(layout, seed, batch_size, rank, world)
         self.steps, self.start_step, self.workers, self.pin_memory = steps, start_step, workers, pin_memory
         self.step, self.wait_seconds = start_step, 0.0
@@ -157,20 +157,20 @@ class Stream:
         return shards.source_R if isinstance(shards, ShardUnion) else np.zeros(len(shards), np.int64)
 
     @cached_property
-    def _modality_R(self) -> list[str]:
-        return [self.samples.shards.modality(row) for row in range(len(self.samples.shards))]
+    def _modalities(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """Their names, and the number of each row's."""
+        every = [self.samples.shards.modality(row) for row in range(len(self.samples.shards))]
+        names, number_R = np.unique(every, return_inverse=True)
+        return tuple(str(name) for name in names), number_R
 
     def realised(self, step: int | None = None) -> dict[str, dict[str, int]]:
         """Samples of the first `step` batches (those consumed, by default) of all ranks together, by "source" and by
         "modality": computed from the order, so the same after a restart. Stand-ins count for what they stand in for."""
         steps = self.step if step is None else step
-        kinds = sorted(set(self._modality_R))
-        number = {kind: i for i, kind in enumerate(kinds)}
-        modality_R = np.array([number[m] for m in self._modality_R])
         found = {}
-        for what, names, class_R in (
-            ("source", self.source_names, self._source_R),
-            ("modality", kinds, modality_R),
+        for what, (names, class_R) in (
+            ("source", (self.source_names, self._source_R)),
+            ("modality", self._modalities),
         ):
             counts = self.order.count(steps, class_R, len(names))
             found[what] = {name: int(n) for name, n in zip(names, counts, strict=True)}

@@ -17,12 +17,13 @@ NAMES = ("a", "b", "c")
 SOURCE = np.repeat(np.arange(3), SIZES)
 ROWS = np.arange(100)
 MODALITY = ["CT" if row % 3 else "MR" for row in ROWS]  # a third of every source is MR
+NAMES_OF_KINDS, KIND = ("CT", "MR"), np.array([m == "MR" for m in MODALITY]).astype(int)
 WEIGHTS = [6, 3, 1]
 
 
 def order(batch: int = 8, rank: int = 0, world: int = 1, **mixture: Any) -> Order:
     given = {"weights": WEIGHTS} if "mix" not in mixture else {}
-    layout = Layout.of(Mixture(**given, **mixture), ROWS, NAMES, SOURCE, MODALITY)
+    layout = Layout.of(Mixture(**given, **mixture), ROWS, NAMES, SOURCE, NAMES_OF_KINDS, KIND)
     return Order(layout, 3, batch, rank, world)
 
 
@@ -52,7 +53,7 @@ def test_without_a_mixture_the_order_is_one_permutation_a_pass() -> None:
 
 
 def test_a_mixture_of_one_source_is_no_mixture() -> None:
-    layout = Layout.of(Mixture([2.0]), ROWS, ("a",), np.zeros(100, np.int64), MODALITY)
+    layout = Layout.of(Mixture([2.0]), ROWS, ("a",), np.zeros(100, np.int64), NAMES_OF_KINDS, KIND)
     assert rows_of(Order(layout, 7, 8), range(20)) == rows_of(Order(Layout.plain(ROWS), 7, 8), range(20))
 
 
@@ -80,7 +81,7 @@ def test_shares_are_exact_and_never_drift() -> None:
 @pytest.mark.parametrize("weights", [[1.0, 1 / 3, 1 / 7], [1.0, 1e-4, 1e-4], [1000.0, 3.7, 3.7]])
 def test_odd_weights_keep_their_shares_in_every_block(weights: list[float]) -> None:
     """Largest remainders of a running total may take back a sample; blocks are long enough that they never do."""
-    an_order = Order(Layout.of(Mixture(weights), ROWS, NAMES, SOURCE, MODALITY), 0, 1)
+    an_order = Order(Layout.of(Mixture(weights), ROWS, NAMES, SOURCE, NAMES_OF_KINDS, KIND), 0, 1)
     length = an_order.inner[0].length
     before = np.zeros(3, np.int64)
     for block in range(1, 200):

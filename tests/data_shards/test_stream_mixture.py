@@ -19,6 +19,7 @@ from data_shards.preprocess import Geometry, View
 from data_shards.shard_set import ShardSet, ShardWriter
 from data_shards.stream import Mixture, ShardUnion, Stream, UnitPolicy, ordered_pass
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # three workers on two cores
 GEOMETRY = Geometry(spacing_mm=(2.5, 2.5, 2.5), windows=((-1000, 0),))
 VIEW = View("random", (6, 7, 8), jitter=2)
 

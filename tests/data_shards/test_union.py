@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from data_shards import DataError, Study
+from data_shards import DataError, Scan, Study, Texts
+from data_shards.foreign import ForeignShards
+from data_shards.preprocess import PlanarGeometry, View
 from data_shards.shard_set import ShardSet, ShardWriter
-from data_shards.union import ShardUnion
+from data_shards.stream import Mixture, ShardUnion, Stream, UnitPolicy
 
 
 @pytest.fixture
@@ -81,6 +86,33 @@ def test_a_patient_in_another_split_of_another_set_is_refused(
             writer.write(study(i, "train", (9, 9, 9)))
     with pytest.raises(DataError, match="1 studies in b/train of patients in a/val"):
         ShardUnion({"a": shards, "b": ShardSet.open(tmp_path / "leak")})
+
+
+def test_other_peoples_tars_are_a_source_like_ours(tmp_path: Path) -> None:
+    """A shard set of ours and a tar of images with texts, mixed into one batch."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(file, "PNG")
+    with ShardWriter(tmp_path / "ours") as writer:
+        scan = Scan(array=None, image=file.getvalue(), ext="png", modality="CR")
+        for i in range(4):
+            writer.write(Study(f"film{i}", f"p{i}", "train", (scan,), Texts(report=f"Film {i}."), {"nodule": 1}))
+    with tarfile.open(tmp_path / "theirs.tar", "w") as tar:
+        for i in range(4):
+            for ext, body in (("png", file.getvalue()), ("txt", f"figure {i}".encode())):
+                member = tarfile.TarInfo(f"{i:05d}.{ext}")
+                member.size = len(body)
+                tar.addfile(member, io.BytesIO(body))
+    theirs = ForeignShards.open(tmp_path / "theirs.tar", cache=tmp_path / "cache")
+    both = ShardUnion({"ours": ShardSet.open(tmp_path / "ours"), "theirs": theirs})
+    stream = Stream(
+        both, both.rows("train"), PlanarGeometry(size=(8, 8)), View("resize", (8, 8)), lambda text: [1, 2],
+        UnitPolicy(report=True, captions=True), batch_size=4, seed=0, steps=2, label_names=("nodule",),
+        mixture=Mixture(mix="uniform", batches="stratified"),
+    )  # fmt: skip
+    for batch in stream:
+        assert sorted(key.partition("/")[0] for key in batch.keys) == ["ours", "ours", "theirs", "theirs"]
+        assert [bool(v) for v in batch.labels_BL.isnan()[:, 0]] == [key.startswith("theirs") for key in batch.keys]
+        assert len(set(batch.patient_B.tolist())) == 4
 
 
 def test_damage_is_named_with_its_source(shards: ShardSet, shard_folder: Path, tmp_path: Path, other: ShardSet) -> None:
