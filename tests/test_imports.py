@@ -42,6 +42,11 @@ NOT_LEAF = (
     "conditions",
     "selection",
     "select",
+    "order",
+    "mixture",
+    "samples",
+    "union",
+    "workers",
 )
 
 

@@ -128,6 +128,27 @@ def test_a_signal_to_one_rank_stops_all_and_they_go_on_bit_for_bit(
 
 
 @pytest.mark.full
+def test_a_run_of_two_ranks_goes_on_in_one_where_the_batch_is_the_same(whole: Any) -> None:
+    same = {"model__image__token_dropout": 0.0}  # each rank draws its own
+    code, said = finish(whole.start("wide", **TWO, **same))
+    assert code == 0, said
+    process = whole.start("narrow", **TWO, **same)
+    wait_for(lambda: (whole.folder("narrow") / "checkpoints" / "step-00000003").exists(), process)
+    os.kill(children(process.pid)[0], signal.SIGTERM)
+    assert finish(process)[0] == 143
+    recipe = whole.folder("narrow") / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("devices: 2", "devices: 1"))
+    code, said = finish(whole.process(["--resume", str(whole.folder("narrow"))]))
+    assert code == 1 and "train.batch_size x train.devices 2 x 2 = 4 -> 2 x 1 = 2" in said
+    recipe.write_text(text.replace("devices: 2", "devices: 1").replace("batch_size: 2", "batch_size: 4"))
+    code, said = finish(whole.process(["--resume", str(whole.folder("narrow"))]))
+    assert code == 0, said
+    assert "resumed on 1 rank instead of 2: the global batch is still 4, so the same samples follow, 4 a rank" in said
+    assert_close(whole.metrics("narrow"), whole.metrics("wide"), 1e-3)
+
+
+@pytest.mark.full
 def test_killed_ranks_go_on_bit_for_bit(whole: Any, equal: Any) -> None:
     process = whole.start("killed", **TWO)
     wait_for(lambda: (whole.folder("killed") / "checkpoints" / "step-00000006").exists(), process)
