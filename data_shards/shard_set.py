@@ -1,38 +1,49 @@
-"""A shard set read by index: any sample of any shard with one positioned read, checked by its crc32."""
+"""A shard set read by index: any sample of any shard with one positioned read, its tar header and crc32 checked."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import tarfile
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from data_shards.errors import DamagedError, DataError
-from data_shards.schema import SCHEMA_VERSION
-from data_shards.shard_write import LABEL_PREFIX, EncodedStudy, ShardWriter, encode_study
+from data_shards.manifest import DAMAGED, not_whole, read_index, read_manifest, size_problems
+from data_shards.shard_write import LABEL_PREFIX, TAR_BLOCK, EncodedStudy, ShardWriter, encode_study
+from data_shards.storage import LocalFolder, RemoteFolder, Storage, is_url
 
 if TYPE_CHECKING:
     import pyarrow
 
 __all__ = ["EncodedStudy", "ShardSet", "ShardWriter", "encode_study"]
 Verify = Literal["first", "always", "never"]
-DAMAGED = "training would go on with silently wrong voxels or words"
+Damaged = Literal["refuse", "count"]
+Reads = Literal["auto", "ranged", "cache"]
 
 
 class ShardSet:
-    """A folder of shards, its index, and reads that notice damage. Open with `ShardSet.open(folder)`.
+    """Shards, their index, and reads that notice damage. Open with `ShardSet.open(folder or URL)`.
 
-    Picklable; file handles are opened lazily in each process. Rows are numbered as in `index` (a pyarrow Table).
-    `verify`: "first" checks a volume's crc32 the first time this process touches it (afterwards crops decode only the
-    blocks they need), "always" at every read, "never" trusts the disk. json and images are read whole: always checked.
+    Picklable; files and connections are opened lazily in each process. Rows are numbered as in `index` (a pyarrow
+    Table). `verify`: "first" checks a volume's header and crc32 the first time this process touches it (afterwards
+    crops decode only the blocks they need), "always" at every read, "never" trusts a local disk. json, images and
+    whatever comes over a network are read whole: always checked. `reads`: "local", "ranged" or "cache".
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], manifest_hash: str, index: Any, verify: Verify) -> None:
-        self.folder, self.manifest, self.manifest_hash, self.verify = folder, manifest, manifest_hash, verify
+    def __init__(
+        self,
+        store: Storage,
+        manifest: dict[str, Any],
+        manifest_hash: str,
+        index: Any,
+        sizes: dict[str, int | None],
+        verify: Verify,
+    ) -> None:
+        self.store, self.manifest, self.manifest_hash, self.verify = store, manifest, manifest_hash, verify
+        self.reads, self._sizes = store.kind, sizes
         self.index: pyarrow.Table = index
         self.label_names: tuple[str, ...] = tuple(manifest["label_names"])
         # Plain lists and arrays: workers made by fork must not call into arrow's thread pool.
@@ -46,67 +57,45 @@ class ShardSet:
         flat = members.values
         self._names: list[str] = flat.field("name").to_pylist()
         self._at = np.asarray(flat.field("offset")), np.asarray(flat.field("bytes")), np.asarray(flat.field("crc32"))
-        self._fresh()
-
-    def _fresh(self) -> None:
-        self._fds: dict[tuple[int, str], int] = {}
         self._checked: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fds": {}, "_checked": set()}
+        return {**self.__dict__, "_checked": set()}
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], verify: Verify = "first") -> ShardSet:
+    def open(
+        cls,
+        where: str | os.PathLike[str],
+        verify: Verify = "first",
+        damaged: Damaged = "refuse",
+        reads: Reads | None = None,
+    ) -> ShardSet:
         """Open a shard set after comparing every file's size, and the index's hash, with the manifest.
 
-        Raises DataError: no manifest, another schema version, a missing or truncated shard, a changed index.
-        """
-        root = Path(folder)
-        if not (root / "manifest.json").is_file():
-            raise DataError(
-                f"no manifest.json in folder {root.name!r}",
-                "without it nobody can tell whether the shards are whole",
-                "give a folder made by data_shards.build or data_shards.phantom",
-            )
-        body = (root / "manifest.json").read_bytes()
-        try:
-            manifest = json.loads(body)
-            version, shards, index = manifest["schema_version"], manifest["shards"], manifest["index"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError("manifest.json is damaged", DAMAGED, "restore it or rebuild the shard set") from error
-        if version != SCHEMA_VERSION:
-            raise DataError(
-                f"the shard set has schema version {version}, this program reads {SCHEMA_VERSION}",
-                "fields would be misread",
-                "rebuild it, or use the release of VoxCLIP that wrote it",
-            )
-        problems = []
-        for entry in [*shards, index]:
-            path = root / entry["name"]
-            size = path.stat().st_size if path.is_file() else None
-            if size is None:
-                problems.append(f"{entry['name']} is missing")
-            elif size != entry["bytes"]:
-                state = "truncated" if size < entry["bytes"] else "longer than it was"
-                problems.append(f"{entry['name']} is {state}: {size} bytes of {entry['bytes']}")
-        if not problems and _sha256(root / index["name"]) != index["sha256"]:
-            problems.append(f"{index['name']} does not have the hash in the manifest")
-        if problems:
-            raise DataError(
-                "the shard set is not whole: " + "; ".join(problems),
-                "samples would be lost or misread in silence",
-                "copy these files again, then run `python -m data_shards.check` on the folder",
-            )
-        import pyarrow.parquet as pq
+        Args:
+            where: a folder, or a URL that fsspec opens: s3://, https://, hf://, ... (docs/storage.md).
+            damaged: "refuse" a set with a missing or truncated shard, or open it and let each read of what is damaged
+                raise DamagedError ("count": the reader decides how many are too many).
+            reads: of a URL. "ranged": one request a sample. "cache": whole shards into a bounded local folder.
+                "auto": the cache where the whole set fits. None: $VOXCLIP_READS, else "auto". A folder is read in place.
 
-        table = pq.read_table(root / index["name"], use_threads=False)
-        if table.num_rows != manifest["samples"]:
-            raise DataError(
-                f"the index has {table.num_rows} rows, the manifest says {manifest['samples']}",
-                "samples would be lost in silence",
-                "rebuild the shard set",
-            )
-        return cls(root, manifest, hashlib.sha256(body).hexdigest(), table, verify)
+        Raises DataError: no manifest, another schema version, a missing or truncated shard, a changed index, a store
+        that cannot be reached.
+        """
+        if damaged not in ("refuse", "count"):
+            raise DataError(f"damaged is {damaged!r}", fix='use "refuse" or "count"')
+        found = RemoteFolder(str(where)) if is_url(where) else LocalFolder(where)
+        manifest, manifest_hash = read_manifest(found)
+        store: Storage = found
+        if isinstance(found, RemoteFolder):
+            from data_shards.shard_cache import choose
+
+            store = choose(found, {e["name"]: (e["bytes"], e["sha256"]) for e in manifest["shards"]}, reads)
+        index = read_index(store, manifest)
+        sizes = store.sizes([entry["name"] for entry in manifest["shards"]])
+        if damaged == "refuse" and (problems := size_problems(manifest["shards"], sizes)):
+            raise not_whole(problems)
+        return cls(store, manifest, manifest_hash, index, sizes, verify)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -170,11 +159,24 @@ class ShardSet:
         import blosc2
 
         blosc2.set_nthreads(1)  # the stream parallelises over batches; blosc2's own threads do not survive a fork
-        if self.verify == "always" or (self.verify == "first" and at not in self._checked):
-            data = self._read(row, at)
-            self._checked.add(at)
-            return blosc2.ndarray_from_cframe(data), scans[i]
-        return blosc2.open(str(self.folder / self._shard[row]), mode="r", offset=int(self._at[0][at])), scans[i]
+        if self.verify == "never" or (self.verify == "first" and at in self._checked):
+            held = self._held(row)
+            if held is not None:
+                try:
+                    source = blosc2.open(str(held[0]), mode="r", offset=int(self._at[0][at]))
+                except (OSError, RuntimeError, ValueError) as error:
+                    raise self._damage(row, at, f"cannot be opened ({type(error).__name__})") from None
+                source.held = held[1]  # a cache does not remove the file while this array lives
+                return source, scans[i]
+        data = self._read(row, at)
+        self._checked.add(at)
+        return blosc2.ndarray_from_cframe(data), scans[i]
+
+    def unreadable_rows(self) -> np.ndarray:
+        """Rows (int64) whose bytes cannot all be there, by the sizes of the files alone. Reads nothing."""
+        ends = np.maximum.reduceat(self._at[0] + self._at[1], self._first[:-1])
+        have = {name: np.iinfo(np.int64).max if size is None else size for name, size in self._sizes.items()}
+        return np.flatnonzero(ends > [have.get(shard, -1) for shard in self._shard]).astype(np.int64)
 
     def _find(self, row: int, name: str) -> int:
         for at in range(int(self._first[row]), int(self._first[row + 1])):
@@ -182,33 +184,51 @@ class ShardSet:
                 return at
         raise DataError(f"sample {self._keys[row]} has no member {name!r}", fix=f"it has {self.members(row)}")
 
+    def _held(self, row: int) -> tuple[Any, Any] | None:
+        try:
+            return self.store.held(self._shard[row])
+        except FileNotFoundError:
+            raise self._gone(row, "not there") from None
+
     def _read(self, row: int, at: int) -> bytes:
-        shard, (offset, size, crc) = self._shard[row], (int(column[at]) for column in self._at)
-        ident = (os.getpid(), shard)
-        if ident not in self._fds:
-            try:
-                self._fds[ident] = os.open(self.folder / shard, os.O_RDONLY)
-            except OSError as error:
-                raise DamagedError(
-                    f"{shard} cannot be opened ({error.strerror})",
-                    "its samples would be missing from training",
-                    "restore it from where it was copied",
-                    shard,
-                    self._keys[row],
-                ) from None
-        data = os.pread(self._fds[ident], size, offset)
-        if len(data) != size or zlib.crc32(data) != crc:
-            state = f"ends after {len(data)} of {size} bytes" if len(data) != size else "does not match its crc32"
-            raise DamagedError(
-                f"{shard}, sample {self._keys[row]}: member {self._names[at].split('.', 1)[1]} {state}",
-                DAMAGED,
-                f"copy {shard} again, then run `python -m data_shards.check` on the folder",
-                shard,
-                self._keys[row],
-            )
-        return data
+        offset, size, crc = (int(column[at]) for column in self._at)
+        if self._shard[row] not in self._sizes:
+            raise self._gone(row, "it is missing")
+        try:
+            header, payload = self.store.member(self._shard[row], offset, size)
+        except OSError as error:
+            raise self._gone(row, error.strerror or type(error).__name__) from None
+        if len(payload) != size or len(header) != TAR_BLOCK:
+            raise self._damage(row, at, f"ends after {len(payload)} of {size} bytes")
+        if header != tar_header(self._names[at], size):
+            raise self._damage(row, at, "has another tar header than was written")
+        if zlib.crc32(payload) != crc:
+            raise self._damage(row, at, "does not match its crc32")
+        return payload
+
+    def _gone(self, row: int, reason: str) -> DamagedError:
+        shard = self._shard[row]
+        return DamagedError(
+            f"{shard}, sample {self._keys[row]}: the shard cannot be opened ({reason})",
+            "its samples would be missing from training",
+            "restore it from where it was copied",
+            shard,
+            self._keys[row],
+        )
+
+    def _damage(self, row: int, at: int, state: str) -> DamagedError:
+        shard = self._shard[row]
+        return DamagedError(
+            f"{shard}, sample {self._keys[row]}: member {self._names[at].split('.', 1)[1]} {state}",
+            DAMAGED,
+            f"copy {shard} again, then run `python -m data_shards.check` on the shard set",
+            shard,
+            self._keys[row],
+        )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def tar_header(name: str, size: int) -> bytes:
+    """The 512 bytes that ShardWriter puts in front of a member: no time, no owner, nothing of the machine."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT)
