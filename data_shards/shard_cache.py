@@ -1,8 +1,8 @@
 """Whole shards of a remote set in a bounded local folder, shared by every process and every run on the machine.
 
 A shard is kept under its sha256, so equal shards are kept once and a wrong one never. It is fetched beside its place
-under a lock, hashed, and renamed; the least recently used entries make room. Locks are `flock`: a killed process lets go
-of its own, and what it left half-written is removed by the next who needs room.
+under a lock, hashed, and renamed; the least recently used entries make room. Locks are `flock`: a killed process lets
+go of its own, and what it left half-written is removed by the next who needs room.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import hashlib
 import os
 import re
 import shutil
-import sys
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
-from data_shards.progress import LOG_EVERY_S
-from data_shards.storage import RemoteFolder, header_and_payload
+from data_shards.remote import FetchProgress, RemoteFolder
+from data_shards.storage import LocalFolder, header_and_payload
 
 FOLDER_ENV, LIMIT_ENV, READS_ENV = "VOXCLIP_SHARD_CACHE", "VOXCLIP_SHARD_CACHE_GB", "VOXCLIP_READS"
 DEFAULT_FOLDER, DEFAULT_GB = "~/.cache/voxclip/shards", 20.0
@@ -92,7 +90,7 @@ class ShardCache:
                 return kept
             if not self._make_room(size, part):
                 return None
-            store.fetch(name, part, _Progress(name, size))
+            store.fetch(name, part, FetchProgress(name, size))
             if not _is_at(fd, part):  # a client that writes aside and renames
                 os.close(fd)
                 fd = _locked(part)
@@ -147,8 +145,8 @@ class ShardCache:
 
 
 class CachedFolder:
-    """A remote set read through the cache. A shard that the cache cannot take, or whose bytes do not have the manifest's
-    hash, is read by ranges, where each member is checked by itself: only what is damaged is lost.
+    """A remote set read through the cache. A shard that the cache cannot take, or whose bytes do not have the hash
+    in the manifest, is read by ranges, where each member is checked by itself: only what is damaged is lost.
 
     Args:
         shards: name -> (bytes, sha256), from the manifest.
@@ -190,6 +188,9 @@ class CachedFolder:
         lease = self._lease(name)
         return None if lease is None else (lease.path, lease)
 
+    def fetched(self, name: str) -> AbstractContextManager[LocalFolder]:
+        return self.remote.fetched(name)  # what lies in the store, not what was kept of it
+
     def _lease(self, name: str) -> Lease | None:
         size, sha256 = self.shards[name]
         lease = self.cache.lease(sha256)
@@ -212,31 +213,6 @@ def choose(remote: RemoteFolder, shards: dict[str, tuple[int, str]], reads: str 
     if how == "cache" or cache.has_room_for((sha, size) for size, sha in shards.values()) or not remote.has_ranges():
         return CachedFolder(remote, cache, shards)
     return remote
-
-
-class _Progress:
-    """What fsspec calls while it fetches; a line now and then for a shard that takes long."""
-
-    def __init__(self, name: str, size: int) -> None:
-        self.name, self.size, self.done = name, size, 0
-        self.began = self.last = time.monotonic()
-
-    def set_size(self, size: int | None) -> None:
-        self.done = 0  # a new attempt
-
-    def relative_update(self, inc: int = 1) -> None:
-        self.absolute_update(self.done + inc)
-
-    def absolute_update(self, value: int) -> None:
-        self.done, now = value, time.monotonic()
-        if now - self.last > LOG_EVERY_S:
-            self.last = now
-            rate = self.done / (now - self.began)
-            left = (self.size - self.done) / max(rate, 1)
-            print(
-                f"fetching {self.name}: {self.done / 1e6:.0f}/{self.size / 1e6:.0f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left",
-                file=sys.stderr,
-            )
 
 
 def _lock(fd: int, how: int) -> None:

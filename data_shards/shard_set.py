@@ -12,8 +12,9 @@ import numpy as np
 
 from data_shards.errors import DamagedError, DataError
 from data_shards.manifest import DAMAGED, not_whole, read_index, read_manifest, size_problems
+from data_shards.remote import RemoteFolder
 from data_shards.shard_write import LABEL_PREFIX, TAR_BLOCK, EncodedStudy, ShardWriter, encode_study
-from data_shards.storage import LocalFolder, RemoteFolder, Storage, is_url
+from data_shards.storage import LocalFolder, Storage, is_url
 
 if TYPE_CHECKING:
     import pyarrow
@@ -77,7 +78,8 @@ class ShardSet:
             damaged: "refuse" a set with a missing or truncated shard, or open it and let each read of what is damaged
                 raise DamagedError ("count": the reader decides how many are too many).
             reads: of a URL. "ranged": one request a sample. "cache": whole shards into a bounded local folder.
-                "auto": the cache where the whole set fits. None: $VOXCLIP_READS, else "auto". A folder is read in place.
+                "auto": the cache where the whole set fits. None: $VOXCLIP_READS, else "auto". A folder is read
+                in place.
 
         Raises DataError: no manifest, another schema version, a missing or truncated shard, a changed index, a store
         that cannot be reached.

@@ -1,0 +1,187 @@
+"""Every way in which a shard can go bad, done to real bytes on disk: found, named, and nothing partial handed out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_shards.check import main
+from data_shards.errors import DamagedError, DataError
+from data_shards.shard_set import ShardSet
+
+SHARD = "shard-000001.tar"  # rows 5 to 9
+ALL = [5, 6, 7, 8, 9]
+
+
+@pytest.fixture
+def copy(shard_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shard_folder, tmp_path / "copy"))
+
+
+def _place(folder: Path, row: int, member: int) -> tuple[int, int]:
+    """Offset and bytes of a member's payload."""
+    place = ShardSet.open(folder).index["members"][row].as_py()[member]
+    return place["offset"], place["bytes"]
+
+
+def _cut(folder: Path, at: int) -> None:
+    data = (folder / SHARD).read_bytes()
+    assert 0 < at < len(data)
+    (folder / SHARD).write_bytes(data[:at])
+
+
+def _flip(folder: Path, at: int) -> None:
+    data = bytearray((folder / SHARD).read_bytes())
+    data[at] ^= 1
+    (folder / SHARD).write_bytes(data)
+
+
+def boundary(folder: Path) -> list[int]:
+    _cut(folder, _place(folder, 7, 1)[0] - 512)  # study7 keeps its volume and loses its json
+    return [7, 8, 9]
+
+
+def in_header(folder: Path) -> list[int]:
+    _cut(folder, _place(folder, 7, 0)[0] - 400)
+    return [7, 8, 9]
+
+
+def in_data(folder: Path) -> list[int]:
+    offset, size = _place(folder, 8, 0)
+    _cut(folder, offset + size // 2)
+    return [8, 9]
+
+
+def in_the_end_marker(folder: Path) -> list[int]:
+    _cut(folder, (folder / SHARD).stat().st_size - 700)
+    return []
+
+
+def payload(folder: Path) -> list[int]:
+    offset, size = _place(folder, 6, 0)
+    _flip(folder, offset + size // 2)
+    return [6]
+
+
+def payload_json(folder: Path) -> list[int]:
+    _flip(folder, _place(folder, 6, 1)[0] + 3)
+    return [6]
+
+
+def header_name(folder: Path) -> list[int]:
+    _flip(folder, _place(folder, 9, 0)[0] - 512 + 2)
+    return [9]
+
+
+def header_size(folder: Path) -> list[int]:
+    _flip(folder, _place(folder, 5, 1)[0] - 512 + 130)
+    return [5]
+
+
+def header_padding(folder: Path) -> list[int]:
+    _flip(folder, _place(folder, 5, 0)[0] - 1)
+    return [5]
+
+
+def missing(folder: Path) -> list[int]:
+    (folder / SHARD).unlink()
+    return ALL
+
+
+def swapped(folder: Path) -> list[int]:
+    shutil.copyfile(folder / "shard-000002.tar", folder / SHARD)
+    return ALL
+
+
+def swapped_same_size(folder: Path) -> list[int]:
+    size = (folder / SHARD).stat().st_size
+    (folder / SHARD).write_bytes((folder / "shard-000000.tar").read_bytes().ljust(size, b"\0")[:size])
+    return ALL
+
+
+SIZE_TELLS = [boundary, in_header, in_data, in_the_end_marker, missing, swapped]
+READ_TELLS = [payload, payload_json, header_name, header_size, header_padding, swapped_same_size]
+CLASSES = pytest.mark.parametrize("damage", [*SIZE_TELLS, *READ_TELLS])
+Break = Callable[[Path], list[int]]
+
+
+@CLASSES
+@pytest.mark.parametrize("verify", ["first", "always"])
+def test_reads_of_what_is_damaged_raise_and_the_rest_is_whole(
+    shards: ShardSet, copy: Path, damage: Break, verify: str
+) -> None:
+    bad = damage(copy)
+    if damage in SIZE_TELLS:
+        with pytest.raises(DataError, match=rf"{SHARD} is (missing|truncated|longer)"):
+            ShardSet.open(copy)
+    else:
+        assert len(ShardSet.open(copy)) == 14
+    found = ShardSet.open(copy, damaged="count", verify=verify)  # type: ignore[arg-type]
+    known = set(found.unreadable_rows().tolist())
+    assert known <= set(bad) and (not bad or damage in READ_TELLS or damage is swapped or known == set(bad))
+    for row in range(14):
+        if row not in bad:
+            np.testing.assert_array_equal(found.scan(row)[0][:], shards.scan(row)[0][:])
+            assert found.json(row) == shards.json(row)
+            continue
+        with pytest.raises(DamagedError, match=rf"{SHARD}, sample study{row}: ") as raised:
+            for name in found.members(row):
+                assert found.member(row, name) == shards.member(row, name)  # a whole member may come, nothing less
+        assert (raised.value.shard, raised.value.key) == (SHARD, f"study{row}")
+
+
+def _expected(bad: list[int], said: str) -> None:
+    assert SHARD in said
+    for row in bad:
+        assert f"{SHARD}, sample study{row}: " in said
+    for row in set(range(14)) - set(bad):
+        assert f"study{row}:" not in said
+
+
+@CLASSES
+def test_check_names_each_of_them(
+    copy: Path, damage: Break, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = damage(copy)
+    assert main([str(copy), "--json", str(tmp_path / "found.json")]) == 1
+    _expected(bad, capsys.readouterr().out)
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert not report["ok"]
+    damaged = report["sets"][0]["damage"]
+    assert {(d["shard"], d["key"]) for d in damaged} == {(SHARD, ""), *((SHARD, f"study{row}") for row in bad)}
+
+
+@pytest.mark.full
+@CLASSES
+def test_the_command_names_each_of_them(copy: Path, damage: Break) -> None:
+    bad = damage(copy)
+    command = [sys.executable, "-m", "data_shards.check", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    _expected(bad, done.stdout)
+
+
+def test_a_shard_that_goes_away_while_it_is_read(copy: Path) -> None:
+    shards = ShardSet.open(copy)
+    missing(copy)
+    with pytest.raises(DamagedError, match=rf"{SHARD}, sample study5: the shard cannot be opened"):
+        shards.json(5)
+    unchecked = ShardSet.open(copy, damaged="count", verify="never")
+    with pytest.raises(DamagedError, match=SHARD):
+        unchecked.scan(5, info={"scans": [{}]})
+
+
+@pytest.mark.parametrize("name", ["../shard-000001.tar", "/etc/passwd", ".hidden", "a/b.tar", 7])
+def test_a_manifest_that_names_files_elsewhere_is_refused(copy: Path, name: object) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["shards"][1]["name"] = name
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        ShardSet.open(copy)
