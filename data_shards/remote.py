@@ -156,9 +156,10 @@ class RemoteFolder:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return request(fs, path)
-            except FileNotFoundError:
-                raise FileNotFoundError(errno.ENOENT, "no such file", name) from None  # theirs shows the whole address
-            except Exception as error:
+            except Exception as caught:
+                error = _hidden_failure(caught)
+                if isinstance(error, FileNotFoundError):  # theirs shows the whole address
+                    raise FileNotFoundError(errno.ENOENT, "no such file", name) from None
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
                 if attempt == ATTEMPTS or not _transient(error):
@@ -193,6 +194,18 @@ class FetchProgress:
 def _status(error: Exception) -> int | None:
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
+
+
+def _hidden_failure(error: Exception) -> Exception:
+    """Some clients say "not found" for whatever went wrong: a server that is away is no missing file."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    status = _status(cause)
+    if status is not None:
+        return error if status in (404, 410) else cause
+    network = isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] == "aiohttp"
+    return cause if network and not isinstance(cause, FileNotFoundError) else error
 
 
 def _transient(error: Exception) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ DEFAULT_FOLDER, DEFAULT_GB = "~/.cache/voxclip/shards", 20.0
 SPARE_BYTES = 1 << 30  # of the disk, left to others when a set is judged small enough to be kept
 _ENTRY = re.compile(r"[0-9a-f]{64}\.tar")
 _PART = re.compile(r"[0-9a-f]{64}-(\d+)\.part")
+
+
+class OtherBytes(Exception):
+    """What was fetched does not have the sha256 in the manifest."""
 
 
 class Lease:
@@ -70,17 +74,21 @@ class ShardCache:
         path = self.folder / f"{sha256}.tar"
         try:
             fd = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         held = Lease(fd, path)
         _lock(fd, fcntl.LOCK_SH)
         if not _is_at(fd, path):
             return None  # removed between opening and locking
-        os.utime(path)
+        with suppress(PermissionError):  # somebody else's, readable
+            os.utime(path)
         return held
 
     def fetch(self, sha256: str, size: int, store: RemoteFolder, name: str) -> Lease | None:
-        """Fetch `name`, unless another process does so meanwhile. None: no room can be made, or it is another file."""
+        """Fetch `name`, unless another process does so meanwhile. None: no room can be made now.
+
+        Raises FileNotFoundError where the store has no such file, OtherBytes where it has another one; OSError where
+        the local disk takes none."""
         path, part = self.folder / f"{sha256}.tar", self.folder / f"{sha256}-{size}.part"
         fd = -1
         try:
@@ -96,20 +104,12 @@ class ShardCache:
                 fd = _locked(part)
             with part.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return None
+                    raise OtherBytes
                 os.fsync(file.fileno())
             os.replace(part, path)
             _lock(fd, fcntl.LOCK_SH)
             lease, fd = Lease(fd, path), -1
             return lease
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise DataError(
-                f"the shard cache cannot take {name} ({error.strerror})",
-                "training would stop at every sample of it",
-                f"make room on its disk, point ${FOLDER_ENV} to another, or read by ranges: {READS_ENV}=ranged",
-            ) from None
         finally:
             if fd >= 0:
                 if _is_at(fd, part):
@@ -193,11 +193,21 @@ class CachedFolder:
 
     def _lease(self, name: str) -> Lease | None:
         size, sha256 = self.shards[name]
-        lease = self.cache.lease(sha256)
-        if lease is None and name not in self._refused:
-            lease = self.cache.fetch(sha256, size, self.remote, name)
-            if lease is None:
-                self._refused.add(name)
+        try:
+            lease = self.cache.lease(sha256)
+            if lease is None and name not in self._refused:
+                lease = self.cache.fetch(sha256, size, self.remote, name)
+        except OtherBytes:
+            self._refused.add(name)
+            return None
+        except FileNotFoundError:
+            raise  # of the store
+        except OSError as error:
+            raise DataError(
+                f"the shard cache cannot take {name} ({error.strerror})",
+                "training would stop at every sample of it",
+                f"make room on its disk, point ${FOLDER_ENV} to another, or read by ranges: {READS_ENV}=ranged",
+            ) from None
         return lease
 
 

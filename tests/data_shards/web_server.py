@@ -57,11 +57,13 @@ async def flaky(request: web.Request) -> web.StreamResponse:
     if SEEN[ident] > int(times):
         return web.FileResponse(found(name))
     if int(code):
-        raise web.HTTPException(text="no") if int(code) == 200 else _status(int(code))
-    answer = web.StreamResponse(headers={"Content-Length": "1000000"})
-    await answer.prepare(request)
-    await answer.write(b"half of it")
+        raise _status(int(code))
+    data = found(name).read_bytes()
+    answer = web.StreamResponse(headers={"Content-Length": str(len(data))})
     assert request.transport is not None
+    if request.method == "GET":
+        await answer.prepare(request)
+        await answer.write(data[: len(data) // 2])
     request.transport.abort()
     return answer
 
