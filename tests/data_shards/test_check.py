@@ -73,7 +73,9 @@ def test_stored_as_written_but_not_decodable(
     from data_shards.shard_set import encode_study
 
     good = encode_study(study(0))
-    bad = replace(encode_study(study(2)), members=(("study2.00.vol.b2nd", b"nothing"), encode_study(study(2)).members[1]))
+    bad = replace(
+        encode_study(study(2)), members=(("study2.00.vol.b2nd", b"nothing"), encode_study(study(2)).members[1])
+    )
     with ShardWriter(tmp_path / "set") as writer:
         writer.write(good)
         writer.write(bad)

@@ -112,6 +112,12 @@ CLASSES = pytest.mark.parametrize("damage", [*SIZE_TELLS, *READ_TELLS])
 Break = Callable[[Path], list[int]]
 
 
+def read_all(found: ShardSet, row: int, whole: ShardSet) -> None:
+    """Every member of a sample; what comes before the first damage must be whole."""
+    for name in whole.members(row):
+        assert found.member(row, name) == whole.member(row, name)
+
+
 @CLASSES
 @pytest.mark.parametrize("verify", ["first", "always"])
 def test_reads_of_what_is_damaged_raise_and_the_rest_is_whole(
@@ -132,8 +138,7 @@ def test_reads_of_what_is_damaged_raise_and_the_rest_is_whole(
             assert found.json(row) == shards.json(row)
             continue
         with pytest.raises(DamagedError, match=rf"{SHARD}, sample study{row}: ") as raised:
-            for name in found.members(row):
-                assert found.member(row, name) == shards.member(row, name)  # a whole member may come, nothing less
+            read_all(found, row, shards)
         assert (raised.value.shard, raised.value.key) == (SHARD, f"study{row}")
 
 

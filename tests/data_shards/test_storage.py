@@ -32,6 +32,7 @@ from tests.data_shards.test_damage import (
     in_data,
     missing,
     payload,
+    read_all,
     swapped,
     swapped_same_size,
 )
@@ -208,8 +209,7 @@ def test_damage_in_a_store(
     for row in range(14):
         if row in bad:
             with pytest.raises(DamagedError, match=rf"{SHARD}, sample study{row}: ") as raised:
-                for name in found.members(row):
-                    assert found.member(row, name) == shards.member(row, name)
+                read_all(found, row, shards)
             assert (raised.value.shard, raised.value.key) == (SHARD, f"study{row}")
             continue
         for _ in range(2):
@@ -228,9 +228,7 @@ def test_check_reads_a_whole_set_from_a_store(url: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.full
-def test_check_finds_strange_objects_in_a_bucket(
-    s3: str, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_finds_strange_objects_in_a_bucket(s3: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = upload(copy, "s3://lab/strange")
     import s3fs
 
@@ -285,9 +283,7 @@ def test_a_killed_fetch_leaves_nothing_that_matters(web: str, cache: Path, shard
 
 
 @pytest.mark.full
-def test_an_entry_in_use_stays(
-    web: str, cache: Path, shards: ShardSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_in_use_stays(web: str, cache: Path, shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [entry["bytes"] for entry in shards.manifest["shards"]]
     monkeypatch.setenv("VOXCLIP_SHARD_CACHE_GB", repr(max(sizes) * 1.2 / 1e9))
     remote = ShardSet.open(f"{web}/files", reads="cache")

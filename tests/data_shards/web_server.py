@@ -89,7 +89,11 @@ async def hub_info(request: web.Request) -> web.Response:
 
 
 async def hub_paths(request: web.Request) -> web.Response:
-    wanted = (await request.post()).getall("paths") if "json" not in request.content_type else (await request.json())["paths"]
+    wanted = (
+        (await request.post()).getall("paths")
+        if "json" not in request.content_type
+        else (await request.json())["paths"]
+    )
     wanted = [wanted] if isinstance(wanted, str) else wanted
     return web.json_response([entry(ROOT / str(name)) for name in wanted if (ROOT / str(name)).is_file()])
 
