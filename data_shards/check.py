@@ -34,16 +34,19 @@ def check(wheres: Sequence[str | os.PathLike[str]], deep: bool = False) -> dict[
     for number, where in enumerate(wheres, 1):
         entry: dict[str, Any] = {"set": number, "error": None, "damage": []}
         sets.append(entry)
+        found = Verified()
         try:
-            shards, found = ShardSet.open(where, verify="always", damaged="count", reads="ranged"), Verified()
+            shards = ShardSet.open(where, verify="always", damaged="count", reads="ranged")
             entry |= {"manifest_sha256": shards.manifest_hash, "samples": len(shards)}
             entry["shards"] = len(shards.manifest["shards"])
             for _ in track(verify(shards, deep, found), len(shards), f"set {number}", "samples"):
                 pass
-            entry["damage"] = [vars(damage) for damage in found.damage]
             opened.append((number, shards, found.samples))
         except DataError as error:
             entry["error"] = str(error)
+        except FileNotFoundError:
+            entry["error"] = "a shard went away while the set was checked"
+        entry["damage"] = [vars(damage) for damage in found.damage]
     shared = overlap(opened)
     whole = not shared.leaks() and not any(entry["error"] or entry["damage"] for entry in sets)
     return {
@@ -61,10 +64,10 @@ def lines(report: dict[str, Any]) -> list[str]:
     out = []
     for entry in report["sets"]:
         before = f"set {entry['set']}: " if many else ""
+        out += _some([f"{before}{damage['what']}" for damage in entry["damage"]])
         if entry["error"]:
             out.append(f"{before}error: {entry['error']}")
             continue
-        out += _some([f"{before}{damage['what']}" for damage in entry["damage"]])
         state = f"{len(entry['damage'])} problems" if entry["damage"] else "whole, every member matches its checksum"
         out.append(f"{before}{entry['samples']} samples in {entry['shards']} shards: {state}")
     for kind, name in (("duplicate_images", "an image"), ("duplicate_reports", "a report")):

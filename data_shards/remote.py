@@ -27,7 +27,8 @@ ATTEMPTS = 5  # of one request; the waits between them are 0.5, 1, 2 and 4 s
 FIRST_WAIT_S = 0.5
 REQUESTS = 16  # sizes asked for at the same time
 RETRIED_STATUS = (408, 425, 429)  # time-out, too early, too many requests; and every 5xx
-PERMANENT_ERRNO = (errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOSPC)
+PERMANENT_ERRNO = (errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS)
+DISK_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of this machine, while a file is fetched
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 
@@ -115,7 +116,16 @@ class RemoteFolder:
     @contextmanager
     def fetched(self, name: str) -> Iterator[LocalFolder]:
         with tempfile.TemporaryDirectory(prefix="voxclip-") as folder:
-            self.fetch(name, Path(folder) / name, FetchProgress(name, self.sizes([name]).get(name)))
+            try:
+                self.fetch(name, Path(folder) / name, FetchProgress(name, self.sizes([name]).get(name)))
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise DataError(
+                    f"{name} does not fit into the temporary folder ({error.strerror})",
+                    "it cannot be checked whole",
+                    "point TMPDIR to a disk with room for the largest shard",
+                ) from None
             yield LocalFolder(folder)
 
     def names(self) -> list[str] | None:
@@ -160,7 +170,7 @@ class RemoteFolder:
                 error = _hidden_failure(caught)
                 if isinstance(error, FileNotFoundError):  # theirs shows the whole address
                     raise FileNotFoundError(errno.ENOENT, "no such file", name) from None
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                if isinstance(error, OSError) and error.errno in DISK_ERRNO:
                     raise
                 if attempt == ATTEMPTS or not _transient(error):
                     raise _unreachable(self.protocol, name, error, attempt) from None

@@ -221,7 +221,7 @@ class ShardSet:
     def _damage(self, row: int, at: int, state: str) -> DamagedError:
         shard = self._shard[row]
         return DamagedError(
-            f"{shard}, sample {self._keys[row]}: member {self._names[at].split('.', 1)[1]} {state}",
+            f"{shard}, sample {self._keys[row]}: member {self._names[at].partition('.')[2]} {state}",
             DAMAGED,
             f"copy {shard} again, then run `python -m data_shards.check` on the shard set",
             shard,

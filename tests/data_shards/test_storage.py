@@ -128,9 +128,9 @@ def upload(folder: Path, url: str) -> str:
     return url
 
 
-@pytest.fixture(params=["https", "s3", "hub"])
+@pytest.fixture(params=["web", "s3", "hub"])
 def url(request: pytest.FixtureRequest) -> str:
-    if request.param == "https":
+    if request.param == "web":
         return str(request.getfixturevalue("web")) + "/files"
     return str(request.getfixturevalue(request.param))
 
@@ -282,6 +282,69 @@ def test_a_killed_fetch_leaves_nothing_that_matters(web: str, cache: Path, shard
     assert remote.json(0) == shards.json(0)
 
 
+def _read_at_random(url: str, seed: int) -> None:
+    """Reads until it is killed; a wrong byte ends it with an error."""
+    shards, order = ShardSet.open(url, reads="cache"), np.random.default_rng(seed)
+    sums = {}
+    while True:
+        row = int(order.integers(len(shards)))
+        total = int(shards.scan(row)[0][2:9, 3:9].astype(np.int64).sum())
+        assert sums.setdefault(row, total) == total
+
+
+@pytest.mark.full
+def test_readers_killed_at_any_moment(web: str, cache: Path, shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four processes over a cache that holds less than two of three shards, one of them killed again and again."""
+    limit = int(max(entry["bytes"] for entry in shards.manifest["shards"]) * 1.9)
+    monkeypatch.setenv("VOXCLIP_SHARD_CACHE_GB", repr(limit / 1e9))
+    context, order = multiprocessing.get_context("fork"), np.random.default_rng(0)
+
+    def start(seed: int) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=_read_at_random, args=(f"{web}/files", seed))
+        process.start()
+        return process
+
+    readers = [start(seed) for seed in range(4)]
+    for seed in range(4, 24):
+        time.sleep(order.uniform(0.05, 0.25))
+        assert sum(path.stat().st_size for path in cache.glob("*.tar")) <= limit
+        assert all(reader.is_alive() for reader in readers)
+        os.kill(readers[0].pid or 0, signal.SIGKILL)
+        readers.pop(0).join()
+        readers.append(start(seed))
+    for reader in readers:
+        os.kill(reader.pid or 0, signal.SIGKILL)
+        reader.join()
+    remote = ShardSet.open(f"{web}/files", reads="cache")
+    for row in range(14):
+        np.testing.assert_array_equal(remote.scan(row)[0][:], shards.scan(row)[0][:])
+    assert not [name for name in entries(cache) if name.endswith(".part")]
+
+
+@pytest.mark.full
+def test_a_full_disk_is_said(web: str, cache: Path) -> None:
+    code = (
+        "import resource, sys; from data_shards.shard_set import ShardSet\n"
+        "shards = ShardSet.open(sys.argv[1], reads='cache')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))\n"
+        "try: shards.json(0)\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, f"{web}/files"], capture_output=True, text=True, check=True)
+    assert "the shard cache cannot take shard-000000.tar (File too large)" in done.stdout
+    assert entries(cache) == []
+
+
+@pytest.mark.full
+def test_a_run_trains_from_a_bucket(s3: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pretrain import fit
+
+    words = ["--config", "ct3d_real.yaml", "--smoke", "--data.source.path", s3, "--evaluate.task", "null"]
+    words += ["--output.root", str(tmp_path / "runs"), "--output.run", "run", "--data.workers", "2"]
+    assert fit.main(words) == 0, capsys.readouterr().err
+    assert (tmp_path / "runs" / "run" / "release" / "release.json").is_file()
+
+
 @pytest.mark.full
 def test_an_entry_in_use_stays(web: str, cache: Path, shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [entry["bytes"] for entry in shards.manifest["shards"]]
@@ -328,6 +391,14 @@ def test_a_server_that_stays_away_is_said_without_its_address(
         ShardSet.open(address)
     assert not any(word in str(raised.value) for word in ("hidden", "jane", "127.0.0.1"))
     assert not isinstance(raised.value, DamagedError), "a store that is away is no damage to be skipped"
+
+
+@pytest.mark.full
+def test_a_signed_address_signs_every_file(web: str, shards: ShardSet) -> None:
+    assert ShardSet.open(f"{web}/signed?token=a-token", reads="ranged").json(0) == shards.json(0)
+    with pytest.raises(DataError, match="status 403") as raised:
+        ShardSet.open(f"{web}/signed?token=another")
+    assert "another" not in str(raised.value)
 
 
 @pytest.mark.full

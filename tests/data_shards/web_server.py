@@ -3,6 +3,7 @@
 /files/NAME            the file, with byte ranges (aiohttp's own static files)
 /slow/NAME             the same, whole, in small pieces with pauses
 /flaky/N/CODE/NAME     the first N requests for NAME are answered with CODE, or cut off half-way for CODE 0
+/signed/NAME?token=a-token      the file; 403 for another token
 /count/NAME            how many times NAME was sent, as text
 /api/datasets/..., /datasets/...   the calls that huggingface_hub's file system makes, for the dataset lab/set
 """
@@ -74,6 +75,12 @@ def _status(code: int) -> web.HTTPException:
     return error
 
 
+async def signed(request: web.Request) -> web.StreamResponse:
+    if request.query.get("token") != "a-token":
+        raise web.HTTPForbidden
+    return web.FileResponse(found(request.match_info["name"]))
+
+
 async def count(request: web.Request) -> web.Response:
     return web.Response(text=str(SENT[request.match_info["name"]]))
 
@@ -114,6 +121,7 @@ app.add_routes(
         web.get("/files/{name}", files),
         web.get("/slow/{name}", slow),
         web.get("/flaky/{times}/{code}/{name}", flaky),
+        web.get("/signed/{name}", signed),
         web.get("/count/{name}", count),
         web.get("/api/datasets/lab/set", hub_info),
         web.get("/api/datasets/lab/set/revision/{revision}", hub_info),
