@@ -29,6 +29,9 @@ REQUESTS = 16  # sizes asked for at the same time
 RETRIED_STATUS = (408, 425, 429)  # time-out, too early, too many requests; and every 5xx
 PERMANENT_ERRNO = (errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS)
 DISK_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of this machine, while a file is fetched
+# Every file system ever opened. A forked child that let go of its parent's would close the connections in it, and with
+# that take them out of the event loop's epoll, which parent and child share: the parent would wait for ever.
+_KEPT: list[Any] = []
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 
@@ -157,6 +160,7 @@ class RemoteFolder:
                     "the shards cannot be reached",
                     "give a folder, or an address that begins with s3://, https:// or hf://",
                 ) from None
+            _KEPT.append(fs)
             self._opened = os.getpid(), fs, root
         return self._opened[1], self._opened[2]
 

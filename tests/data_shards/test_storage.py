@@ -322,6 +322,23 @@ def test_readers_killed_at_any_moment(web: str, cache: Path, shards: ShardSet, m
 
 
 @pytest.mark.full
+def test_the_parent_reads_on_while_forked_workers_read(url: str) -> None:
+    """Forked children share the epoll of the parent's event loop: one that closes its connections stops the parent."""
+    code = (
+        "import gc, multiprocessing, sys; from data_shards.shard_set import ShardSet\n"
+        "shards = ShardSet.open(sys.argv[1], reads='ranged')\n"
+        "def child():\n    shards.json(0); gc.collect()\n"
+        "for row in range(3):\n"
+        "    children = [multiprocessing.get_context('fork').Process(target=child) for _ in range(2)]\n"
+        "    [one.start() for one in children]; [one.join() for one in children]\n"
+        "    print(shards.key(row), shards.json(row)['patient'])\n"
+    )
+    command = [sys.executable, "-c", code, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    assert done.stdout.splitlines() == ["study0 patient0", "study1 patient0", "study2 patient1"]
+
+
+@pytest.mark.full
 def test_a_full_disk_is_said(web: str, cache: Path) -> None:
     code = (
         "import resource, sys; from data_shards.shard_set import ShardSet\n"
