@@ -106,7 +106,8 @@ class ShardCache:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     raise OtherBytes
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            with self._alone():  # whoever counts sees it under one name or the other
+                os.replace(part, path)
             _lock(fd, fcntl.LOCK_SH)
             lease, fd = Lease(fd, path), -1
             return lease
