@@ -76,16 +76,18 @@ def s3(serve: Serve, copy: Path, environment: pytest.MonkeyPatch) -> str:
     environment.setenv("AWS_ACCESS_KEY_ID", "a-test")
     environment.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-a-test")
     environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # an earlier module's have another endpoint
     return upload(copy, "s3://lab/ct/set")
 
 
 @pytest.fixture(scope="module")
 def hub(web: str, environment: pytest.MonkeyPatch) -> str:
-    """The set as a data set of a hub; huggingface_hub reads its endpoint when it is imported."""
-    if "huggingface_hub" in sys.modules:
-        from huggingface_hub import constants
+    """The set as a data set of a hub. The variable is for child processes: it is read at import."""
+    import fsspec
 
-        environment.setattr(constants, "ENDPOINT", web)
+    environment.setitem(fsspec.config.conf, "hf", {"endpoint": web})
     environment.setenv("HF_ENDPOINT", web)
     return "hf://datasets/lab/set"
 
