@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from data_shards.check import main
 from data_shards.errors import DamagedError, DataError
 from data_shards.shard_set import ShardSet
+from tests.data_shards.test_stream import stream
 
 SHARD = "shard-000001.tar"  # rows 5 to 9
 ALL = [5, 6, 7, 8, 9]
@@ -140,6 +142,20 @@ def test_reads_of_what_is_damaged_raise_and_the_rest_is_whole(
         with pytest.raises(DamagedError, match=rf"{SHARD}, sample study{row}: ") as raised:
             read_all(found, row, shards)
         assert (raised.value.shard, raised.value.key) == (SHARD, f"study{row}")
+
+
+@CLASSES
+def test_a_stream_skips_it_up_to_a_budget_and_stops_past_it(copy: Path, damage: Break) -> None:
+    bad = damage(copy)
+    found = ShardSet.open(copy, damaged="count")
+    two_epochs: dict[str, Any] = {"shards": found, "batch_size": 5, "steps": 4}
+    skipping = stream(**two_epochs, max_damaged=len(bad))
+    keys = {key for batch in skipping for key in batch.keys}
+    assert keys == {f"study{row}" for row in range(10) if row not in bad}
+    assert sorted(skipping.damaged) == bad
+    if bad:
+        with pytest.raises(DataError, match=SHARD):
+            list(stream(**two_epochs, max_damaged=len(bad) - 1))
 
 
 def _expected(bad: list[int], said: str) -> None:
