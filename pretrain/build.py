@@ -60,17 +60,18 @@ def open_shards(recipe: Recipe) -> tuple[Shards, Mixture | None]:
         parts: dict[str, Shards] = {}
         for entry in source.sources:
             try:
-                parts[entry.name] = _open(entry.path)
+                parts[entry.name] = _open(entry.path, recipe)
             except DataError as error:
                 raise DataError(f"source {entry.name}: {error.what}", error.why, error.fix) from None
         weights = {e.name: e.weight for e in source.sources if e.weight is not None}
         mixture = Mixture(weights or None, source.mix, source.temperature, source.batches, source.by)
         return ShardUnion(parts), mixture
-    return _open(source.path if isinstance(source, ShardSource) else str(make_phantoms(recipe))), None
+    return _open(source.path if isinstance(source, ShardSource) else str(make_phantoms(recipe)), recipe), None
 
 
-def _open(path: str) -> Shards:
-    return ShardSet.open(path if "://" in path else Path(path).expanduser())
+def _open(path: str, recipe: Recipe) -> Shards:
+    where = path if "://" in path else Path(path).expanduser()
+    return ShardSet.open(where, damaged="count" if recipe.data.max_damaged else "refuse")
 
 
 def _refuse_other_kind(recipe: Recipe, name: str, shards: Shards, row: int) -> None:

@@ -158,6 +158,20 @@ def test_a_stream_skips_it_up_to_a_budget_and_stops_past_it(copy: Path, damage: 
             list(stream(**two_epochs, max_damaged=len(bad) - 1))
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("budget", "code"), [("0", 1), ("1", 1), ("2", 0)])
+def test_a_run_with_a_truncated_shard(
+    copy: Path, tmp_path: Path, budget: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pretrain import fit
+
+    assert in_data(copy) == [8, 9]
+    words = ["--config", "ct3d_real.yaml", "--smoke", "--data.source.path", str(copy), "--evaluate.task", "null"]
+    words += ["--data.max_damaged", budget, "--train.steps", "4", "--train.batch_size", "5"]
+    assert fit.main([*words, "--output.root", str(tmp_path / "runs"), "--output.run", "run"]) == code
+    assert code == 0 or SHARD in capsys.readouterr().err
+
+
 def _expected(bad: list[int], said: str) -> None:
     assert SHARD in said
     for row in bad:
