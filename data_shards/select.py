@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _select(args: argparse.Namespace) -> int:
+    from data_shards.opening import open_studies
     from data_shards.selection import Choice, index_table, parse_cap, save_selection, select_rows
-    from data_shards.shard_set import ShardSet
 
     if not args.out and not args.dry_run:
         raise DataError("nothing says where the selection goes", fix="give --out FILE.parquet, or look with --dry-run")
-    shards = ShardSet.open(args.shards)
+    shards = open_studies(args.shards)
     table = index_table(shards)
     splits = set(shards.manifest["splits"])
     thin = tuple(sorted(splits)) if args.thin_splits == "all" else tuple(args.thin_splits.split(","))
@@ -96,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--balance", metavar="COLUMN", help="as many samples of each known value of COLUMN as the rarest has")
     add("--seed", type=int, default=0, metavar="S", help="which samples caps and balance take (default: 0)")
     add("--thin-splits", default="train", metavar="NAMES", help="splits that caps and balance thin, or all (train)")
-    add("--out", metavar="FILE", help="selection to write, .parquet or .json; a recipe names it as data.select")
+    add(
+        "--out",
+        metavar="FILE",
+        help="selection to write, .parquet or .json; a recipe names it as data.source.selection",
+    )
     add("--dry-run", action="store_true", help="show the counts and write nothing")
     return parser
 

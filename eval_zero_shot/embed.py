@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="release folder")
-    add("--input", required=True, type=Path, metavar="PATH", help="shard set, a folder of scans, or one scan")
+    add("--input", required=True, metavar="PATH", help="shard set (folder or URL), published .tar, or folder of scans")
     add("--out", required=True, type=Path, metavar="FILE", help="Parquet file: key, patient or file, features")
     add("--split", metavar="NAME", help="of a shard set (default: every study)")
     add("--view", choices=VIEWS, default="own", help=VIEW_HELP)
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     args = parser.parse_args(argv)
     from data_shards.errors import DataError
+    from data_shards.storage import is_url
     from encoders.errors import ReleaseError
 
     try:
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.overlap < 1:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
         loaded = with_view(load_release(args.model, args.device), args.view, args.overlap)
-        shards = (args.input / "manifest.json").is_file()
+        place = Path(args.input)
+        shards = is_url(args.input) or place.suffix == ".tar" or (place / "manifest.json").is_file()
         name, found = (_of_shards if shards else _of_folder)(args, loaded)
         write_features(args.out, found, name, loaded)
     except (EvalError, DataError, ReleaseError) as error:
@@ -67,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeatures]:
-    from data_shards.shard_set import ShardSet
+    from data_shards.opening import open_studies
 
-    shards = ShardSet.open(args.input)
+    shards = open_studies(args.input)
     rows = shards.rows(args.split) if args.split else np.arange(len(shards))
     found = embed_images(
         image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
@@ -84,8 +86,9 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
         raise EvalError("--split is for shard sets", why="a folder has no splits", fix="leave it out")
     from data_shards.preprocess import SEVERAL
 
-    scans = find_scans(args.input, loaded.geometry.kind == "image")
-    root = args.input if args.input.is_dir() else args.input.parent
+    place = Path(args.input)
+    scans = find_scans(place, loaded.geometry.kind == "image")
+    root = place if place.is_dir() else place.parent
     names = [str(scan.relative_to(root)) or "." for scan in scans]
 
     for number, name in enumerate(names, 1):

@@ -219,11 +219,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _probe_release(args: argparse.Namespace) -> tuple[list[Probe], Interval | None]:
-    from data_shards.shard_set import ShardSet
+    from data_shards.opening import open_studies
     from eval_zero_shot.feature_cache import FeatureCache, features_of
     from eval_zero_shot.release import load_release
 
-    shards = ShardSet.open(args.data)
+    shards = open_studies(args.data)
     labels = tuple(args.labels.split(",")) if args.labels else tuple(shards.label_names)
     unknown = [name for name in labels if name not in shards.label_names]
     if unknown or not labels:

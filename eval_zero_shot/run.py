@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate_release(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
     from data_shards.geometry import geometry_from_dict
-    from data_shards.shard_set import ShardSet
+    from data_shards.opening import open_studies
 
     names = [task.name for task in tasks]
     if len(set(names)) < len(names) or any(name != Path(name).name for name in names):
@@ -258,7 +258,7 @@ def _evaluate_release(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
             why="one's results would be written over the other's",
             fix="change `name:` in the task file",
         )
-    shards = ShardSet.open(args.data)
+    shards = open_studies(args.data)
     rows = choose_rows(shards.rows(args.split), args.max_studies, args.seed)
     from eval_zero_shot.feature_cache import FeatureCache
     from eval_zero_shot.release import load_dual

@@ -24,7 +24,8 @@ from pretrain.config import options_of
 from pretrain.errors import ConfigError
 from pretrain.objectives import find_objective
 from pretrain.objectives.base import Objective
-from pretrain.schema import MixtureSource, PhantomSource, Recipe, ShardSource, SigmoidOptions
+from pretrain.schema import Recipe, SigmoidOptions
+from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, ShardSource, TarSource
 
 VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
 
@@ -60,18 +61,48 @@ def open_shards(recipe: Recipe) -> tuple[Shards, Mixture | None]:
         parts: dict[str, Shards] = {}
         for entry in source.sources:
             try:
-                parts[entry.name] = _open(entry.path, recipe)
+                parts[entry.name] = _open(entry, recipe)
             except DataError as error:
                 raise DataError(f"source {entry.name}: {error.what}", error.why, error.fix) from None
         weights = {e.name: e.weight for e in source.sources if e.weight is not None}
         mixture = Mixture(weights or None, source.mix, source.temperature, source.batches, source.by)
         return ShardUnion(parts), mixture
-    return _open(source.path if isinstance(source, ShardSource) else str(make_phantoms(recipe)), recipe), None
+    if isinstance(source, PhantomSource):
+        return ShardSet.open(make_phantoms(recipe) or ""), None
+    return _open(source, recipe), None
 
 
-def _open(path: str, recipe: Recipe) -> Shards:
-    where = path if "://" in path else Path(path).expanduser()
-    return ShardSet.open(where, damaged="count" if recipe.data.max_damaged else "refuse")
+def _open(source: ShardSource | TarSource | MixtureEntry, recipe: Recipe) -> Shards:
+    limit, path = recipe.data.max_damaged, str(Path(source.path).expanduser())
+    if isinstance(source, TarSource) or (isinstance(source, MixtureEntry) and source.layout):
+        from data_shards.foreign import ForeignShards
+
+        asked: dict[str, Any] = {"layout": source.layout}
+        if isinstance(source, TarSource):
+            fractions = {"val_fraction": source.val_fraction, "test_fraction": source.test_fraction}
+            asked |= {"patient_field": source.patient_field, **fractions}
+        cache = Path(recipe.data.cache).expanduser() / "foreign"
+        return ForeignShards.open(path, cache=cache, max_damaged=limit, **asked)
+    return ShardSet.open(source.path if "://" in source.path else path, damaged="count" if limit else "refuse")
+
+
+def selected_rows(recipe: Recipe, shards: Shards) -> np.ndarray | None:
+    """Rows that the sources' selections name, ascending; None where none is declared."""
+    source = recipe.data.source
+    if isinstance(source, PhantomSource):
+        return None
+    sources = source.sources if isinstance(source, MixtureSource) else (source,)
+    if not any(one.selection for one in sources):
+        return None
+    from data_shards.selection import load_selection
+
+    parts: list[Any] = list(shards.parts) if isinstance(shards, ShardUnion) else [shards]
+    rows, first = [], 0
+    for one, part in zip(sources, parts, strict=True):
+        chosen = load_selection(Path(one.selection).expanduser(), part) if one.selection else np.arange(len(part))
+        rows.append(chosen + first)
+        first += len(part)
+    return np.concatenate(rows)
 
 
 def _refuse_other_kind(recipe: Recipe, name: str, shards: Shards, row: int) -> None:
@@ -100,7 +131,19 @@ def build_data(recipe: Recipe) -> Data:
             why="there would be nothing to train on",
             fix=f"name one of its splits: {', '.join(known)}",
         )
-    train = shards.rows(splits.train)
+    chosen = selected_rows(recipe, shards)
+
+    def rows_of(split: str) -> np.ndarray:
+        rows = shards.rows(split) if known.get(split) else np.empty(0, np.int64)
+        return rows if chosen is None else rows[np.isin(rows, chosen)]
+
+    train = rows_of(splits.train)
+    if not len(train):
+        raise ConfigError(
+            f"data.source: the selection holds no study of split '{splits.train}'",
+            why="there would be nothing to train on",
+            fix="make it again: python -m data_shards.select",
+        )
     if isinstance(shards, ShardUnion):
         for i, name in enumerate(shards.names):
             own = train[shards.source_R[train] == i]
@@ -114,15 +157,15 @@ def build_data(recipe: Recipe) -> Data:
     else:
         _refuse_other_kind(recipe, "the shard set", shards, int(train[0]))
     # Without a selection or test split a run goes on: nothing is scored then, and the last checkpoint is the best.
-    wanted = (splits.train, splits.select, splits.test)
-    rows = [shards.rows(name) if known.get(name) else np.empty(0, np.int64) for name in wanted]
     return Data(
         shards,
         mixture,
         geometry_from_dict(recipe.data.geometry.model_dump()),
         View.from_dict(recipe.data.train_view.model_dump()),
         View.from_dict(recipe.data.eval_view.model_dump()),
-        *rows,
+        train,
+        rows_of(splits.select),
+        rows_of(splits.test),
     )
 
 

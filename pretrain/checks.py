@@ -16,14 +16,19 @@ from encoders.tag import SIZES, parse_tag
 from pretrain import known_models
 from pretrain.schema import (
     OBJECTIVE_OPTIONS,
-    PERCENTILES,
-    DataSection,
     EvaluateSection,
-    MixtureSource,
     ModelSection,
     ObjectiveSection,
     OptimSection,
     TrainSection,
+)
+from pretrain.schema_data import (
+    PERCENTILES,
+    DataSection,
+    MixtureEntry,
+    MixtureSource,
+    ShardSource,
+    TarSource,
     VolumeGeometry,
 )
 from pretrain.yaml_lines import Problem
@@ -142,22 +147,34 @@ def check_source(data: DataSection) -> Iterator[Problem]:
         if not isinstance(data.geometry, VolumeGeometry):
             yield Problem(("data", "geometry", "kind"), "phantoms are CT volumes", "kind: volume")
         return
-    if source.kind == "shards":
-        yield from _check_folder(source.path, ("data", "source", "path"))
+    if isinstance(source, MixtureSource):
+        for i, entry in enumerate(source.sources):
+            yield from _check_place(entry, ("data", "source", "sources", i))
+        yield from _check_mixture(source)
         return
-    for i, entry in enumerate(source.sources):
-        yield from _check_folder(entry.path, ("data", "source", "sources", i, "path"))
-    yield from _check_mixture(source)
+    yield from _check_place(source, ("data", "source"))
 
 
-def _check_folder(name: str, path: tuple[str | int, ...]) -> Iterator[Problem]:
-    folder = Path(name).expanduser()
+def _check_place(source: ShardSource | TarSource | MixtureEntry, path: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Whether there is something of the kind that is named. What a URL holds is found out when it is opened."""
+    if source.selection and not Path(source.selection).expanduser().is_file():
+        yield Problem((*path, "selection"), f"no file '{source.selection}'", "python -m data_shards.select ... --out")
+    name, folder = source.path, Path(source.path).expanduser()
+    if isinstance(source, TarSource) or (isinstance(source, MixtureEntry) and source.layout):
+        if not folder.exists() and next(folder.parent.glob(folder.name), None) is None:
+            yield Problem((*path, "path"), f"no folder or tar '{name}'", "a folder with tars, or a pattern: '*.tar'")
+        return
     if "://" in name:
-        return  # elsewhere: found out when it is opened
+        return
     if not folder.is_dir():
-        yield Problem(path, f"no folder '{name}'", f"python -m data_shards.build ... --out {name}")
+        yield Problem((*path, "path"), f"no folder '{name}'", f"python -m data_shards.build ... --out {name}")
     elif not (folder / "manifest.json").is_file():
-        yield Problem(path, f"'{name}' has no manifest.json: not a whole shard set", "python -m data_shards.build")
+        fix = (
+            "published tars of others: kind: tars"
+            if next(folder.glob("*.tar"), None)
+            else "python -m data_shards.build"
+        )
+        yield Problem((*path, "path"), f"'{name}' has no manifest.json: not a whole shard set", fix)
 
 
 def _check_mixture(source: MixtureSource) -> Iterator[Problem]:

@@ -2,161 +2,20 @@
 
 Pure pydantic, no torch, so that a mistake answers at once. Unknown keys are errors everywhere; an objective's own
 options are checked against its Options class. Sizes and spacings are always (depth, height, width). `pretrain.config`
-reads a file into a Recipe, `pretrain.checks` holds what needs two sections at once. Geometry and views mirror
-`data_shards.geometry`, with one line of meaning a key.
+reads a file into a Recipe, `pretrain.checks` holds what needs two sections at once, and
+`pretrain.schema_data` the data section.
 """
 
 from __future__ import annotations
 
 import math
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-Path = tuple[str | int, ...]
-
-Triple = tuple[float, float, float]
-Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
-Size = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2, max_length=3)]
-Unit = Literal["report", "section", "sentence", "caption"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-# ------------------------------------------------------------------------------------------------------------- data
-
-
-class PhantomSource(Section):
-    """Synthetic chest-abdomen CT studies, made once and cached."""
-
-    kind: Literal["phantom"] = Field("phantom", description="generate CT phantoms")
-    studies: int = Field(1500, ge=8, description="how many studies to generate, all splits together")
-    seed: int = Field(0, ge=0, description="seed of the phantom generator (not of training)")
-
-
-class ShardSource(Section):
-    """Shards written by data_shards.build."""
-
-    kind: Literal["shards"] = Field(description="read a shard set")
-    path: str = Field(min_length=1, description="folder with manifest.json, relative to the working folder")
-
-
-PERCENTILES = (0.5, 1.0, 2.0, 5.0, 25.0, 50.0, 75.0, 95.0, 98.0, 99.0, 99.5)  # as data_shards.geometry, without numpy
-
-
-class MixtureEntry(Section):
-    """One shard set of a mixture."""
-
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="what counts, errors and weights call it")
-    path: str = Field(min_length=1, description="folder with manifest.json, relative to the working folder")
-    weight: float | None = Field(None, gt=0.0, description="with mix: weights, how often it is drawn beside the others")
-
-
-class MixtureSource(Section):
-    """Several shard sets, drawn by declared weights."""
-
-    kind: Literal["mixture"] = Field(description="draw from several shard sets")
-    sources: tuple[MixtureEntry, ...] = Field(min_length=1, description="what is mixed")
-    mix: Literal["weights", "proportional", "uniform", "temperature"] = Field(
-        "weights", description="shares: as weighted, as studies, all alike, or studies^(1/temperature)"
-    )
-    temperature: float | None = Field(None, gt=0.0, description="mix: temperature; 1 is proportional, large uniform")
-    batches: Literal["mixed", "homogeneous", "stratified"] = Field(
-        "mixed", description="a global batch has what is drawn, one group alone, or every group at its share"
-    )
-    by: Literal["source", "modality"] = Field("source", description="what a group of homogeneous and stratified is")
-
-
-class VolumeGeometry(Section):
-    """How a stored CT or MR volume becomes channels; saved in the release."""
-
-    kind: Literal["volume"] = Field(description="3D volumes")
-    orientation: Literal["RAS"] = Field("RAS", description="axis order of the volume the model sees")
-    spacing_mm: Triple | None = Field(
-        description="voxel spacing after resampling, z y x, mm; null keeps each scan's own"
-    )
-    interpolation: Literal["linear", "nearest"] = Field("linear", description="resampling kernel")
-    antialias: bool = Field(True, description="widen the kernel when downsampling")
-    pad_hu: float = Field(-1024.0, description="value outside the scan, in its unit")
-    windows: tuple[tuple[float, float], ...] = Field(
-        min_length=1, description="one (low, high) HU window per channel, each scaled to [-1, 1]"
-    )
-    windows_in: Literal["unit", "percentile"] = Field(
-        "unit", description="percentile: windows are percentiles of each volume, for MR and PET of arbitrary units"
-    )
-    rounding: Literal["none", "nearest"] = Field("none", description="nearest: whole units after resampling")
-    dtype: Literal["float32"] = Field("float32", description="dtype of the channels")
-
-
-class PlanarGeometry(Section):
-    """How a 2D image becomes channels; saved in the release as open_clip's preprocess_cfg."""
-
-    kind: Literal["image"] = Field(description="2D images")
-    mean: Channels = Field((0.48145466, 0.4578275, 0.40821073), description="subtracted per channel")
-    std: Channels = Field((0.26862954, 0.26130258, 0.27577711), description="divided by per channel")
-    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="resize kernel")
-    resize_mode: Literal["shortest", "longest", "squash"] = Field("shortest", description="open_clip resize mode")
-    mode: Literal["RGB", "L"] = Field("RGB", description="colour space the image is converted to")
-    deep_percentiles: tuple[float, float] = Field(
-        (0.5, 99.5), description="images of more than 8 bits: clip to these percentiles, then scale to 8 bits"
-    )
-    size: tuple[int, int] = Field((224, 224), description="height, width the model sees")
-
-
-class ViewSection(Section):
-    """Which part of a scan the model sees."""
-
-    kind: Literal["random", "centre", "resize", "sliding", "multi"] = Field(description="how the region is chosen")
-    size: Size = Field(description="D H W of a volume or H W of an image, in model voxels")
-    jitter: int = Field(0, ge=0, description="random: shift by up to this many voxels where the scan is smaller")
-    scale: tuple[float, float] = Field((0.8, 1.0), description="random, images: part the crop covers (least, most)")
-    overlap: float = Field(0.25, ge=0.0, lt=1.0, description="sliding: overlap of neighbouring windows")
-    merge: Literal["mean", "max"] = Field("mean", description="sliding, multi: how the scores of crops merge")
-
-
-class UnitSection(Section):
-    """Which texts of a study the text tower reads."""
-
-    report: bool = Field(True, description="the whole report as one unit")
-    sentences: bool = Field(False, description="every sentence as a unit of its own")
-    sections: bool = Field(False, description="findings and impression as units")
-    captions: bool = Field(False, description="stored captions as units")
-    shuffle_sentences: bool = Field(False, description="shuffle the sentences of FINDINGS inside the report unit")
-    max_sentences: int = Field(64, gt=0, description="sentences kept per study")
-    drop_words: Fraction = Field(0.0, lt=1.0, description="chance of each word to be left out in training")
-
-
-class SplitSection(Section):
-    """Names of the splits in the index."""
-
-    train: str = Field("train", min_length=1, description="fitted")
-    select: str = Field("val", min_length=1, description="scored during training; chooses the best checkpoint")
-    test: str = Field("test", min_length=1, description="scored once, at the end")
-
-
-class DataSection(Section):
-    """Studies and how they become batches."""
-
-    source: Annotated[PhantomSource | ShardSource | MixtureSource, Field(discriminator="kind")] = Field(
-        description="where studies are"
-    )
-    cache: str = Field("~/.cache/voxclip", min_length=1, description="folder for generated and downloaded data")
-    geometry: Annotated[VolumeGeometry | PlanarGeometry, Field(discriminator="kind")] = Field(
-        description="preprocessing, stored in the release"
-    )
-    train_view: ViewSection = Field(description="what training sees")
-    eval_view: ViewSection = Field(description="what evaluation and users of the release see")
-    units: UnitSection = Field(UnitSection(), description="texts")
-    splits: SplitSection = Field(SplitSection(), description="split names")
-    workers: int = Field(0, ge=0, le=256, description="loader processes; batches are the same for any number")
-    max_damaged: int = Field(
-        0, ge=0, description="distinct damaged samples a rank may leave out in one start of a run; 0 stops at the first"
-    )
-
+from pretrain.schema_base import Fraction, Path, Section, Unit
+from pretrain.schema_data import DataSection
 
 # ------------------------------------------------------------------------------------------------------------ model
 

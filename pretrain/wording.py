@@ -11,7 +11,8 @@ import pydantic
 from pydantic import BaseModel
 
 from pretrain.checks import closest
-from pretrain.schema import Origin, Path
+from pretrain.schema import Origin
+from pretrain.schema_base import Path
 from pretrain.yaml_lines import Problem, dotted
 
 _WANTED = {

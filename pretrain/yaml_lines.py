@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pretrain.schema import Path
+from pretrain.schema_base import Path
 
 COMMAND_LINE = "command line"
 _TAG = "tag:yaml.org,2002:"

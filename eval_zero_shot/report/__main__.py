@@ -60,13 +60,13 @@ def _cases(model: str, data: str, task_name: str, results: Path) -> dict[str, An
     """
     import numpy as np
 
-    from data_shards.shard_set import ShardSet
+    from data_shards.opening import open_studies
     from eval_zero_shot.release import load_dual
     from eval_zero_shot.results import read_results, read_scores
     from eval_zero_shot.tasks import load_task
 
     about = read_results(results)["provenance"]
-    shards, task = ShardSet.open(data), load_task(task_name)
+    shards, task = open_studies(data), load_task(task_name)
     _require_same("--data", "data_sha256", shards.manifest_hash, about)
     _require_same("--task", "task_sha256", task.identity, about)
     loaded = load_dual(model)

@@ -12,7 +12,7 @@ import yaml
 
 from data_shards import geometry as records
 from encoders.tag import parse_tag
-from pretrain import schema
+from pretrain import schema, schema_data
 from pretrain.config import ConfigError, dump, load_recipe, packaged, schema_help, smoke, split_argv
 from tests.pretrain.recipes import RECIPE
 
@@ -27,7 +27,7 @@ def recipe_file(tmp_path: Path) -> Path:
 def test_recipe_is_read_with_numbers_as_numbers(recipe_file: Path) -> None:
     recipe = load_recipe(str(recipe_file))
     assert recipe.optim.lr == 1e-4  # YAML 1.1 would read 1e-4 as text
-    assert isinstance(recipe.data.geometry, schema.VolumeGeometry)
+    assert isinstance(recipe.data.geometry, schema_data.VolumeGeometry)
     assert recipe.data.geometry.windows == ((-1000.0, 200.0), (-100.0, 200.0))
     assert recipe.data.train_view.size == (56, 64, 80)
     assert recipe.objectives[1].options == {"label_smoothing": 0.1}
@@ -77,7 +77,7 @@ def test_override_of_kind_starts_the_section_anew(recipe_file: Path, tmp_path: P
     (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
     for order in (1, -1):
         recipe = load_recipe(str(recipe_file), [f"data.source.path={tmp_path}", "data.source.kind=shards"][::order])
-        assert recipe.data.source == schema.ShardSource(kind="shards", path=str(tmp_path))
+        assert recipe.data.source == schema_data.ShardSource(kind="shards", path=str(tmp_path))
 
 
 def test_dump_reads_back_equal(recipe_file: Path, tmp_path: Path) -> None:
@@ -121,11 +121,11 @@ def test_smoke_shrinks_and_overrides_still_win(recipe_file: Path) -> None:
 
 def test_kind_words_mirror_the_records_of_data_shards() -> None:
     """A key added on one side only would be lost between recipe and preprocessing."""
-    assert schema.PERCENTILES == records.PERCENTILES
+    assert schema_data.PERCENTILES == records.PERCENTILES
     for section, record in (
-        (schema.VolumeGeometry, records.Geometry),
-        (schema.PlanarGeometry, records.PlanarGeometry),
-        (schema.ViewSection, records.View),
+        (schema_data.VolumeGeometry, records.Geometry),
+        (schema_data.PlanarGeometry, records.PlanarGeometry),
+        (schema_data.ViewSection, records.View),
     ):
         fields = {f.name: f.default for f in dataclasses.fields(record)}
         assert set(section.model_fields) == set(fields)
