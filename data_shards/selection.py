@@ -277,12 +277,13 @@ def listing_table(listing: Listing, modality: str | None = None, licence: str = 
     for name in sorted({name for row in rows for name in row.labels}):
         columns[f"label:{name}"] = pa.array([row.labels.get(name) for row in rows], pa.int8())
     for name in sorted({name for row in rows for name in row.meta}):
-        columns[f"meta:{name}"] = _meta_column([row.meta.get(name) for row in rows])
+        columns[f"meta:{name}"] = meta_column([row.meta.get(name) for row in rows])
     return pa.table(columns)
 
 
-def _meta_column(cells: list[Any]) -> Any:
-    """Numbers stay numbers, lists of texts stay lists, everything else is text."""
+def meta_column(cells: list[Any]) -> Any:
+    """A column `meta:NAME` of values as a study keeps them: numbers stay numbers, lists of texts stay lists, everything
+    else is text. Text that is a number in every cell becomes one, so that conditions may compare it."""
     import pyarrow as pa
 
     known = [cell for cell in cells if cell is not None]

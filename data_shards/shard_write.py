@@ -12,32 +12,42 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from data_shards.catalogue import LABEL_PREFIX, Catalogue
 from data_shards.errors import DataError
-from data_shards.schema import SCHEMA_VERSION, VOLUME_EXT, Study
+from data_shards.schema import VOLUME_EXT, Study
 
 CHUNK = (32, 64, 64)  # voxels decoded together at most; a crop decodes the blocks it touches
 BLOCK = (16, 32, 32)
-LABEL_PREFIX = "label:"
 REJECTED = "rejected.csv"  # the only thing besides a shard set that may lie in its folder
 TAR_BLOCK = tarfile.BLOCKSIZE
+
+__all__ = ["LABEL_PREFIX", "REJECTED", "TAR_BLOCK", "EncodedStudy", "ShardFile", "ShardWriter", "encode_study"]
 
 
 @dataclass(frozen=True)
 class EncodedStudy:
-    """A study ready for the tar: made in a worker process by `encode_study`, written by `ShardWriter.write`."""
+    """A study ready for the tar: made in a worker process by `encode_study`, written by `ShardWriter.write`.
+
+    row: its row of the index (see `Catalogue`), without the places of its members.
+    masked: kind -> pieces of its texts that were masked as identifiers (data_shards.deidentify).
+    """
 
     members: tuple[tuple[str, bytes], ...]
     row: dict[str, Any]
-    labels: dict[str, int | None]
+    masked: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its members."""
+        return sum(len(payload) for _, payload in self.members)
 
 
 def encode_volume(array: np.ndarray, chunk: Sequence[int] = CHUNK) -> bytes:
@@ -74,8 +84,50 @@ def encode_study(study: Study, chunk: Sequence[int] = CHUNK) -> EncodedStudy:
         "modality": study.scans[0].modality,
         "licence": study.licence,
         "source": study.source,
+        "labels": dict(study.labels),
+        "meta": dict(study.meta),
     }
-    return EncodedStudy(tuple(members), row, dict(study.labels))
+    return EncodedStudy(tuple(members), row)
+
+
+class ShardFile:
+    """One tar being written: equal studies in equal order give equal bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self._file = open(path, "wb")  # noqa: SIM115 - held across calls
+        self._sha, self._bytes = hashlib.sha256(), 0
+
+    def add(self, item: EncodedStudy) -> None:
+        """Append a study; its row, with the places of its members, is then the last of `rows`."""
+        members = [self._member(name, payload) for name, payload in item.members]
+        self.rows.append({**item.row, "members": members})
+
+    def end(self, name: str) -> dict[str, Any]:
+        """Close the tar, on the disk. Returns its entry of the manifest under this name."""
+        self._put(b"\0" * (2 * TAR_BLOCK))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return {"name": name, "bytes": self._bytes, "sha256": self._sha.hexdigest(), "samples": len(self.rows)}
+
+    def close(self) -> None:
+        """Close a tar that will not be finished."""
+        self._file.close()
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha.update(data)
+        self._bytes += len(data)
+
+    def _member(self, name: str, payload: bytes) -> dict[str, Any]:
+        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and names empty by default: no trace of the machine
+        info.size, info.mode = len(payload), 0o644
+        self._put(info.tobuf(tarfile.USTAR_FORMAT))
+        entry = {"name": name, "offset": self._bytes, "bytes": len(payload), "crc32": zlib.crc32(payload)}
+        self._put(payload + b"\0" * (-len(payload) % TAR_BLOCK))
+        return entry
 
 
 class ShardWriter:
@@ -85,6 +137,7 @@ class ShardWriter:
         writer.write(study)
 
     An exception inside the block leaves no shard set behind. `close()` renames the finished folder into place.
+    (`data_shards.build` writes through data_shards.build_folder instead, which can be killed and gone on with.)
 
     Args:
         out_dir: the folder to make. It must not hold a shard set already unless `overwrite`.
@@ -100,12 +153,8 @@ class ShardWriter:
         overwrite: bool = False,
     ) -> None:
         self.out = Path(out_dir).absolute()
-        if self.out.exists() and not overwrite and {p.name for p in self.out.iterdir()} - {REJECTED}:
-            raise DataError(
-                "the output folder already holds files",
-                "shards of two builds would be mixed",
-                "name a new folder, or remove the old one first",
-            )
+        if not overwrite:
+            require_free(self.out)
         if max_samples < 1:
             raise DataError(f"max_samples is {max_samples}", fix="use 1 or more")
         self.max_samples, self.chunk = max_samples, tuple(chunk)
@@ -113,63 +162,31 @@ class ShardWriter:
         self.tmp = self.out.parent / f".{self.out.name}.{os.getpid()}.tmp"
         shutil.rmtree(self.tmp, ignore_errors=True)
         self.tmp.mkdir()
-        self._rows: list[dict[str, Any]] = []
-        self._labels: list[dict[str, int | None]] = []
-        self._keys: set[str] = set()
-        self._split_of: dict[str, str] = {}
-        self._shards: list[dict[str, Any]] = []
-        self._file: Any = None
+        self._catalogue = Catalogue()
+        self._shard: ShardFile | None = None
         self._closed = False
         self.manifest_hash = ""
 
     def write(self, study: Study | EncodedStudy) -> None:
         """Add one study. Raises DataError for a bad study, a repeated key, or a patient seen in another split."""
         item = encode_study(study, self.chunk) if isinstance(study, Study) else study
-        key, patient, split = item.row["key"], item.row["patient"], item.row["split"]
-        if key in self._keys:
-            raise DataError(f"key {key} is written twice", "one sample would hide the other", "make study ids unique")
-        if self._split_of.setdefault(patient, split) != split:
-            raise DataError(
-                f"study {key}: its patient is in split {self._split_of[patient]!r} already, and now in {split!r}",
-                "held-out results would be measured on patients seen in training",
-                "split by patient",
-            )
-        self._keys.add(key)
-        if self._file is None:
-            self._name = f"shard-{len(self._shards):06d}.tar"
-            self._file = open(self.tmp / self._name, "wb")  # noqa: SIM115 - held across calls
-            self._sha, self._bytes, self._samples = hashlib.sha256(), 0, 0
-        index = [self._member(name, payload) for name, payload in item.members]
-        self._rows.append({**item.row, "shard": self._name, "members": index})
-        self._labels.append(item.labels)
-        self._samples += 1
-        if self._samples == self.max_samples:
-            self._end_shard()
+        self._catalogue.check(item.row)
+        if self._shard is None:
+            self._shard = ShardFile(self.tmp / shard_name(len(self._catalogue.shards)))
+        self._shard.add(item)
+        if len(self._shard.rows) == self.max_samples:
+            self._end_shard(self._shard)
 
     def close(self) -> str:
         """Write index and manifest, then move the folder into place. Returns the manifest's hash."""
         if self._closed:
             return self.manifest_hash
-        if not self._rows:
+        if self._shard is not None:
+            self._end_shard(self._shard)
+        if not len(self._catalogue):
             self.abort()
             raise DataError("no study was written", "an empty shard set cannot be trained on", "check the source")
-        if self._file is not None:
-            self._end_shard()
-        names = sorted({n for labels in self._labels for n in labels})
-        self._write_index(names)
-        index = (self.tmp / "index.parquet").read_bytes()
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "samples": len(self._rows),
-            "patients": len(self._split_of),
-            "splits": dict(sorted(Counter(r["split"] for r in self._rows).items())),
-            "label_names": names,
-            "index": {"name": "index.parquet", "bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
-            "shards": self._shards,
-        }
-        body = (json.dumps(manifest, indent=1) + "\n").encode()
-        (self.tmp / "manifest.json").write_bytes(body)
-        self.manifest_hash = hashlib.sha256(body).hexdigest()
+        self.manifest_hash = self._catalogue.write(self.tmp)
         old = self.tmp.with_suffix(".old")
         if self.out.exists():
             os.replace(self.out, old)
@@ -180,9 +197,9 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Give up: nothing of this shard set stays on disk."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
         shutil.rmtree(self.tmp, ignore_errors=True)
         self._closed = True
 
@@ -195,44 +212,24 @@ class ShardWriter:
         else:
             self.abort()
 
-    def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha.update(data)
-        self._bytes += len(data)
+    def _end_shard(self, shard: ShardFile) -> None:
+        self._catalogue.add(shard.end(shard.path.name), shard.rows)
+        self._shard = None
 
-    def _member(self, name: str, payload: bytes) -> dict[str, Any]:
-        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and names empty by default: no trace of the machine
-        info.size, info.mode = len(payload), 0o644
-        self._put(info.tobuf(tarfile.USTAR_FORMAT))
-        entry = {"name": name, "offset": self._bytes, "bytes": len(payload), "crc32": zlib.crc32(payload)}
-        self._put(payload + b"\0" * (-len(payload) % TAR_BLOCK))
-        return entry
 
-    def _end_shard(self) -> None:
-        self._put(b"\0" * (2 * TAR_BLOCK))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        self._shards.append(
-            {"name": self._name, "bytes": self._bytes, "sha256": self._sha.hexdigest(), "samples": self._samples}
+def shard_name(number: int) -> str:
+    """ "shard-000007.tar"."""
+    return f"shard-{number:06d}.tar"
+
+
+def require_free(out: Path) -> None:
+    """Raise DataError for a folder that holds anything but a list of rejects."""
+    if out.exists() and {p.name for p in out.iterdir()} - {REJECTED}:
+        raise DataError(
+            "the output folder already holds files",
+            "shards of two builds would be mixed",
+            "name a new folder, or remove the old one first",
         )
-
-    def _write_index(self, names: list[str]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        member = pa.struct(
-            [("name", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64()), ("crc32", pa.uint32())]
-        )
-        columns: dict[str, Any] = {
-            name: pa.array([r[name] for r in self._rows], pa.string())
-            for name in ("key", "shard", "patient", "split", "modality", "licence", "source")
-        }
-        for name in names:
-            columns[LABEL_PREFIX + name] = pa.array([labels.get(name) for labels in self._labels], pa.int8())
-        columns["members"] = pa.array([r["members"] for r in self._rows], pa.list_(member))
-        pq.write_table(pa.table(columns), self.tmp / "index.parquet", compression="zstd")
 
 
 def _even(shape: Sequence[int], at_most: Sequence[int]) -> tuple[int, ...]:
