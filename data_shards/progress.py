@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
 LOG_EVERY_S = 15.0
@@ -16,7 +17,7 @@ def track(items: Iterable[Item], total: int, label: str, unit: str = "studies") 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(file=_terminal())
     began = last = time.monotonic()
     if console.is_terminal:
         columns = (
@@ -37,3 +38,13 @@ def track(items: Iterable[Item], total: int, label: str, unit: str = "studies") 
         if now - last > LOG_EVERY_S or done == total:
             rate, last = done / max(now - began, 1e-9), now
             print(f"{label}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / rate:.0f} s left", file=sys.stderr)
+
+
+def _terminal() -> TextIO:
+    """stderr, through a handle of its own: it stays in sight where a reader's C library is silenced meanwhile."""
+    try:
+        if sys.stderr.isatty():
+            return os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    except (OSError, ValueError):
+        pass
+    return sys.stderr

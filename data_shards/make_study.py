@@ -1,0 +1,153 @@
+"""From a row of a source to a study ready for the tar: read, de-identified, checked, compressed; in any process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from data_shards.engine import Rejection
+from data_shards.errors import DataError
+from data_shards.privacy import hashed
+from data_shards.schema import Caption, Scan, Study, Texts
+from data_shards.shard_write import EncodedStudy, encode_study
+from data_shards.sources.base import StudyRow
+
+NO_TEXT = "the study has no text"
+
+
+@dataclass(frozen=True)
+class StudyMaker:
+    """Makes studies of rows; sent to worker processes as it is.
+
+    modality, file_spacing_mm (z, y, x): for files that do not say. spacing_mm: volumes are resampled to it (None: each
+    keeps its own). mask_texts: identifiers in texts are replaced by marks (data_shards.deidentify).
+    """
+
+    salt: str
+    modality: str | None = None
+    file_spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    licence: str = ""
+    source: str = ""
+    mask_texts: bool = True
+
+    def __call__(self, row: StudyRow) -> EncodedStudy | Rejection:
+        """Never raises: what is wrong with a study comes back as a Rejection, without its words, names or paths."""
+        try:
+            with silent():
+                return self._make(row)
+        except DataError as error:
+            return self.rejected(row, error.what)
+        except Exception as error:  # a reader's own failure: its message may hold a path, so only its kind is kept
+            return self.rejected(row, f"reading failed ({type(error).__name__})")
+
+    def rejected(self, row: StudyRow, reason: str) -> Rejection:
+        """The rejection of a row."""
+        return self.refused(row.line, row.id, reason)
+
+    def refused(self, line: int, study: str, reason: str) -> Rejection:
+        """The rejection of a study that has no row."""
+        return Rejection(line, self.key(study), reason)
+
+    def key(self, study: str) -> str:
+        """The key of a study's id."""
+        return hashed(f"study/{study}", self.salt)
+
+    def patient(self, patient: str) -> str:
+        """The hash of a patient's id."""
+        return hashed(f"patient/{patient}", self.salt)
+
+    def _make(self, row: StudyRow) -> EncodedStudy:
+        from data_shards.reading import read_scans
+
+        if row.texts.empty:
+            raise DataError(NO_TEXT)
+        refuse_identifiers(row)
+        scans = tuple(self._prepared(scan) for scan in read_scans(row, self.modality, self.file_spacing_mm))
+        texts, masked = masked_texts(row.texts, row.known) if self.mask_texts else (row.texts, Counter())
+        key, patient = self.key(row.id), self.patient(row.patient)
+        study = Study(key, patient, row.split, scans, texts, row.labels, self.source, row.licence or self.licence, row.meta)
+        return replace(encode_study(study), masked=dict(masked))
+
+    def _prepared(self, scan: Scan) -> Scan:
+        if scan.image is not None:
+            from data_shards.image_metadata import stripped
+
+            image, ext = stripped(scan.image, scan.ext)
+            return replace(scan, image=image, ext=ext)
+        if self.spacing_mm is not None:
+            from data_shards.volume import resampled
+
+            return resampled(scan, self.spacing_mm)
+        return scan
+
+
+def masked_texts(texts: Texts, known: tuple[str, ...]) -> tuple[Texts, Counter[str]]:
+    """The texts with identifiers replaced by marks, and how many of each kind; `known` are the study's own."""
+    from dataclasses import asdict
+
+    from data_shards.deidentify import deidentify
+
+    counts: Counter[str] = Counter()
+
+    def masked(text: str) -> str:
+        text, found = deidentify(text, known)
+        counts.update({kind: n for kind, n in asdict(found).items() if n})
+        return text
+
+    captions = tuple(Caption(masked(caption.text), caption.weight) for caption in texts.captions)
+    return Texts(masked(texts.report), masked(texts.findings), masked(texts.impression), captions), counts
+
+
+def refuse_identifiers(row: StudyRow) -> None:
+    """Raise DataError where a column that is kept as it is repeats what identifies the patient."""
+    for name, value in row.meta.items():
+        for word in row.known:
+            if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", str(value), re.IGNORECASE):
+                raise DataError(
+                    f"the kept column {name!r} repeats an identifier of the study",
+                    "it would reach whoever gets the shards",
+                    "leave it out of --meta-columns",
+                )
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep what libraries print about a file, in Python or in C, off every terminal and log: it may name a patient."""
+    told = _told()
+    aside = [os.dup(handle) for handle in told]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        for handle in told:
+            os.dup2(nowhere, handle)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handle, kept in zip(told, aside, strict=True):
+            os.dup2(kept, handle)
+            os.close(kept)
+        os.close(nowhere)
+        logging.disable(before)
+
+
+def _told() -> list[int]:
+    """stdout and stderr, where they are open."""
+    found: list[int] = []
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+            os.fstat(number)
+        except (OSError, ValueError, AttributeError):
+            continue
+        found.append(number)
+    return found

@@ -1,0 +1,100 @@
+"""Which reader a --source is for: the one place that knows them all, each imported when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+from pathlib import Path
+
+from data_shards.errors import DataError
+from data_shards.sources.options import Opened, choice_of, chosen, open_known, table_spec
+from data_shards.sources.records import TABLE_SUFFIXES, read_columns, table_suffix
+
+
+def open_source(args: argparse.Namespace) -> Opened:
+    """The studies of --source: a preset's folder, a table, .npz, tars, a folder of DICOM files, or a folder with images
+    and one table.
+
+    Raises: DataError as their readers, and for a folder that is none of these.
+    """
+    source = Path(args.source)
+    if args.preset or source.is_file() and source.suffix != ".tar":
+        opened = open_known(source, args)
+        assert opened is not None  # only of folders nothing is known
+        return opened
+    if not source.is_dir():
+        if source.suffix == ".tar":  # a tar, or a pattern such as train/*.tar
+            return _tars(args)
+        raise DataError("the source does not exist", fix="check --source")
+    if (source / "manifest.json").is_file():
+        raise DataError("the source is a shard set already", fix="train on it; python -m data_shards.select thins it")
+    if args.reports:
+        return _dicom(source, args)
+    if next(source.rglob("*.tar"), None) is not None:
+        return _tars(args)
+    return _folder(source, args)
+
+
+def _folder(source: Path, args: argparse.Namespace) -> Opened:
+    """A folder whose one table says what is in it, or one of DICOM files alone."""
+    tables = [path for path in sorted(source.iterdir()) if path.is_file() and table_suffix(path) in TABLE_SUFFIXES]
+    if len(tables) > 1:
+        raise DataError(
+            f"the source is a folder with {len(tables)} tables",
+            "the wrong studies would be built",
+            "name one: --source TABLE of images, or --source FOLDER --reports TABLE for DICOM",
+        )
+    if tables and set(table_spec(args, tables[0]).image_columns) <= set(read_columns(tables[0])):
+        args.root = args.root or str(source)
+        opened = open_known(tables[0], args)
+        assert opened is not None
+        return opened
+    if tables:
+        args.reports = str(tables[0])
+        return _dicom(source, args)
+    images = sum(1 for _ in islice((p for p in source.rglob("*") if p.name.lower().endswith(_IMAGES)), 1000))
+    if images:
+        raise DataError(
+            f"the source is a folder with {images}{' or more' if images == 1000 else ''} images and no table",
+            "patients, splits and reports would be unknown",
+            "write a table with the columns id, image, patient, report and give it as --source, or put it in the folder",
+        )
+    return _dicom(source, args)
+
+
+_IMAGES = (".nii", ".nii.gz", ".npy", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+
+
+def _dicom(source: Path, args: argparse.Namespace) -> Opened:
+    from data_shards.sources.dicom_options import open_dicom_tree
+
+    return open_dicom_tree(source, args, args.workers)
+
+
+def _tars(args: argparse.Namespace) -> Opened:
+    from data_shards.foreign.shards import ForeignShards
+
+    shards = ForeignShards.open(
+        args.source,
+        layout=args.layout,
+        val_fraction=args.val_fraction,
+        test_fraction=args.test_fraction,
+        modality=args.modality,
+        patient_field=args.patient_field,
+        max_damaged=args.max_rejects,
+        workers=args.workers,
+    )
+    opened = Opened(shards.listing(), args.modality)
+    return Opened(chosen(opened, choice_of(args, args.where)), opened.modality)
+
+
+def add_tar_options(parser: argparse.ArgumentParser) -> None:
+    """How somebody else's tars are read."""
+    add = parser.add_argument_group("published WebDataset tars").add_argument
+    add(
+        "--layout",
+        default="auto",
+        metavar="NAME",
+        help="unimed, biomedica, clip_benchmark or img2dataset (default: recognised by their members)",
+    )
+    add("--patient-field", metavar="NAME", help="field of the json that must not be in two splits (patient, article)")
