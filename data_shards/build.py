@@ -42,9 +42,13 @@ def _build(args: argparse.Namespace) -> int:
     from data_shards.build_run import about, build, content, make_pool
     from data_shards.make_study import NO_TEXT, StudyMaker
     from data_shards.privacy import resolve_salt
+    from data_shards.quality import check_accept
     from data_shards.sources.choose import open_source
+    from data_shards.sources.table_spec import words
 
     out = Path(args.out).absolute()
+    accept = tuple(words(args.accept))
+    check_accept(accept)
     opened = open_source(args)
     rows = opened.listing.rows
     for note in opened.listing.notes:
@@ -54,6 +58,8 @@ def _build(args: argparse.Namespace) -> int:
         modality=args.modality or opened.modality,
         file_spacing_mm=args.file_spacing and tuple(args.file_spacing),
         spacing_mm=args.spacing and tuple(args.spacing),
+        accept=accept,
+        dtype=args.dtype,
         licence=args.licence or opened.licence,
         source=args.source_name or opened.name,
         mask_texts=not args.keep_text_as_is,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from data_shards.sources.choose import add_tar_options
+from data_shards.sources.dicom_options import add_dicom_options
 from data_shards.sources.options import add_choice_options, add_preset_options, add_table_options
 
 # Options that do not change what is built, only how: a build is gone on with whatever they are.
@@ -65,6 +66,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     what("--spacing", type=_mm, nargs=3, metavar=("Z", "Y", "X"), help="resample volumes to this, mm (default: their own)")
     what("--file-spacing", type=_mm, nargs=3, metavar=("Z", "Y", "X"), help="voxel spacing in mm where files do not say")
     what("--modality", metavar="M", help="DICOM code: CT, MR, ... (default: CT for volumes, CR for images)")
+    what("--accept", default="", metavar="CODES", help="take volumes in spite of this (missing_slices, eight_bit, ...)")
+    what("--dtype", choices=("int16", "float16"), default="int16", help="of volumes that are not in HU (default: int16)")
     what("--keep-text-as-is", action="store_true", help="do not mask identifiers: the texts are de-identified already")
     what("--source-name", default="", metavar="NAME", help="name of the collection, kept with each sample")
     what("--licence", default="", metavar="ID", help="licence, kept with each sample (e.g. CC-BY-4.0)")

@@ -20,9 +20,7 @@ QUEUED = 2  # studies a worker has been given: one in work, one to go on with at
 DIED = "the process that read it died"
 ATTEMPTS = 2  # a study whose process died is tried once more: the memory may have been another's
 # One thread each: the workers are the parallelism, and more threads would only wait for each other.
-ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
-}
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 @dataclass(frozen=True)

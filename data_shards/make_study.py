@@ -27,13 +27,16 @@ class StudyMaker:
     """Makes studies of rows; sent to worker processes as it is.
 
     modality, file_spacing_mm (z, y, x): for files that do not say. spacing_mm: volumes are resampled to it (None: each
-    keeps its own). mask_texts: identifiers in texts are replaced by marks (data_shards.deidentify).
+    keeps its own). accept: codes of data_shards.quality that do not refuse a volume. dtype: of volumes that are not in
+    HU. mask_texts: identifiers in texts are replaced by marks (data_shards.deidentify).
     """
 
     salt: str
     modality: str | None = None
     file_spacing_mm: tuple[float, float, float] | None = None
     spacing_mm: tuple[float, float, float] | None = None
+    accept: tuple[str, ...] = ()
+    dtype: str = "int16"
     licence: str = ""
     source: str = ""
     mask_texts: bool = True
@@ -70,10 +73,12 @@ class StudyMaker:
         if row.texts.empty:
             raise DataError(NO_TEXT)
         refuse_identifiers(row)
-        scans = tuple(self._prepared(scan) for scan in read_scans(row, self.modality, self.file_spacing_mm))
+        found = read_scans(row, self.modality, self.file_spacing_mm, self.accept, self.dtype)
+        scans = tuple(self._prepared(scan) for scan in found)
         texts, masked = masked_texts(row.texts, row.known) if self.mask_texts else (row.texts, Counter())
         key, patient = self.key(row.id), self.patient(row.patient)
-        study = Study(key, patient, row.split, scans, texts, row.labels, self.source, row.licence or self.licence, row.meta)
+        licence = row.licence or self.licence
+        study = Study(key, patient, row.split, scans, texts, row.labels, self.source, licence, row.meta)
         return replace(encode_study(study), masked=dict(masked))
 
     def _prepared(self, scan: Scan) -> Scan:

@@ -54,6 +54,8 @@ def encode_volume(array: np.ndarray, chunk: Sequence[int] = CHUNK) -> bytes:
     """A D,H,W array as a blosc2 NDArray frame (bitshuffle + zstd 5): the same bytes for the same array."""
     import blosc2
 
+    for name in [name for name in os.environ if name.startswith("BLOSC_")]:
+        del os.environ[name]  # c-blosc2 would let them override the arguments below, and the bytes would differ
     chunks = _even(array.shape, chunk)
     compressed = blosc2.asarray(
         np.ascontiguousarray(array),
