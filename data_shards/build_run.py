@@ -15,7 +15,7 @@ from data_shards.build_folder import BuildFolder
 from data_shards.catalogue import Catalogue
 from data_shards.engine import DIED, InProcess, Pool, Processes, Rejection, in_order
 
-from data_shards.make_study import StudyMaker
+from data_shards.make_study import UNEXPECTED, StudyMaker
 from data_shards.privacy import hashed
 from data_shards.progress import track
 from data_shards.sources.base import ScanFile, StudyRow
@@ -121,8 +121,8 @@ def _shard(
 
 
 def _may_be_better(entry: dict[str, Any]) -> bool:
-    """Whether a study was rejected for what has nothing to do with it, such as memory that was short."""
-    return any(reason.startswith(DIED) for _, _, reason in entry["rejected"])
+    """Whether a study was rejected for what may have nothing to do with it, such as memory that was short."""
+    return any(reason.startswith((DIED, UNEXPECTED)) for _, _, reason in entry["rejected"])
 
 
 def make_pool(engine: str, make: StudyMaker, workers: int) -> Pool:

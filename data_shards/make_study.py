@@ -20,6 +20,7 @@ from data_shards.shard_write import EncodedStudy, encode_study
 from data_shards.sources.base import StudyRow
 
 NO_TEXT = "the study has no text"
+UNEXPECTED = "reading failed"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class StudyMaker:
         except DataError as error:
             return self.rejected(row, error.what)
         except Exception as error:  # a reader's own failure: its message may hold a path, so only its kind is kept
-            return self.rejected(row, f"reading failed ({type(error).__name__})")
+            return self.rejected(row, f"{UNEXPECTED} ({type(error).__name__})")
 
     def rejected(self, row: StudyRow, reason: str) -> Rejection:
         """The rejection of a row."""
