@@ -38,23 +38,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from data_shards.build_folder import BuildFolder, already_built, list_rejected
+    from data_shards.build_folder import BuildFolder, already_built, list_rejected, remove_work, work_folder
     from data_shards.build_run import about, build, content, make_pool
     from data_shards.make_study import NO_TEXT, StudyMaker
     from data_shards.privacy import resolve_salt
     from data_shards.quality import check_accept
+    from data_shards.shard_write import require_free
     from data_shards.sources.choose import open_source
     from data_shards.sources.table_spec import words
 
     out = Path(args.out).absolute()
     accept = tuple(words(args.accept))
     check_accept(accept)
+    if not args.resume and not work_folder(out).exists():
+        require_free(out)  # before hours of listing
     opened = open_source(args)
     rows = opened.listing.rows
     for note in opened.listing.notes:
         print(note)
     make = StudyMaker(
-        salt=resolve_salt(out),
+        salt="of a dry run" if args.dry_run else resolve_salt(out),
         modality=args.modality or opened.modality,
         file_spacing_mm=args.file_spacing and tuple(args.file_spacing),
         spacing_mm=args.spacing and tuple(args.spacing),
@@ -73,6 +76,7 @@ def _build(args: argparse.Namespace) -> int:
     options = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_CONTENT}
     identity = content(options, rows, make.salt)
     if already_built(out, identity, args.resume):
+        remove_work(out)  # of a start that was killed behind its last rename
         print("built already: nothing to do")
         return 0
     wordless = [make.rejected(row, NO_TEXT) for row in rows if row.texts.empty]

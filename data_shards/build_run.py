@@ -151,12 +151,12 @@ def about(options: dict[str, Any], salt: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     told = {
-        "the salt": "salt",
+        "the salt": hashed("salt", salt),
         "the program's code": code.hexdigest(),
         "the versions of its libraries": ", ".join(versions),
         **{f"--{name.replace('_', '-')}": repr(value) for name, value in options.items()},
     }
-    return {name: hashed(value, salt) for name, value in sorted(told.items())}
+    return {name: hashlib.sha256(value.encode()).hexdigest() for name, value in sorted(told.items())}
 
 
 def content(options: dict[str, Any], rows: Sequence[StudyRow], salt: str) -> str:
