@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -24,13 +25,16 @@ class RayTasks:
         try:
             import ray
         except ImportError:
-            raise DataError("--engine ray needs Ray, which is not installed", fix="pip install 'voxclip[cluster]'") from None
+            raise DataError(
+                "--engine ray needs Ray, which is not installed", fix="pip install 'voxclip[cluster]'"
+            ) from None
         self._ray: Any = ray
         self._mine = not ray.is_initialized()
         if self._mine:
             try:
+                _knock(os.environ.get("RAY_ADDRESS", ""))
                 ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise DataError(
                     f"the Ray cluster cannot be reached ({type(error).__name__})", fix="check RAY_ADDRESS and `ray status`"
                 ) from None
@@ -48,8 +52,9 @@ class RayTasks:
         number, row = self._flying.pop(ready)
         try:
             return [(number, self._ray.get(ready))]
-        except self._ray.exceptions.RayError as error:  # what make itself raises never comes here: it returns Rejections
-            return [(number, self._died(row, f"{DIED} ({type(error).__name__}): it may need more memory than there is"))]
+        except self._ray.exceptions.RayError as error:  # not what `make` found: that comes back as a Rejection
+            how = type(error).__name__
+            return [(number, self._died(row, f"{DIED} ({how}): it may need more memory than there is"))]
 
     def close(self) -> None:
         for task in self._flying:
@@ -57,6 +62,13 @@ class RayTasks:
         self._flying.clear()
         if self._mine:
             self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself would try for minutes. Other addresses (auto, ray://) are its own."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in address:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _call(make: Make, row: StudyRow) -> Any:
