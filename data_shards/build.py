@@ -13,6 +13,7 @@ from typing import Any
 
 from data_shards.build_options import NOT_CONTENT, parse
 from data_shards.errors import DataError
+from data_shards.silence import quiet
 
 REFUSED, FAILED, INTERRUPTED = 1, 1, 130
 
@@ -21,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build a shard set. Returns 0; 1 after telling on stderr what is wrong; 130 where it was interrupted."""
     args = parse(None if argv is None else list(argv))
     try:
-        return _build(args)
+        with quiet():
+            return _build(args)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
@@ -116,7 +118,7 @@ def _of_system(error: OSError) -> str:
     return str(
         DataError(
             f"reading or writing failed: {error.strerror or type(error).__name__}",
-            fix="free space or repair access, then give the same command again: it goes on from the last finished shard",
+            fix="free space or repair access; the same command then goes on from the last finished shard",
         )
     )
 

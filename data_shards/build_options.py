@@ -46,9 +46,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m data_shards.build",
-        description="Build a shard set: from a table (csv, tsv, jsonl, parquet, xlsx) of NIfTI, DICOM folders, .npy, PNG, "
-        "JPEG, WebP or TIFF; from a folder with such a table; from a folder of DICOM files; from published WebDataset "
-        "tars or MedMNIST .npz; from a known collection (--preset).",
+        description="Build a shard set: from a table (csv, tsv, jsonl, parquet, xlsx) of NIfTI, DICOM folders, .npy, "
+        "PNG, JPEG, WebP or TIFF; from a folder with such a table; from a folder of DICOM files; from published "
+        "WebDataset tars or MedMNIST .npz; from a known collection (--preset).",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -63,11 +63,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     run("--dry-run", action="store_true", help="tell what would be built, read a few studies, write nothing")
     run("--max-samples", type=int, default=256, metavar="N", help="studies in a shard (default: 256)")
     what = parser.add_argument_group("what is stored").add_argument
-    what("--spacing", type=_mm, nargs=3, metavar=("Z", "Y", "X"), help="resample volumes to this, mm (default: their own)")
-    what("--file-spacing", type=_mm, nargs=3, metavar=("Z", "Y", "X"), help="voxel spacing in mm where files do not say")
+    what(
+        "--spacing",
+        type=_mm,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="resample volumes to this, mm (default: their own)",
+    )
+    what(
+        "--file-spacing", type=_mm, nargs=3, metavar=("Z", "Y", "X"), help="voxel spacing in mm where files do not say"
+    )
     what("--modality", metavar="M", help="DICOM code: CT, MR, ... (default: CT for volumes, CR for images)")
     what("--accept", default="", metavar="CODES", help="take volumes in spite of this (missing_slices, eight_bit, ...)")
-    what("--dtype", choices=("int16", "float16"), default="int16", help="of volumes that are not in HU (default: int16)")
+    what(
+        "--dtype", choices=("int16", "float16"), default="int16", help="of volumes that are not in HU (default: int16)"
+    )
     what("--keep-text-as-is", action="store_true", help="do not mask identifiers: the texts are de-identified already")
     what("--source-name", default="", metavar="NAME", help="name of the collection, kept with each sample")
     what("--licence", default="", metavar="ID", help="licence, kept with each sample (e.g. CC-BY-4.0)")

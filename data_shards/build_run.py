@@ -14,7 +14,6 @@ from typing import Any
 from data_shards.build_folder import BuildFolder
 from data_shards.catalogue import Catalogue
 from data_shards.engine import DIED, InProcess, Pool, Processes, Rejection, in_order
-
 from data_shards.make_study import UNEXPECTED, StudyMaker
 from data_shards.privacy import hashed
 from data_shards.progress import track
@@ -43,7 +42,7 @@ def build(
     known: Sequence[Rejection],
     max_rejects: int,
 ) -> Built:
-    """Shard i holds the usable studies of rows i * max_samples and those that follow. So a shard depends on its own rows
+    """Shard i holds the usable ones of rows i * max_samples and those that follow. So a shard depends on its own rows
     only: one that a killed build has finished is kept, and so are those of rows that did not change when others were
     repaired. Stops early at LISTED rejects beyond `max_rejects`, of which `known` are counted already.
 

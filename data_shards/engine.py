@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +21,7 @@ QUEUED = 2  # studies a worker has been given: one in work, one to go on with at
 DIED = "the process that read it died"
 ATTEMPTS = 2  # a study whose process died is tried once more: the memory may have been another's
 # One thread each: the workers are the parallelism, and more threads would only wait for each other.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,8 @@ class _Worker:
 
     def give(self, number: int, row: StudyRow) -> None:
         self.given.append((number, row))
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died: seen when its answer is waited for
             self.pipe.send(row)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it died: seen when its answer is waited for
 
     def stop(self) -> str:
         """End the process; how it ended, if it did by itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -33,10 +34,11 @@ class RayTasks:
         if self._mine:
             try:
                 _knock(os.environ.get("RAY_ADDRESS", ""))
-                ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise DataError(
-                    f"the Ray cluster cannot be reached ({type(error).__name__})", fix="check RAY_ADDRESS and `ray status`"
+                    f"the Ray cluster cannot be reached ({type(error).__name__})",
+                    fix="check RAY_ADDRESS and `ray status`",
                 ) from None
         self.slots = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._died = died
@@ -65,7 +67,7 @@ class RayTasks:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens: Ray itself would try for minutes. Other addresses (auto, ray://) are its own."""
+    """Raise OSError where nobody listens: Ray itself would try for minutes. "auto" and ray:// are Ray's own to find."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in address:
         socket.create_connection((host, int(port)), timeout=10).close()

@@ -1,8 +1,8 @@
 """Planar images without what is written beside the pixels: EXIF, XMP, comments, names. No pixel changes.
 
 JPEG, PNG and WebP are cut at their own boundaries and never encoded again; a TIFF, whose tags and pixels are woven
-together, and anything that cannot be cut, is written anew without loss. What stays is listed, and all else goes: so also
-ICC profiles and the orientation tag. Both were ignored before as well: training sees pixels as they are stored
+together, and anything that cannot be cut, is written anew without loss. What stays is listed, and all else goes, ICC
+profiles and the orientation tag too. Neither was ever heeded: training sees pixels as they are stored
 (`data_shards.planar.decode_image`), as open_clip does.
 """
 
@@ -38,9 +38,9 @@ def stripped(image: bytes, ext: str) -> tuple[bytes, str]:
     cut = {"jpg": _jpeg, "jpeg": _jpeg, "png": _png, "webp": _webp}.get(ext)
     try:
         if cut is not None:
-            found = cut(image)
-            if found == image or _same_pixels(found, image):
-                return found, ext
+            shorter = cut(image)
+            if shorter == image or _same_pixels(shorter, image):
+                return shorter, ext
     except (OSError, SyntaxError, ValueError, struct.error, IndexError):
         pass  # not laid out as the standard says, and yet decoded: written anew
     for ext, options in (("png", {}), ("tif", {"compression": "tiff_adobe_deflate"})):
@@ -168,10 +168,11 @@ def _same_pixels(found: bytes, image: bytes) -> bool:
         if new.size != old.size:
             return False
         if "transparency" in old.info:
-            return new.mode == old.mode and np.array_equal(np.asarray(new.convert("RGBA")), np.asarray(old.convert("RGBA")))
+            return new.mode == old.mode and np.array_equal(
+                np.asarray(new.convert("RGBA")), np.asarray(old.convert("RGBA"))
+            )
         deep = old.mode.startswith(("I", "F"))
-        if deep and not new.mode.startswith(("I", "F")) or not deep and new.mode != old.mode:
+        if (deep and not new.mode.startswith(("I", "F"))) or (not deep and new.mode != old.mode):
             return False
-        if old.mode == "P":
-            new, old = new.convert("RGB"), old.convert("RGB")
-        return np.array_equal(np.asarray(new), np.asarray(old))
+        mode = "RGB" if old.mode == "P" else new.mode
+        return np.array_equal(np.asarray(new.convert(mode)), np.asarray(old.convert(mode) if mode == "RGB" else old))

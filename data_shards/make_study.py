@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from data_shards.engine import Rejection
@@ -17,6 +11,7 @@ from data_shards.errors import DataError
 from data_shards.privacy import hashed
 from data_shards.schema import Caption, Scan, Study, Texts
 from data_shards.shard_write import EncodedStudy, encode_study
+from data_shards.silence import silent
 from data_shards.sources.base import StudyRow
 
 NO_TEXT = "the study has no text"
@@ -89,7 +84,7 @@ class StudyMaker:
             image, ext = stripped(scan.image, scan.ext)
             return replace(scan, image=image, ext=ext)
         if self.spacing_mm is not None:
-            from data_shards.volume import resampled
+            from data_shards.resample import resampled
 
             return resampled(scan, self.spacing_mm)
         return scan
@@ -122,38 +117,3 @@ def refuse_identifiers(row: StudyRow) -> None:
                     "it would reach whoever gets the shards",
                     "leave it out of --meta-columns",
                 )
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep what libraries print about a file, in Python or in C, off every terminal and log: it may name a patient."""
-    told = _told()
-    aside = [os.dup(handle) for handle in told]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        for handle in told:
-            os.dup2(nowhere, handle)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for handle, kept in zip(told, aside, strict=True):
-            os.dup2(kept, handle)
-            os.close(kept)
-        os.close(nowhere)
-        logging.disable(before)
-
-
-def _told() -> list[int]:
-    """stdout and stderr, where they are open."""
-    found: list[int] = []
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        try:
-            stream.flush()
-            os.fstat(number)
-        except (OSError, ValueError, AttributeError):
-            continue
-        found.append(number)
-    return found

@@ -144,7 +144,7 @@ def _grid(
         raise DataError(
             "the scan has no spacing_mm, and the geometry asks for one",
             "organs would appear at a size that depends on the scanner",
-            'give --spacing when building, use view kind "resize", or set the geometry\'s spacing_mm to null',
+            'give --file-spacing when building, use view kind "resize", or set the geometry\'s spacing_mm to null',
         )
     ratios = [want / have for want, have in zip(geometry.spacing_mm, spacing)]
     ratios = [1.0 if abs(r - 1) < SAME_SPACING else r for r in ratios]

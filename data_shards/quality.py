@@ -69,7 +69,7 @@ _WHY_FIX: dict[str, tuple[str, str]] = {
     ),
     "implausible_spacing": (
         "organs would appear at a wrong size",
-        "give the true spacing: --spacing Z Y X of data_shards.build, spacing_mm in Python",
+        "give the true spacing: --file-spacing Z Y X of data_shards.build, spacing_mm in Python",
     ),
 }
 

@@ -99,7 +99,7 @@ class Scan:
             raise DataError(
                 f"voxel spacing {self.spacing_mm} is not three positive numbers (z, y, x in mm)",
                 "resampling to a common spacing would distort the anatomy",
-                "give the true spacing: --spacing Z Y X of data_shards.build, spacing_mm in Python",
+                "give the true spacing: --file-spacing Z Y X of data_shards.build, spacing_mm in Python",
             )
 
 

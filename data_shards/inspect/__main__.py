@@ -60,7 +60,7 @@ def _file(path: Path, out: Path, args: argparse.Namespace) -> int:
         return 0
     grid = read_grid(folder, files, accept=words.ALL_FATAL)
     scan = scan_of_grid(
-        grid, modality, args.spacing, slope=args.slope, intercept=args.intercept, accept=words.ALL_FATAL
+        grid, modality, args.file_spacing, slope=args.slope, intercept=args.intercept, accept=words.ALL_FATAL
     )
     meta, notes = scan.to_json(), words.rows_of_notes(scan.notes)
     rows = words.rows_of_grid(grid) + words.rows_of_scan(meta) + _geometry_rows(args.geometry, meta["shape"], meta)
@@ -198,7 +198,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--study", default="", metavar="KEY", help="of a shard set: the study whose key begins so")
     add("--series", default="primary", metavar="RULE", help="of DICOM: primary, largest, thinnest or regex:PATTERN")
     add("--modality", metavar="M", help="DICOM code, where the file does not say (default: CT for volumes)")
-    add("--spacing", type=float, nargs=3, metavar=("Z", "Y", "X"), help="voxel spacing in mm where files do not say")
+    add(
+        "--file-spacing",
+        type=float,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="voxel spacing in mm where files do not say",
+    )
     add("--slope", type=float, metavar="S", help="instead of the file's slope")
     add("--intercept", type=float, metavar="I", help="instead of the file's intercept")
     add("--geometry", metavar="FILE", help="recipe, release config or JSON: also tell what it makes of the scan")

@@ -18,7 +18,7 @@ def open_source(args: argparse.Namespace) -> Opened:
     Raises: DataError as their readers, and for a folder that is none of these.
     """
     source = Path(args.source)
-    if args.preset or source.is_file() and source.suffix != ".tar":
+    if args.preset or (source.is_file() and source.suffix != ".tar"):
         opened = open_known(source, args)
         assert opened is not None  # only of folders nothing is known
         return opened
@@ -57,7 +57,7 @@ def _folder(source: Path, args: argparse.Namespace) -> Opened:
         raise DataError(
             f"the source is a folder with {images}{' or more' if images == 1000 else ''} images and no table",
             "patients, splits and reports would be unknown",
-            "write a table with the columns id, image, patient, report and give it as --source, or put it in the folder",
+            "write a table with the columns id, image, patient, report; give it as --source, or put it in the folder",
         )
     return _dicom(source, args)
 

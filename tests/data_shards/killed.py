@@ -1,8 +1,8 @@
-"""Builds in processes that SIGKILL themselves at the N-th step: `python -m tests.data_shards.killed COUNT FIRST STEP ARG...`.
+"""Builds in processes that SIGKILL themselves: `python -m tests.data_shards.killed COUNT FIRST STEP ARG...`.
 
 A step is what changes the disk: a rename, a sync, a removal, a new folder, or a study written to a shard. For each N
-from FIRST by STEP, a child is killed just before its N-th step, the next one is killed at half of it, and the third goes
-on to the end; its exit code is printed after N. Ends after COUNT moments, or when a build has less than N steps.
+from FIRST by STEP, a child is killed just before its N-th step, the next one is killed at half of it, and the third
+goes on to the end; its exit code is printed after N. Ends after COUNT moments, or when a build has less than N steps.
 """
 
 from __future__ import annotations

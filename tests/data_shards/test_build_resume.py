@@ -71,7 +71,11 @@ def killed(out: Path, source: Path, count: int, first: int, step: int, *more: st
     """Each moment at which a build was killed, and what the builds after it made in the end."""
     words = [str(count), str(first), str(step), *arguments(source, out, *more)]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.data_shards.killed", *words], cwd=REPO, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.data_shards.killed", *words],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     for line in (line.split() for line in done.stdout.splitlines() if line.startswith("moment ")):
@@ -110,7 +114,12 @@ def test_killed_with_workers(source: Path, unbroken: dict[str, bytes], tmp_path:
 @pytest.mark.full
 def test_killed_at_any_time(source: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
     clock = random.Random(0)
-    words = [sys.executable, "-m", "data_shards.build", *arguments(source, tmp_path / "out", "--workers", "2", "--resume")]
+    words = [
+        sys.executable,
+        "-m",
+        "data_shards.build",
+        *arguments(source, tmp_path / "out", "--workers", "2", "--resume"),
+    ]
     code, kills = None, 0
     while code is None:
         run = subprocess.Popen(words, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
