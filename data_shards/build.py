@@ -82,6 +82,12 @@ def _build(args: argparse.Namespace) -> int:
         print("built already: nothing to do")
         return 0
     wordless = [make.rejected(row, NO_TEXT) for row in rows if row.texts.empty]
+    if rows and len(wordless) == len(rows):
+        raise DataError(
+            "no study has a text",
+            "there would be nothing to learn from",
+            "name the column with --text-columns; for a folder of DICOM name the table with --reports",
+        )
     if len(refused) + len(wordless) > args.max_rejects:
         list_rejected([*refused, *wordless], out)
         raise _too_many([*refused, *wordless], args.max_rejects, "nothing was read")

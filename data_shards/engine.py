@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -198,11 +199,22 @@ def _work(pipe: Any, make: Make) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    rows: SimpleQueue[StudyRow | None] = SimpleQueue()
+    # Rows are taken in while a result goes out: else both ends could wait for each other to read.
+    threading.Thread(target=_receive, args=(pipe, rows), daemon=True).start()
+    while (row := rows.get()) is not None:
+        try:
+            pipe.send(make(row))
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _receive(pipe: Any, rows: SimpleQueue[StudyRow | None]) -> None:
     try:
         while True:
-            pipe.send(make(pipe.recv()))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+            rows.put(pipe.recv())
+    except (EOFError, OSError):
+        rows.put(None)
 
 
 def _end_with(sentinel: int) -> None:

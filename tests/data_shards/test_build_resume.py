@@ -243,6 +243,19 @@ def test_checks_across_studies_survive_a_resume(tmp_path: Path, capsys: pytest.C
     assert "is in split 'train' already, and now in 'val'" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_told_and_gone_on_from(source: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
+    """Files of more than 3 kB cannot be written."""
+    out = tmp_path / "out"
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+    limited += "from data_shards.build import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", limited, *arguments(source, out)]
+    full = subprocess.run(words, cwd=REPO, capture_output=True, text=True, check=False)
+    assert full.returncode == 1 and not out.exists()
+    assert "reading or writing failed: File too large" in full.stderr and str(tmp_path) not in full.stderr
+    assert main(arguments(source, out)) == 0
+    assert contents(out) == unbroken
+
+
 def test_two_builds_cannot_share_an_output(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     interrupted(source, out)

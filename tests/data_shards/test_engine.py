@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from data_shards import engine
 from data_shards.engine import AHEAD, InProcess, Processes, Rejection, in_order
 from data_shards.schema import Texts
 from data_shards.sources.base import StudyRow
-from tests.data_shards.dying import Dying, died
+from tests.data_shards.dying import Dying, Echo, died
 
 
 def rows(n: int) -> list[StudyRow]:
@@ -89,6 +90,12 @@ def test_a_dead_worker_costs_its_study_only(tmp_path: Path) -> None:
         5, "key5", "the process that read it died (signal 9): it may need more memory than there is"
     )
     assert os.getpid() not in {r[1] for r in results if isinstance(r, tuple)}
+
+
+@pytest.mark.full
+def test_long_rows_and_large_results_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    many = [replace(row, texts=Texts("x" * 3_000_000)) for row in rows(12)]
+    assert [r[0] for r in in_order(Processes(Echo(), 2, died), many)] == list(range(1, 13))  # type: ignore[index]
 
 
 def test_in_process(tmp_path: Path) -> None:
