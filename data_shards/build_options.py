@@ -46,6 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m data_shards.build",
+        usage="%(prog)s --source PATH --out DIR [options]",
         description="Build a shard set: from a table (csv, tsv, jsonl, parquet, xlsx) of NIfTI, DICOM folders, .npy, "
         "PNG, JPEG, WebP or TIFF; from a folder with such a table; from a folder of DICOM files; from published "
         "WebDataset tars or MedMNIST .npz; from a known collection (--preset).",

@@ -47,6 +47,12 @@ NOT_LEAF = (
     "samples",
     "union",
     "workers",
+    "catalogue",
+    "engine",
+    "journal",
+    "make_study",
+    "build_folder",
+    "build_run",
 )
 
 

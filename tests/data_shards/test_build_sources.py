@@ -88,6 +88,24 @@ def test_dicom_without_reports_is_refused_before_it_is_read(tmp_path: Path, caps
     assert "no study has a text" in told and "--reports" in told
 
 
+def test_studies_that_the_source_refuses_are_rejects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pydicom
+
+    root = write_pacs(tmp_path / "export", 2)
+    for path in root.glob("*/ACC0000001/*/*.dcm"):
+        item = pydicom.dcmread(path)
+        item.PatientID = ""
+        item.save_as(path)
+    texts = ["--text-columns", "findings,impression"]
+    assert build(root, tmp_path / "out", *texts) == 1
+    assert "no PatientID" in capsys.readouterr().err
+    assert build(root, tmp_path / "out", *texts, "--max-rejects", "1") == 0
+    assert len(ShardSet.open(tmp_path / "out")) == 1
+    with (tmp_path / "out" / "rejected.csv").open() as file:
+        (rejected,) = csv.DictReader(file)
+    assert "no PatientID" in rejected["reason"] and len(rejected["key"]) == 16
+
+
 def test_published_tars(tmp_path: Path) -> None:
     foreign_tars.unimed(tmp_path / "in" / "0.tar")
     assert build(tmp_path / "in", tmp_path / "out") == 0
