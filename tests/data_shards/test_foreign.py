@@ -20,10 +20,10 @@ from PIL import Image
 
 from data_shards import DataError
 from data_shards.batch import Batch
-from data_shards.build import make_study
 from data_shards.errors import DamagedError
 from data_shards.foreign import ForeignShards
 from data_shards.foreign.__main__ import main
+from data_shards.make_study import StudyMaker
 from data_shards.planar import apply_planar
 from data_shards.preprocess import PlanarGeometry, View
 from data_shards.reading import read_scan
@@ -158,7 +158,7 @@ def test_our_own_shards_are_built_from_foreign_tars(
     shards = ForeignShards.open(published[layout], cache=cache)
     with ShardWriter(tmp_path / "out") as writer:
         for row in shards.listing().rows:
-            made = make_study(row, salt="x", source=layout)
+            made = StudyMaker(salt="x", source=layout)(row)
             assert isinstance(made, EncodedStudy), made
             writer.write(made)
     built = ShardSet.open(tmp_path / "out")

@@ -13,7 +13,7 @@ import pytest
 from pydicom import uid
 
 from data_shards import DataError
-from data_shards.build import make_study
+from data_shards.make_study import StudyMaker
 from data_shards.phantom import generate
 from data_shards.phantom.pacs import write_pacs
 from data_shards.reading import read_scan
@@ -314,7 +314,7 @@ def test_nothing_of_a_header_reaches_a_shard(tmp_path: Path, capsys: pytest.Capt
     listing = read_dicom_tree(tmp_path / "Zebedee_MRN7654321", ReportTable(path, {"report": "text"}))
     (row,) = listing.rows
     assert {"Zebedee", "MRN7654321", "ACC7777"} <= set(row.known)
-    made = make_study(row, salt="s")
+    made = StudyMaker(salt="s")(row)
     assert isinstance(made, EncodedStudy)
     out = b"".join(data for _, data in made.members) + repr((made.members[-1], made.row, listing.notes)).encode()
     out += capsys.readouterr().err.encode()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_shards.build import make_study
 from data_shards.errors import DataError
+from data_shards.make_study import StudyMaker
 from data_shards.reading import read_scans
 from data_shards.shard_set import EncodedStudy
 from data_shards.sources.base import StudyRow
@@ -77,7 +77,7 @@ def test_colour_multi_label_and_ordinal(tmp_path: Path) -> None:
 def test_volumes_have_the_published_spacing_and_no_hounsfield_units(tmp_path: Path) -> None:
     arrays = archive(tmp_path / "fracturemnist3d.npz", (28, 28, 28), 1, 3)
     listing = read_medmnist(tmp_path / "fracturemnist3d.npz")
-    study = make_study(listing.rows[0], salt="s")
+    study = StudyMaker(salt="s")(listing.rows[0])
     assert isinstance(study, EncodedStudy)
     (scan,) = read_scans(listing.rows[0])
     assert scan.unit == "arbitrary" and scan.modality == "CT" and scan.spacing_mm == pytest.approx((64 / 28,) * 3)
@@ -135,4 +135,4 @@ def test_real_sets(shared_data: Path, name: str) -> None:
         (scan,) = read_scans(row)
         assert scan.array is not None and scan.spacing_mm == (1.0, 1.0, 1.0)
         np.testing.assert_array_equal(scan.array, last)
-    assert isinstance(make_study(row, salt="s"), EncodedStudy)
+    assert isinstance(StudyMaker(salt="s")(row), EncodedStudy)

@@ -15,8 +15,8 @@ import openpyxl
 import pytest
 from PIL import Image
 
-from data_shards.build import make_study
 from data_shards.errors import DataError
+from data_shards.make_study import StudyMaker
 from data_shards.reading import read_scans
 from data_shards.shard_set import EncodedStudy
 from data_shards.sources.__main__ import main
@@ -43,7 +43,7 @@ def nifti(path: Path, seed: int, low: int = -900, high: int = 900) -> np.ndarray
 
 
 def studies(listing: Listing) -> list[EncodedStudy]:
-    made = [make_study(row, salt="s") for row in listing.rows]
+    made = [StudyMaker(salt="s")(row) for row in listing.rows]
     assert all(isinstance(study, EncodedStudy) for study in made), made
     return made  # type: ignore[return-value]
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_shards.build import make_study
 from data_shards.errors import DataError
+from data_shards.make_study import StudyMaker
 from data_shards.reading import read_scan, read_scans
 from data_shards.shard_set import EncodedStudy
 from data_shards.sources.base import Listing, ScanFile
@@ -57,7 +57,7 @@ def test_several_images_of_a_study(images: Path) -> None:
         [("3", "primary", "a"), ("4", "further", "a")],
         [("5", "primary", "a"), ("6", "lateral", "b")],
     ]
-    made = make_study(found[0], salt="s")
+    made = StudyMaker(salt="s")(found[0])
     assert isinstance(made, EncodedStudy)
     assert [name.split(".", 1)[1] for name, _ in made.members] == ["00.png", "01.png", "02.png", "json"]
     with pytest.raises(DataError, match=r"column 'image' names no file.*: line 2"):
