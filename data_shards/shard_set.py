@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +12,7 @@ import numpy as np
 from data_shards.errors import DamagedError, DataError
 from data_shards.manifest import DAMAGED, not_whole, read_index, read_manifest, size_problems
 from data_shards.remote import RemoteFolder
-from data_shards.shard_write import LABEL_PREFIX, TAR_BLOCK, EncodedStudy, ShardWriter, encode_study
+from data_shards.shard_write import LABEL_PREFIX, TAR_BLOCK, EncodedStudy, ShardWriter, encode_study, tar_header
 from data_shards.storage import LocalFolder, Storage, is_url
 
 if TYPE_CHECKING:
@@ -227,10 +226,3 @@ class ShardSet:
             shard,
             self._keys[row],
         )
-
-
-def tar_header(name: str, size: int) -> bytes:
-    """The 512 bytes that ShardWriter puts in front of a member: no time, no owner, nothing of the machine."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    return info.tobuf(tarfile.USTAR_FORMAT)

@@ -124,9 +124,7 @@ class ShardFile:
         self._bytes += len(data)
 
     def _member(self, name: str, payload: bytes) -> dict[str, Any]:
-        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and names empty by default: no trace of the machine
-        info.size, info.mode = len(payload), 0o644
-        self._put(info.tobuf(tarfile.USTAR_FORMAT))
+        self._put(tar_header(name, len(payload)))
         entry = {"name": name, "offset": self._bytes, "bytes": len(payload), "crc32": zlib.crc32(payload)}
         self._put(payload + b"\0" * (-len(payload) % TAR_BLOCK))
         return entry
@@ -237,3 +235,10 @@ def require_free(out: Path) -> None:
 def _even(shape: Sequence[int], at_most: Sequence[int]) -> tuple[int, ...]:
     """Split each axis into equal pieces near `at_most` voxels: 96 -> 48 + 48 rather than 64 + a padded 32."""
     return tuple(-(-n // max(1, -(-n // c))) for n, c in zip(shape, at_most, strict=True))
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The 512 bytes that stand in front of a member: no time, no owner, nothing of the machine."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT)

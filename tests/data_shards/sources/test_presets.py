@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import inspect
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from data_shards.shard_set import EncodedStudy
 from data_shards.sources.__main__ import main
 from data_shards.sources.base import Listing, StudyRow
 from data_shards.sources.presets import layout, load_preset, preset_names, read_preset
-from data_shards.volume import read_volume
 
 CT_RATE_LABELS = load_preset("ct-rate").labels.columns  # type: ignore[union-attr]
 
@@ -108,7 +106,6 @@ def test_ct_rate_corrected_release_is_in_hounsfield_units_already(tmp_path: Path
     assert scan.array.min() >= -900 and scan.array.max() < 1100  # as stored: -8192 was not taken off again
 
 
-@pytest.mark.skipif("slope" not in inspect.signature(read_volume).parameters, reason="read_volume takes no slope yet")
 def test_ct_rate_first_release_becomes_hounsfield_units(tmp_path: Path) -> None:
     ct_rate(tmp_path)
     row = by_id(read_preset("ct-rate", tmp_path))["train_1_a"]
