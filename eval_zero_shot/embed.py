@@ -87,7 +87,9 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
     from data_shards.preprocess import SEVERAL
 
     place = Path(args.input)
-    scans = find_scans(place, loaded.geometry.kind == "image")
+    scans, left_out = find_scans(place, loaded.geometry.kind == "image")
+    if left_out:
+        print(f"left out: {left_out} DICOM series that are no volumes (localizers and the like)", file=sys.stderr)
     root = place if place.is_dir() else place.parent
     names = [str(scan.relative_to(root)) or "." for scan in scans]
 

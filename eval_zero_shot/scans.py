@@ -16,8 +16,9 @@ VOLUMES = (".nii", ".nii.gz", ".npy")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 
-def find_scans(root: Path, planar: bool) -> list[Path]:
-    """Files a release can read, in the order of their names: images, or NIfTI, .npy and folders of DICOM files.
+def find_scans(root: Path, planar: bool) -> tuple[list[Path], int]:
+    """Files a release can read, in the order of their names: images, or NIfTI, .npy and folders of DICOM files; and how
+    many folders of DICOM files were left out, since they hold localizers, reports or the like.
 
     `root` may be one scan itself.
 
@@ -27,11 +28,12 @@ def find_scans(root: Path, planar: bool) -> list[Path]:
     if not root.exists():
         raise EvalError("the input does not exist", why="there is nothing to read", fix="check --input")
     found = list(_images(root) if planar else _volumes(root))
-    if not found:
+    scans = [scan for scan in found if not (scan.is_dir() and _no_scan(scan))]
+    if not scans:
         wanted = ", ".join(IMAGES) if planar else ", ".join((*VOLUMES, "folders of DICOM files"))
         what = f"the input holds no {'images' if planar else 'volumes'} ({wanted})"
         raise EvalError(what, why="this release reads nothing else", fix="check --input")
-    return found
+    return scans, len(found) - len(scans)
 
 
 def _images(root: Path) -> Iterator[Path]:
@@ -51,6 +53,20 @@ def _volumes(root: Path) -> Iterator[Path]:
 def _is_dicom(file: Path) -> bool:
     with file.open("rb") as opened:
         return opened.read(132)[128:] == b"DICM"
+
+
+def _no_scan(folder: Path) -> bool:
+    """Whether the DICOM files of a folder are known to be no volume: a localizer, a dose report, a capture."""
+    from data_shards.dicom.header import not_a_scan, open_dicom
+    from data_shards.errors import DataError
+
+    try:
+        items = (open_dicom(f) for f in sorted(folder.iterdir()) if f.is_file() and _is_dicom(f))
+        first = next((item for item in items if item is not None), None)
+    except DataError:
+        return False  # told with the scan's number when it is read
+    kind = "" if first is None else not_a_scan(first)
+    return kind in ("localizer", "dose report", "secondary capture") or kind.startswith("no image")
 
 
 VIEWS = ("own", "sliding", "multi")

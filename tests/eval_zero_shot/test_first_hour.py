@@ -17,6 +17,7 @@ import torch
 
 import encoders
 from data_shards.geometry import PlanarGeometry
+from data_shards.phantom.pacs import write_pacs
 from data_shards.shard_set import ShardSet
 from encoders.dual import build_dual
 from encoders.release import write_release
@@ -225,8 +226,14 @@ def test_identities_differ_in_everything_that_matters(release: Path, toy_shards:
 
 def test_scans_are_found_by_what_they_are(folder: Path) -> None:
     shutil.copy(folder / "notes.txt", folder / "picture.txt")
-    assert [str(f.relative_to(folder)) for f in find_scans(folder, planar=False)] == ["b.nii.gz", "ct", "deep/a.nii"]
-    assert find_scans(folder / "b.nii.gz", planar=False) == [folder / "b.nii.gz"]
+    scans, left_out = find_scans(folder, planar=False)
+    assert [str(f.relative_to(folder)) for f in scans] == ["b.nii.gz", "ct", "deep/a.nii"] and left_out == 0
+    assert find_scans(folder / "b.nii.gz", planar=False) == ([folder / "b.nii.gz"], 0)
+
+
+def test_localizers_are_no_scans(tmp_path: Path) -> None:
+    scans, left_out = find_scans(write_pacs(tmp_path / "pacs", 2), planar=False)
+    assert [f.name for f in scans] == ["body", "body"] and left_out == 2
 
 
 def test_several_scans_are_scored_in_their_order(release: Path, folder: Path, task: Path, capsys: Any) -> None:
