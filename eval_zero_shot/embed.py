@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     args = parser.parse_args(argv)
     from data_shards.errors import DataError
-    from data_shards.storage import is_url
+    from data_shards.opening import holds_studies
     from encoders.errors import ReleaseError
 
     try:
@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.overlap < 1:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
         loaded = with_view(load_release(args.model, args.device), args.view, args.overlap)
-        place = Path(args.input)
-        shards = is_url(args.input) or place.suffix == ".tar" or (place / "manifest.json").is_file()
-        name, found = (_of_shards if shards else _of_folder)(args, loaded)
+        name, found = (_of_shards if holds_studies(args.input) else _of_folder)(args, loaded)
         write_features(args.out, found, name, loaded)
     except (EvalError, DataError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from data_shards.opening import open_studies
 from data_shards.select import main as select
 from data_shards.shard_set import ShardSet
+from eval_zero_shot import embed
 from pretrain import build, fit
 from pretrain.config import ConfigError, load_recipe
 from tests.data_shards.foreign_tars import unimed
@@ -43,13 +45,20 @@ def recipe(tmp_path: Path) -> Any:
     return write
 
 
-def test_a_recipe_trains_on_published_tars(recipe: Any, tars: Path, tmp_path: Path) -> None:
+def test_a_recipe_trains_on_published_tars(
+    recipe: Any, tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     path = recipe({"kind": "tars", "path": str(tars), "val_fraction": 0.2})
     runs = ["--output.root", str(tmp_path / "runs"), "--output.run", "r"]
     assert fit.main(["--config", str(path), "--smoke", *runs]) == 0
     assert (tmp_path / "runs" / "r" / "release" / "open_clip_model.safetensors").is_file()
     data = build.build_data(load_recipe(str(path), []))
     assert len(data.shards) == 21 and len(data.train_rows) and len(data.select_rows)
+    out = tmp_path / "features.parquet"
+    release = str(tmp_path / "runs" / "r" / "release")
+    assert embed.main(["--model", release, "--input", str(tars), "--out", str(out), "--device", "cpu"]) == 0
+    assert pq.read_table(out).column("key").to_pylist() == [data.shards.key(row) for row in range(21)]
     assert sorted(p.name for p in tars.iterdir()) == ["00000.tar", "00001.tar"], "their folder is not written"
 
 
