@@ -4,6 +4,8 @@ VENV := .venv
 PEERS := .venv-peers
 PY := $(VENV)/bin/python
 NAME ?=
+# Real CTs beside the clone, where there are any.
+DATA := $(if $(wildcard ../shared/data/misc_ct),--data ../shared/data)
 ARGS ?=
 # Tiny tensors: threads cost more than they give, and one thread keeps float sums identical between machines.
 TEST_ENV := OMP_NUM_THREADS=1
@@ -40,6 +42,10 @@ lint: $(VENV)/.installed ## ruff and mypy
 
 bench: $(VENV)/.installed ## our performance claims, measured on this machine
 	$(PY) -m benchmarks.packed_text $(ARGS)
+	$(PY) -m benchmarks.data_roads $(DATA)
+	$(PY) -m benchmarks.whole_stream
+	$(PY) -m benchmarks.build_speed $(DATA)
+	$(PY) -m benchmarks.worker_memory
 
 peers: $(PEERS)/.installed ## the systems we compare with, in an environment of their own
 $(PEERS)/.installed: benchmarks/peers.txt

@@ -61,6 +61,7 @@ def monai_transform(crop: bool) -> Any:
 def ours(shards: Any, crop: bool, first: bool = False) -> Way:
     """The view of volume i through the reader and arithmetic of the training stream. first: as in a first epoch, with
     the checksum of the whole member; later ones decode only the blocks that a crop touches."""
+    shards = shards.open(shards.store.folder, verify="always") if first else shards
     from data_shards.preprocess import Geometry, View, apply_view
 
     geometry = Geometry(spacing_mm=MODEL_SPACING, windows=((-1000.0, 1000.0),))
@@ -68,7 +69,7 @@ def ours(shards: Any, crop: bool, first: bool = False) -> Way:
     rng = np.random.Generator(np.random.Philox(0))
 
     def read(i: int) -> np.ndarray:
-        source, meta = (shards.open(shards.folder) if first else shards).scan(i, 0)
+        source, meta = shards.scan(i, 0)
         return apply_view(source, meta, geometry, view, rng)
 
     return read
@@ -139,7 +140,7 @@ def compare(name: str, files: Sequence[Path], folder: Path, repeats: int) -> Non
         before |= new
     if not all(files_of):  # written by an earlier run: matched by the hash MONAI names them with
         files_of = [[cache / f"{kept.hash_func(item).decode()}.pt"] for item in items]
-    tars = sorted(Path(stored.folder).glob("*.tar"))
+    tars = sorted(stored.store.folder.glob("*.tar"))
 
     def drop_pt(i: int) -> None:
         forget(*files_of[i])

@@ -71,7 +71,7 @@ def shards_of(files: Sequence[Path], out: Path, spacing_mm: Sequence[float] | No
 def place(shards: Any, row: int) -> tuple[Path, int, int]:
     """Tar, offset and bytes of a sample's first scan."""
     member = shards.index["members"][row][0].as_py()
-    return Path(shards.folder) / shards.index["shard"][row].as_py(), member["offset"], member["bytes"]
+    return shards.store.folder / shards.index["shard"][row].as_py(), member["offset"], member["bytes"]
 
 
 def forget(*files: Path) -> None:

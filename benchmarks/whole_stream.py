@@ -3,7 +3,7 @@
 The stream reads by index, checks, decodes, crops, windows, parses, tokenises, packs and collates. The loop decodes and
 transforms the same samples and does nothing else: blosc2 reads the same crop from the same tar by a known offset and
 numpy scales it to the same windows; PIL opens the same JPEG bytes, resizes and crops them, numpy normalises. No text,
-no check, no labels, no order. In a first epoch the stream also opens the set and checks every volume whole (crc32);
+no check, no labels, no order. In a first epoch the stream also checks every volume whole (crc32);
 later ones decode only the blocks of the crop. Both in this process, one thread; runs are interleaved, medians compared.
 """
 
@@ -144,8 +144,10 @@ def ways_of(kind: str, folder: Path, studies: int) -> tuple[int, dict[str, Calla
         geometry, view = Geometry(spacing_mm=(3.0, 1.5, 1.5), windows=WINDOWS), View("random", CROP)
         loop = partial(volume_loop, shards, rows, CROP, BATCH)
 
+    checking = shards.open(folder, verify="always")
+
     def stream(policy: UnitPolicy, first: bool) -> Iterator[Any]:
-        opened = shards.open(shards.folder) if first else shards
+        opened = checking if first else shards
         steps = len(rows) // BATCH
         return iter(Stream(opened, rows, geometry, view, tokenize, policy, batch_size=BATCH, seed=0, steps=steps))
 
