@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.opening import add_tar_options, open_studies
 
 SHOWN = 20  # values of a column in the preview; the others are summed up
 EPILOG = """examples
@@ -34,12 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _select(args: argparse.Namespace) -> int:
-    from data_shards.opening import open_studies
     from data_shards.selection import Choice, index_table, parse_cap, save_selection, select_rows
 
     if not args.out and not args.dry_run:
         raise DataError("nothing says where the selection goes", fix="give --out FILE.parquet, or look with --dry-run")
-    shards = open_studies(args.shards)
+    shards = open_studies(args.shards, args)
     table = index_table(shards)
     splits = set(shards.manifest["splits"])
     thin = tuple(sorted(splits)) if args.thin_splits == "all" else tuple(args.thin_splits.split(","))
@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         help="selection to write, .parquet or .json; a recipe names it as data.source.selection",
     )
     add("--dry-run", action="store_true", help="show the counts and write nothing")
+    add_tar_options(parser)
     return parser
 
 

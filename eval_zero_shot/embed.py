@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.opening import add_tar_options, holds_studies, open_studies
 from eval_zero_shot.embedding import StudyBatch, StudyFeatures, embed_batches, embed_images
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.release import image_encoder, load_release
@@ -45,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--batch-size", type=int, default=8, metavar="N", help="crops encoded together (default: 8)")
     add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_tar_options(parser)
     args = parser.parse_args(argv)
     from data_shards.errors import DataError
-    from data_shards.opening import holds_studies
     from encoders.errors import ReleaseError
 
     try:
@@ -67,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeatures]:
-    from data_shards.opening import open_studies
-
-    shards = open_studies(args.input)
+    shards = open_studies(args.input, args)
     rows = shards.rows(args.split) if args.split else np.arange(len(shards))
     found = embed_images(
         image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,

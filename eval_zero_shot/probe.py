@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.statistics import Interval, Run, finding_interval, macro_over_runs
 
@@ -202,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--cache", default="~/.cache/voxclip/features", metavar="DIR", help="of features (default: %(default)s)")
+    add_tar_options(parser)
     args = parser.parse_args(argv)
     from data_shards.errors import DataError
     from encoders.errors import ReleaseError
@@ -219,11 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _probe_release(args: argparse.Namespace) -> tuple[list[Probe], Interval | None]:
-    from data_shards.opening import open_studies
     from eval_zero_shot.feature_cache import FeatureCache, features_of
     from eval_zero_shot.release import load_release
 
-    shards = open_studies(args.data)
+    shards = open_studies(args.data, args)
     labels = tuple(args.labels.split(",")) if args.labels else tuple(shards.label_names)
     unknown = [name for name in labels if name not in shards.label_names]
     if unknown or not labels:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.tasks import Task, load_task
 
@@ -230,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cache", default="~/.cache/voxclip/features", metavar="DIR", help="of features (default: %(default)s)")
     add("--no-cache", action="store_true", help="encode every study again and keep nothing")
     add("--allow-geometry-mismatch", action="store_true", help="score although --geometry is not the model's")
+    add_tar_options(parser)
     return parser
 
 
@@ -249,7 +251,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate_release(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
     from data_shards.geometry import geometry_from_dict
-    from data_shards.opening import open_studies
 
     names = [task.name for task in tasks]
     if len(set(names)) < len(names) or any(name != Path(name).name for name in names):
@@ -258,7 +259,7 @@ def _evaluate_release(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
             why="one's results would be written over the other's",
             fix="change `name:` in the task file",
         )
-    shards = open_studies(args.data)
+    shards = open_studies(args.data, args)
     rows = choose_rows(shards.rows(args.split), args.max_studies, args.seed)
     from eval_zero_shot.feature_cache import FeatureCache
     from eval_zero_shot.release import load_dual

@@ -13,12 +13,14 @@ import numpy as np
 from data_shards.errors import DataError
 from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
 from data_shards.mixture import Mixture
+from data_shards.opening import tell_lost
 from data_shards.shard_set import ShardSet
 from data_shards.shards import Shards
 from data_shards.stream import Stream, UnitPolicy
 from data_shards.union import ShardUnion
 from encoders.dual import DualEncoder, build_dual
 from encoders.tokenize import BPE, HFTokenizer
+from pretrain import launch
 from pretrain.centring import bias_of
 from pretrain.config import options_of
 from pretrain.errors import ConfigError
@@ -82,7 +84,10 @@ def _open(source: ShardSource | TarSource | MixtureEntry, recipe: Recipe) -> Sha
             fractions = {"val_fraction": source.val_fraction, "test_fraction": source.test_fraction}
             asked |= {"patient_field": source.patient_field, **fractions}
         cache = Path(recipe.data.cache).expanduser() / "foreign"
-        return ForeignShards.open(path, cache=cache, max_damaged=limit, **asked)
+        shards = ForeignShards.open(path, cache=cache, max_damaged=limit, **asked)
+        if launch.rank() == 0:
+            tell_lost(shards, source.name if isinstance(source, MixtureEntry) else "")
+        return shards
     return ShardSet.open(source.path if "://" in source.path else path, damaged="count" if limit else "refuse")
 
 

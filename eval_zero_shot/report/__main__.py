@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.errors import EvalError
 
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     add("--title", default=None, help="heading of the page")
     add("--no-cases", action="store_true", help="numbers only: no image and no sentence of a study")
+    add_tar_options(parser)
     args = parser.parse_args(argv)
     from data_shards.errors import DataError
     from encoders.errors import ReleaseError
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = args.run / "metrics.csv" if args.run and (args.run / "metrics.csv").is_file() else None
         cases: dict[str, Any] = {}
         if not args.no_cases and model and args.data and args.task:
-            cases = _cases(model, args.data, args.task, results)
+            cases = _cases(model, args, results)
         title = args.title or (args.run.name if args.run else results.parent.name or "Evaluation")
         write_report(results, args.out, title=title, metrics=metrics, **cases)
     except (EvalError, DataError, ReleaseError) as error:
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _cases(model: str, data: str, task_name: str, results: Path) -> dict[str, Any]:
+def _cases(model: str, args: argparse.Namespace, results: Path) -> dict[str, Any]:
     """Release, shards, task and the rows whose scores are there.
 
     Raises EvalError where one of them is not what the results were made with: the page would show other studies,
@@ -60,13 +62,12 @@ def _cases(model: str, data: str, task_name: str, results: Path) -> dict[str, An
     """
     import numpy as np
 
-    from data_shards.opening import open_studies
     from eval_zero_shot.release import load_dual
     from eval_zero_shot.results import read_results, read_scores
     from eval_zero_shot.tasks import load_task
 
     about = read_results(results)["provenance"]
-    shards, task = open_studies(data), load_task(task_name)
+    shards, task = open_studies(args.data, args), load_task(args.task)
     _require_same("--data", "data_sha256", shards.manifest_hash, about)
     _require_same("--task", "task_sha256", task.identity, about)
     loaded = load_dual(model)

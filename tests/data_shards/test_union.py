@@ -118,5 +118,5 @@ def test_other_peoples_tars_are_a_source_like_ours(tmp_path: Path) -> None:
 def test_damage_is_named_with_its_source(shards: ShardSet, shard_folder: Path, tmp_path: Path, other: ShardSet) -> None:
     shard = tmp_path / "other" / "shard-000001.tar"
     shard.write_bytes(bytes(shard.stat().st_size))
-    with pytest.raises(DataError, match=r"source two: shard-000001\.tar, sample study2: member json does not match"):
+    with pytest.raises(DataError, match=r"source two: shard-000001\.tar, sample study2: member json has another"):
         ShardUnion({"one": shards, "two": other}).json(16)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from data_shards.opening import open_studies
+from data_shards.opening import holds_studies, open_studies
 from data_shards.select import main as select
 from data_shards.shard_set import ShardSet
 from eval_zero_shot import embed
@@ -72,6 +72,14 @@ def test_tars_and_shards_are_mixed(recipe: Any, tars: Path, radiographs: Path) -
     assert len(data.shards) == 21 + len(ours) and len(data.train_rows) == 21 + len(ours.rows("train"))
 
 
+def test_a_selection_of_tars_fits_the_recipe_that_splits_them_alike(recipe: Any, tars: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen.json"
+    assert select([str(tars), "--val-fraction", "0.2", "--where", "split = 'train'", "--out", str(chosen)]) == 0
+    source = {"kind": "tars", "path": str(tars), "val_fraction": 0.2, "selection": str(chosen)}
+    data = build.build_data(load_recipe(str(recipe(source)), []))
+    assert len(data.train_rows) and not len(data.select_rows)
+
+
 def test_what_is_not_there_is_said_at_once(recipe: Any, tars: Path) -> None:
     for source, words in (
         ({"kind": "tars", "path": str(tars / "absent*.tar")}, "no folder or tar"),
@@ -105,6 +113,11 @@ def test_one_door_opens_both(tars: Path, shards: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(open_studies(shards)) == len(ShardSet.open(shards))
     assert len(open_studies(tars)) == 21 and len(open_studies(tars / "00000.tar")) == 12
+    assert len(open_studies(f"file://{shards}")) == len(ShardSet.open(shards))
+    (scans := tmp_path / "scans").mkdir()
+    (scans / "a.nii.gz").write_bytes(b"")
+    unimed(scans / "old" / "backup.tar", 2)
+    assert holds_studies(tars) and holds_studies(shards) and not holds_studies(scans)
     (shards_without := tmp_path / "half").mkdir()
     with pytest.raises(ValueError, match=r"no manifest\.json"):
         open_studies(shards_without)
