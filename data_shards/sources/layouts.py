@@ -20,6 +20,7 @@ from data_shards.schema import Caption, Texts
 
 MAX_TEXT = 1 << 20  # bytes of a text, a class number or a label vector
 MAX_JSON = 16 << 20  # bytes; BIOMEDICA's hold whole articles. Python needs up to 20 times that for a hostile one
+MAX_CLASSES = 100_000  # a label each: a number of nine digits would take all memory
 MAX_WORD, MAX_WORDS = 1000, 100  # characters of a value of a listed field, and values of one that is a list
 NO_CAPTION = frozenset({"", "no caption found", "nan", "none"})
 
@@ -256,9 +257,9 @@ def decode_fields(body: bytes, names: Iterable[str]) -> dict[str, Any]:
 
 def decode_number(body: bytes) -> int:
     """Raises DataError for anything but a class number."""
-    digits = body[:32].strip()
-    if not digits.isdigit() or len(digits) > 9:
-        raise DataError("its .cls is not the number of a class")
+    digits = body.strip() if len(body) <= 32 else b""
+    if not digits.isdigit() or int(digits) >= MAX_CLASSES:
+        raise DataError(f"its .cls is not the number of a class below {MAX_CLASSES}")
     return int(digits)
 
 
@@ -271,6 +272,8 @@ def decode_vector(body: bytes) -> tuple[int | None, ...]:
         shape, _, dtype = read(file)
         if dtype.hasobject:  # a pickle, which is never loaded
             raise DataError("its .npy holds Python objects")
+        if len(shape) == 1 and shape[0] > MAX_CLASSES:
+            raise DataError(f"its .npy has labels for more than {MAX_CLASSES} classes")
         if dtype.kind not in "biuf" or len(shape) != 1 or shape[0] * dtype.itemsize != len(body) - file.tell():
             raise DataError("its .npy is not one row of labels")
         values = np.frombuffer(body, dtype, offset=file.tell()).astype(np.float64)

@@ -225,6 +225,8 @@ def _pax(data: bytes) -> dict[bytes, bytes]:
     while at < len(data) and data[at]:
         space = data.find(b" ", at, at + 8)
         length = int(data[at:space]) if space > at and data[at:space].isdigit() else 0
+        if space <= at or length <= space - at:  # no length, or one that leads nowhere: reading on would never end
+            raise _Broken("its extended header is malformed")
         record = data[space + 1 : at + length]
         key, equals, value = record[:-1].partition(b"=")
         if at + length > len(data) or not record.endswith(b"\n") or not key or not equals:

@@ -14,7 +14,7 @@ import pytest
 
 from data_shards import DataError
 from data_shards.foreign import ForeignShards
-from data_shards.sources.layouts import JOINS, Parts, decode_fields, decode_vector, unimed
+from data_shards.sources.layouts import JOINS, Parts, decode_fields, decode_number, decode_vector, unimed
 from tests.data_shards import foreign_tars as tars
 
 
@@ -319,3 +319,10 @@ def test_decoders() -> None:
     assert decode_vector(npy(np.array([1, 0, np.nan, -1]))) == (1, 0, None, None)
     assert decode_fields(b'\xef\xbb\xbf{"a": 1, "b": 2}', ["a", "c"]) == {"a": 1}
     assert Counter(join.kind for join in JOINS) == {"same": 5, "first": 2, "last": 1}
+
+
+@pytest.mark.parametrize("body", [b"5000000", b"999999999", b"3" + b" " * 40 + b"7", "²".encode(), b"-1"])
+def test_a_class_number_that_is_none_or_would_take_all_memory(body: bytes) -> None:
+    with pytest.raises(DataError, match="number of a class"):
+        decode_number(body)
+    assert decode_number(b" 12\n") == 12

@@ -153,6 +153,8 @@ REFUSED_CHAINS = {
     "pax size negative": (pax({b"size": b"-1"}) + raw(b"a.jpg", b"x"), "no number"),
     "pax global size": (pax({b"size": b"0"}, b"g") + raw(b"a.jpg", b"x"), "global"),
     "pax malformed": (raw(b"pax", b"999 path=x\n", kind=b"x") + raw(b"a.jpg", b"x"), "malformed"),
+    "pax whose second record has no length": (raw(b"pax", b"12 path=abc\nxxxxxxxxxxxx", kind=b"x"), "malformed"),
+    "pax that is too short to go on": (raw(b"pax", b"6 a=b\nzz", kind=b"x"), "malformed"),
     "pax without a newline": (raw(b"pax", b"8 path=x", kind=b"x") + raw(b"a.jpg", b"x"), "malformed"),
     "pax header of a gigabyte": (header(b"pax", 1 << 30, kind=b"x"), "claims 1073741824 bytes"),
     "long name of a gigabyte": (header(b"././@LongLink", 1 << 30, kind=b"L"), "claims"),
