@@ -272,10 +272,10 @@ def decode_vector(body: bytes) -> tuple[int | None, ...]:
         shape, _, dtype = read(file)
         if dtype.hasobject:  # a pickle, which is never loaded
             raise DataError("its .npy holds Python objects")
-        if len(shape) == 1 and shape[0] > MAX_CLASSES:
-            raise DataError(f"its .npy has labels for more than {MAX_CLASSES} classes")
         if dtype.kind not in "biuf" or len(shape) != 1 or shape[0] * dtype.itemsize != len(body) - file.tell():
             raise DataError("its .npy is not one row of labels")
+        if shape[0] > MAX_CLASSES:
+            raise DataError(f"its .npy has labels for more than {MAX_CLASSES} classes")
         values = np.frombuffer(body, dtype, offset=file.tell()).astype(np.float64)
     except DataError:
         raise
