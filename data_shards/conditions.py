@@ -7,9 +7,9 @@ condition from somebody else's recipe can do nothing but be true, false, unknown
 
 from __future__ import annotations
 
+import json
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import DataError
@@ -27,9 +27,13 @@ _SETTINGS = {
     "threads": "1",  # rows come back in their order
     "temp_directory": "",  # nothing of the table is spilled to a disk
 }
-_SUBQUERY = re.compile(r"\b(select|pivot|unpivot|describe|show|summarize)\b|\(\s*(from|with|values|table)\b")
-# duckdb's catalogue calls only some of these volatile, but each would select other rows on another day.
-_NOT_FIXED = {"now", "today", "current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "age"}
+# duckdb's catalogue calls only some of these volatile, but each would select other rows on another day or machine.
+_NOT_FIXED = set(
+    "now today age current_date current_time current_timestamp localtime localtimestamp current_localtime "
+    "current_localtimestamp get_current_time get_current_timestamp transaction_timestamp txid_current "
+    "current_user session_user user current_role current_catalog current_database current_schema current_schemas "
+    "in_search_path current_setting getvariable getenv version ago pg_conf_load_time pg_postmaster_start_time".split()
+)
 
 
 def meets(table: pyarrow.Table, where: str) -> list[bool | None]:
@@ -44,7 +48,7 @@ def meets(table: pyarrow.Table, where: str) -> list[bool | None]:
     connection = duckdb.connect(":memory:", config=_SETTINGS)
     try:
         connection.execute("SET lock_configuration = true")
-        _refuse(connection, where)
+        _refuse(connection, where, readable.column_names)
         relation = connection.from_arrow(readable)
         # A newline ends a comment in the condition; filter() accepts exactly one expression, so that after it the text
         # is known to be one and may stand between brackets.
@@ -118,22 +122,48 @@ def _duckdb() -> Any:
     return duckdb
 
 
-def _refuse(connection: Any, where: str) -> None:
-    """What would parse as an expression and yet is no plain condition: subqueries, and answers that change."""
-    outside_texts = re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", " ", where).lower()
-    if _SUBQUERY.search(outside_texts):
+def _refuse(connection: Any, where: str, columns: Iterable[str]) -> None:
+    """What would parse as an expression and yet is no plain condition: subqueries, and answers that change.
+
+    duckdb's own parse tree is asked, since quotes and comments can hide a name from whoever searches the text."""
+    (answer,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [f"SELECT (\n{where}\n)"]).fetchone()
+    try:
+        tree = json.loads(answer)
+    except RecursionError:
+        raise DataError("the condition is nested too deeply", fix="say it with fewer brackets") from None
+    if tree["error"]:
+        raise DataError(
+            f"the condition {where!r} is not understood: {tree.get('error_message', tree.get('error_type'))}",
+            fix="give one expression over the columns, as in modality = 'CT' and effusion = 1",
+        )
+    nodes = list(_nodes(tree))
+    # The statement around the condition is the one query that may be there.
+    if len(tree["statements"]) != 1 or sum("from_table" in n or n.get("class") == "SUBQUERY" for n in nodes) != 1:
         raise DataError(f"the condition {where!r} holds a query of its own", fix="compare columns with values only")
     query = "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE stability = 'VOLATILE'"
     changing = {row[0] for row in connection.execute(query).fetchall()} | _NOT_FIXED
-    called = set(re.findall(r"\b([a-z_]\w*)\s*\(", outside_texts)) | (
-        set(re.findall(r"\b[a-z_]\w*\b", outside_texts)) & {n for n in _NOT_FIXED if n.startswith(("current", "local"))}
-    )
+    called = {str(node["function_name"]).lower() for node in nodes if "function_name" in node}
+    # current_date without brackets parses as a column, and is one where the table has it.
+    plain = {str(node["column_names"][-1]).lower() for node in nodes if node.get("column_names")}
+    called |= plain - {name.lower() for name in columns}
     if found := sorted(called & changing):
         raise DataError(
             f"the condition calls {', '.join(found)}, which gives another answer each time",
             "nobody could make this selection again",
             "compare stored columns; for a random part use --cap with --seed",
         )
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every object of a parsed JSON text."""
+    waiting = [tree]
+    while waiting:
+        at = waiting.pop()
+        if isinstance(at, dict):
+            yield at
+            waiting += at.values()
+        elif isinstance(at, list):
+            waiting += at
 
 
 def _with_short_names(table: pyarrow.Table) -> pyarrow.Table:

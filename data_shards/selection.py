@@ -64,7 +64,7 @@ def parse_cap(text: str) -> Cap:
     """ "concept=5000": each concept at most 5000. "concept=plot:100": plots at most 100. Raises: DataError."""
     column, _, rest = text.partition("=")
     value, _, most = rest.rpartition(":")
-    if not column.strip() or not most.strip().isdigit():
+    if not column.strip() or not (most.strip().isascii() and most.strip().isdecimal()):
         raise DataError(f"--cap {text!r} is not understood", fix="say COLUMN=N, or COLUMN=VALUE:N")
     return Cap(column.strip(), int(most), value.strip() or None)
 

@@ -21,6 +21,7 @@ def index() -> pa.Table:
             "label:lung nodule": pa.array([0, 1, 1, 0], pa.int8()),
             "meta:concept": ["plot", None, "x-ray", "O'Brien"],
             "meta:key": ["1", "2", "3", "4"],
+            "age": pa.array([0, 1, 0, 0], pa.int8()),
         }
     )
 
@@ -39,6 +40,8 @@ def index() -> pa.Table:
         ("coalesce(concept, 'none') = 'none'", "b"),
         ("concept = 'now()' or concept = 'select 1'", ""),
         ("/* all */ true", "abcd"),
+        ("concept != $$random() (select 1)$$ /* now() */", "acd"),
+        ("age = 1", "b"),  # a column may be called as a function is
     ],
 )
 def test_what_a_condition_may_say(where: str, rows: str) -> None:
@@ -71,6 +74,27 @@ HOSTILE = [
     "now() > '2020-01-01'",
     "current_date > '2020-01-01'",
     "error('boom') = 1",
+    '"random"() < 0.5',
+    "random/**/() < 0.5",
+    "$$'$$ != 'x' and random() < 0.5 and 'q' != $$'$$",
+    "exists (/**/from duckdb_settings())",
+    "now/**/() > timestamp '2020-01-01'",
+    "main.random() < 0.5",
+    "list_transform([1], x -> x + random()) = [1]",
+    "[x for x in [random()]] = [1.0]",
+    "case when effusion = 1 then true else random() < 0.5 end",
+    "localtimestamp > timestamp '2020-01-01'",
+    '"current_timestamp" is not null',
+    "transaction_timestamp() is not null",
+    "get_current_timestamp() is not null",
+    "txid_current() > 1",
+    "ago(interval 1 day) > timestamp '2020-01-01'",
+    "current_setting('threads') = '1'",
+    "effusion in (/**/select 1)",
+    "true; select true",
+    "effusion = ?",
+    "(" * 3000 + "true" + ")" * 3000,
+    "not " * 3000 + "true",
     "concept",
     "1",
     "",

@@ -121,7 +121,7 @@ def test_what_cannot_be_chosen_is_refused() -> None:
         Cap("label:effusion", 7, "1"),
         Cap("a", 2, "b:c"),
     ]
-    for text in ("concept", "concept=", "=5", "concept=many", "concept=-1"):
+    for text in ("concept", "concept=", "=5", "concept=many", "concept=-1", "concept=²", "concept=٣"):
         with pytest.raises(DataError):
             parse_cap(text)
 
