@@ -113,6 +113,9 @@ class RemoteFolder:
 
         self._retried(name, once)
 
+    def forget(self, name: str) -> bool:
+        return False
+
     def held(self, name: str) -> tuple[Path, Any] | None:
         return None
 
@@ -160,6 +163,8 @@ class RemoteFolder:
                     "the shards cannot be reached",
                     "give a folder, or an address that begins with s3://, https:// or hf://",
                 ) from None
+            except Exception as error:  # some clients connect at once, and show the address with its password
+                raise _unreachable(self.protocol, "", error, 1) from None
             _KEPT.append(fs)
             self._opened = os.getpid(), fs, root
         return self._opened[1], self._opened[2]

@@ -237,3 +237,20 @@ def test_a_missing_client_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
         ShardSet.open("s3://bucket/set")
     with pytest.raises(DataError, match="no protocol that fsspec knows"):
         ShardSet.open("gopher://somewhere/set")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "zip://a::http://us:secret@127.0.0.1:1/patients/set.zip?sig=secret",
+        "ftp://us:secret@127.0.0.1:1/patients",
+        "http://127.0.0.1:99999/patients",
+    ],
+)
+def test_an_address_that_fails_at_once_is_not_shown(url: str) -> None:
+    import traceback
+
+    with pytest.raises(DataError) as told:
+        ShardSet.open(url)
+    said = "".join(traceback.format_exception(told.value))
+    assert not any(word in said for word in ("secret", "us:", "patients.", "127.0.0.1")), said
