@@ -117,6 +117,13 @@ class ShardCache:
                     part.unlink()
                 os.close(fd)
 
+    def drop(self, sha256: str) -> bool:
+        """Remove an entry whose bytes went bad. Whether it is gone; not while somebody has it open."""
+        try:
+            return _remove_if_idle(self.folder / f"{sha256}.tar")
+        except OSError:  # somebody else's, or on a disk that fails
+            return False
+
     def _make_room(self, size: int, own: Path) -> bool:
         with self._alone():
             kept, taken = [], size
@@ -157,7 +164,10 @@ class CachedFolder:
 
     def __init__(self, remote: RemoteFolder, cache: ShardCache, shards: dict[str, tuple[int, str]]) -> None:
         self.remote, self.cache, self.shards = remote, cache, shards
-        self._refused: set[str] = set()
+        self._refused: set[str] = set()  # not fetched
+        self._leased: set[str] = set()  # read from the cache at least once
+        self._dropped: set[str] = set()  # an entry went bad and was removed
+        self._by_ranges: set[str] = set()  # the cache is not asked any more
         largest = max((size for size, _ in shards.values()), default=0)
         if largest > cache.limit:
             raise DataError(
@@ -185,6 +195,15 @@ class CachedFolder:
             return self.remote.member(name, offset, size)
         return header_and_payload(lease.fd, offset, size)
 
+    def forget(self, name: str) -> bool:
+        """Drop the entry of a shard; where that cannot be done, or did not help, it is read by ranges from now on."""
+        if name not in self._leased or name in self._by_ranges:
+            return False
+        if not self.cache.drop(self.shards[name][1]) or name in self._dropped:
+            self._by_ranges.add(name)
+        self._dropped.add(name)
+        return True
+
     def held(self, name: str) -> tuple[Path, Any] | None:
         lease = self._lease(name)
         return None if lease is None else (lease.path, lease)
@@ -193,6 +212,8 @@ class CachedFolder:
         return self.remote.fetched(name)  # what lies in the store, not what was kept of it
 
     def _lease(self, name: str) -> Lease | None:
+        if name in self._by_ranges:
+            return None
         size, sha256 = self.shards[name]
         try:
             lease = self.cache.lease(sha256)
@@ -209,6 +230,8 @@ class CachedFolder:
                 "training would stop at every sample of it",
                 f"make room on its disk, point ${FOLDER_ENV} to another, or read by ranges: {READS_ENV}=ranged",
             ) from None
+        if lease is not None:
+            self._leased.add(name)
         return lease
 
 

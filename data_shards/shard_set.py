@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
@@ -14,6 +15,7 @@ from data_shards.manifest import DAMAGED, not_whole, read_index, read_manifest, 
 from data_shards.remote import RemoteFolder
 from data_shards.shard_write import LABEL_PREFIX, TAR_BLOCK, EncodedStudy, ShardWriter, encode_study, tar_header
 from data_shards.storage import LocalFolder, Storage, is_url
+from data_shards.stored_volume import StoredVolume, undecodable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,6 +24,7 @@ __all__ = ["EncodedStudy", "ShardSet", "ShardWriter", "encode_study"]
 Verify = Literal["first", "always", "never"]
 Damaged = Literal["refuse", "count"]
 Reads = Literal["auto", "ranged", "cache"]
+GONE_ERRNO = (errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE)  # of the shard; others are of this machine
 
 
 class ShardSet:
@@ -149,8 +152,8 @@ class ShardSet:
         return json.loads(self._read(row, int(self._first[row + 1]) - 1))
 
     def scan(self, row: int, i: int = 0, info: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Scan i of a sample: (source, meta). For a volume the source is a blosc2 NDArray (D,H,W) that decodes what is
-        sliced, for an image its bytes. `info` spares a second read of the json."""
+        """Scan i of a sample: (source, meta). For a volume the source is an array (D,H,W) that decodes what is sliced,
+        for an image its bytes. `info` spares a second read of the json."""
         scans = (info or self.json(row))["scans"]
         if not 0 <= i < len(scans):
             raise DataError(f"sample {self._keys[row]} has {len(scans)} scans, none numbered {i}")
@@ -164,14 +167,24 @@ class ShardSet:
             held = self._held(row)
             if held is not None:
                 try:
-                    source = blosc2.open(str(held[0]), mode="r", offset=int(self._at[0][at]))
-                except (OSError, RuntimeError, ValueError) as error:
-                    raise self._damage(row, at, f"cannot be opened ({type(error).__name__})") from None
-                source.held = held[1]  # a cache does not remove the file while this array lives
-                return source, scans[i]
+                    array = blosc2.open(str(held[0]), mode="r", offset=int(self._at[0][at]))
+                    return StoredVolume(array, held[1], lambda: self._array(row, at)), scans[i]
+                except (OSError, RuntimeError, ValueError):
+                    del held  # read whole below, which tells what is wrong
+        return StoredVolume(self._array(row, at), None, lambda: self._array(row, at)), scans[i]
+
+    def _array(self, row: int, at: int) -> Any:
+        """A volume read whole and checked: a blosc2 NDArray in memory."""
+        import blosc2
+
+        self._checked.discard(at)
         data = self._read(row, at)
+        try:
+            array = blosc2.ndarray_from_cframe(data)
+        except (RuntimeError, ValueError):
+            raise undecodable() from None
         self._checked.add(at)
-        return blosc2.ndarray_from_cframe(data), scans[i]
+        return array
 
     def unreadable_rows(self) -> np.ndarray:
         """Rows (int64) whose bytes cannot all be there, by the sizes of the files alone. Reads nothing."""
@@ -192,12 +205,22 @@ class ShardSet:
             raise self._gone(row, "not there") from None
 
     def _read(self, row: int, at: int) -> bytes:
-        offset, size, crc = (int(column[at]) for column in self._at)
         if self._shard[row] not in self._sizes:
             raise self._gone(row, "it is missing")
+        while True:
+            try:
+                return self._payload(row, at)
+            except DamagedError:  # of what was kept, or of the set?
+                if not self.store.forget(self._shard[row]):
+                    raise
+
+    def _payload(self, row: int, at: int) -> bytes:
+        offset, size, crc = (int(column[at]) for column in self._at)
         try:
             header, payload = self.store.member(self._shard[row], offset, size)
         except OSError as error:
+            if error.errno not in GONE_ERRNO:
+                raise _refused(self._shard[row], error) from None
             raise self._gone(row, error.strerror or type(error).__name__) from None
         if len(payload) != size or len(header) != TAR_BLOCK:
             raise self._damage(row, at, f"ends after {len(payload)} of {size} bytes")
@@ -226,3 +249,19 @@ class ShardSet:
             shard,
             self._keys[row],
         )
+
+
+def _refused(shard: str, error: OSError) -> DataError:
+    """The machine's fault, not the shard's: skipping the sample would lose good data."""
+    fixes = {
+        errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers",
+        errno.ENFILE: "raise the machine's limit of open files, or use fewer workers",
+        errno.EACCES: "ask for leave to read the shards",
+        errno.EPERM: "ask for leave to read the shards",
+        errno.ENOMEM: "use fewer workers, or free memory",
+    }
+    return DataError(
+        f"{shard} cannot be read ({error.strerror or type(error).__name__})",
+        "its samples are not damaged, and must not be skipped as if they were",
+        fixes.get(error.errno or 0, "mend it, then start again: a run resumes where it was"),
+    )

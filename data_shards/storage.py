@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from data_shards.shard_write import TAR_BLOCK
 
+OPEN_FILES = 64  # of a folder and process: shards are many, descriptors few
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z0-9+.-]+)*://", re.I)
 
 
@@ -31,6 +32,11 @@ class Storage(Protocol):
         """A tar header (the 512 bytes before `offset`) and `size` bytes from `offset`; shorter where the file ends.
 
         Raises FileNotFoundError, or OSError from a disk; DataError where a store cannot be reached."""
+        ...
+
+    def forget(self, name: str) -> bool:
+        """A member of this file was wrong. Whether it came from a copy, dropped now: the next read is of the original,
+        or of a fresh copy."""
         ...
 
     def held(self, name: str) -> tuple[Path, Any] | None:
@@ -57,10 +63,10 @@ class LocalFolder:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(os.fspath(folder).removeprefix("file://"))
-        self._fds: dict[tuple[int, str], int] = {}
+        self._open: dict[str, _OpenFile] = {}  # the last used last
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fds": {}}
+        return {**self.__dict__, "_open": {}}
 
     def whole(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
@@ -70,10 +76,14 @@ class LocalFolder:
         return {path.name: path.stat().st_size for path in paths if path.is_file()}
 
     def member(self, name: str, offset: int, size: int) -> tuple[bytes, bytes]:
-        ident = (os.getpid(), name)
-        if ident not in self._fds:
-            self._fds[ident] = os.open(self.folder / name, os.O_RDONLY)
-        return header_and_payload(self._fds[ident], offset, size)
+        file = self._open.pop(name, None) or _OpenFile(self.folder / name)
+        self._open[name] = file
+        while len(self._open) > OPEN_FILES:
+            self._open.pop(next(iter(list(self._open))), None)
+        return header_and_payload(file.fd, offset, size)
+
+    def forget(self, name: str) -> bool:
+        return False
 
     def held(self, name: str) -> tuple[Path, Any] | None:
         return self.folder / name, None
@@ -84,6 +94,17 @@ class LocalFolder:
 
     def names(self) -> list[str] | None:
         return sorted(path.name for path in self.folder.iterdir())
+
+
+class _OpenFile:
+    """Closed when nobody reads it any more. A forked child reads on with its own descriptor: reads are positioned."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
 
 
 def header_and_payload(fd: int, offset: int, size: int) -> tuple[bytes, bytes]:

@@ -15,7 +15,7 @@ import pytest
 
 from data_shards.check import main
 from data_shards.errors import DamagedError, DataError
-from data_shards.shard_set import ShardSet
+from data_shards.shard_set import ShardSet, ShardWriter
 from tests.data_shards.test_stream import stream
 
 SHARD = "shard-000001.tar"  # rows 5 to 9
@@ -211,6 +211,67 @@ def test_a_shard_that_goes_away_while_it_is_read(copy: Path) -> None:
     unchecked = ShardSet.open(copy, damaged="count", verify="never")
     with pytest.raises(DamagedError, match=SHARD):
         unchecked.scan(5, info={"scans": [{}]})
+
+
+@pytest.mark.parametrize("verify", ["first", "never"])
+def test_a_volume_that_goes_bad_after_its_first_check(copy: Path, verify: str) -> None:
+    found = ShardSet.open(copy, damaged="count", verify=verify)  # type: ignore[arg-type]
+    found.scan(6)
+    in_place = found.scan(6)[0]
+    offset, size = _place(copy, 6, 0)
+    with (copy / SHARD).open("r+b") as file:
+        file.seek(offset + 32)
+        file.write(b"\xff" * (size - 32))
+    for read in (lambda: in_place[2:4], lambda: found.scan(6)[0][2:4]):
+        with pytest.raises(
+            DamagedError, match=rf"{SHARD}, sample study6: member 00\.vol\.b2nd does not match its crc32"
+        ):
+            read()
+
+
+def test_a_stream_counts_a_volume_that_goes_bad_while_it_runs(copy: Path) -> None:
+    running = stream(shards=ShardSet.open(copy), batch_size=5, steps=6, max_damaged=1)
+    batches = iter(running)
+    first = [key for batch in (next(batches), next(batches)) for key in batch.keys]
+    assert len(set(first)) == 10
+    offset, size = _place(copy, 6, 0)
+    with (copy / SHARD).open("r+b") as file:
+        file.seek(offset + 32)
+        file.write(b"\xff" * (size - 32))
+    list(batches)
+    assert sorted(running.damaged) == [6]
+
+
+def test_too_few_descriptors_are_not_damage(copy: Path) -> None:
+    """Of the machine, not of the shard: a stream with a budget must not skip good samples."""
+    code = (
+        "import os, resource, sys; from data_shards.shard_set import ShardSet\n"
+        "shards = ShardSet.open(sys.argv[1])\n"
+        "n = max(map(int, os.listdir('/proc/self/fd')))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))\n"
+        "full = []\n"
+        "try:\n"
+        "    while True: full.append(os.open('/dev/null', os.O_RDONLY))\n"
+        "except OSError: pass\n"
+        "try: shards.json(0)\n"
+        "except ValueError as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("DataError shard-000000.tar cannot be read (Too many open files)"), done.stdout
+    assert "ulimit -n" in done.stdout
+
+
+def test_a_folder_of_many_shards_keeps_few_open(tmp_path: Path, study: Callable[..., Any]) -> None:
+    import os
+
+    with ShardWriter(tmp_path / "set", max_samples=1) as writer:
+        for i in range(80):
+            writer.write(study(i, "train", (3, 3, 3)))
+    shards = ShardSet.open(tmp_path / "set")
+    before = len(os.listdir("/proc/self/fd"))
+    for row in (*range(80), *range(80)):
+        assert "scans" in shards.json(row)
+    assert len(os.listdir("/proc/self/fd")) - before <= 64
 
 
 @pytest.mark.parametrize("name", ["../shard-000001.tar", "/etc/passwd", ".hidden", "a/b.tar", 7])

@@ -176,14 +176,54 @@ def test_a_cache_that_cannot_be_written(memory: str, tmp_path: Path, monkeypatch
         remote.json(0)
 
 
-def test_a_kept_shard_of_the_wrong_bytes_is_noticed(memory: str, cache: Path) -> None:
+def _spoil(cache: Path, remote: ShardSet, member: int) -> None:
+    """Bit rot in the kept copy of the first shard: one member of row 0."""
+    kept = cache / (remote.manifest["shards"][0]["sha256"] + ".tar")
+    data, place = bytearray(kept.read_bytes()), remote.index["members"][0].as_py()[member]
+    start = place["offset"] + 32
+    data[start : start + place["bytes"] - 32] = b"\xff" * (place["bytes"] - 32)
+    kept.write_bytes(data)
+
+
+@pytest.mark.parametrize("member", [0, 1])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_kept_shard_that_went_bad_is_fetched_again(
+    memory: str, cache: Path, shards: ShardSet, member: int, fresh: bool
+) -> None:
+    remote = ShardSet.open(memory, reads="cache")
+    array = remote.scan(0)[0]
+    array = array if fresh else remote.scan(0)[0]  # the second time: decoded in place
+    for _ in range(2):
+        _spoil(cache, remote, member)
+        remote = ShardSet.open(memory, reads="cache") if fresh else remote
+        assert remote.json(0) == shards.json(0)
+        np.testing.assert_array_equal(array[:], shards.scan(0)[0][:])
+        np.testing.assert_array_equal(remote.scan(0)[0][:], shards.scan(0)[0][:])
+    if fresh:
+        again = ShardSet.open(memory, reads="ranged").store.whole("shard-000000.tar")
+        assert (cache / (remote.manifest["shards"][0]["sha256"] + ".tar")).read_bytes() == again
+
+
+def test_a_kept_shard_that_went_bad_while_another_reads_it(memory: str, cache: Path, shards: ShardSet) -> None:
+    remote, other = ShardSet.open(memory, reads="cache"), ShardSet.open(memory, reads="cache")
+    remote.json(0), other.scan(0)
+    in_use = other.scan(1), other.scan(0)
+    lease = other.store.held("shard-000000.tar")
+    _spoil(cache, remote, 1)
+    assert remote.json(0) == shards.json(0), "read by ranges; the entry stays where it is"
+    assert lease and in_use and len(entries(cache)) == 1
+
+
+def test_what_is_bad_in_the_store_too_is_damage(memory: str, cache: Path) -> None:
+    import fsspec
+
     remote = ShardSet.open(memory, reads="cache")
     remote.json(0)
-    (kept,) = cache.glob("*.tar")
-    data = bytearray(kept.read_bytes())
-    offset = remote.index["members"][0].as_py()[1]["offset"]
-    data[offset + 1] ^= 1
-    kept.write_bytes(data)
+    _spoil(cache, remote, 1)
+    fs = fsspec.filesystem("memory")
+    bad = bytearray(fs.cat_file("/lab/set/shard-000000.tar"))
+    bad[remote.index["members"][0].as_py()[1]["offset"] + 1] ^= 1
+    fs.pipe_file("/lab/set/shard-000000.tar", bytes(bad))
     with pytest.raises(DamagedError, match="does not match its crc32"):
         remote.json(0)
 
