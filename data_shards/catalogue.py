@@ -14,6 +14,16 @@ from data_shards.schema import SCHEMA_VERSION
 
 LABEL_PREFIX = "label:"
 META_PREFIX = "meta:"
+TEXTS = ("key", "shard", "patient", "split", "modality", "licence", "source")
+
+
+def index_types(label_names: Sequence[str]) -> dict[str, Any]:
+    """Column -> arrow type of every column of an index but the meta: ones, whose types are the data's."""
+    import pyarrow as pa
+
+    member = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64()), ("crc32", pa.uint32())])
+    labels = {LABEL_PREFIX + name: pa.int8() for name in label_names}
+    return {**dict.fromkeys(TEXTS, pa.string()), **labels, "members": pa.list_(member)}
 
 
 class Catalogue:
@@ -72,16 +82,12 @@ class Catalogue:
 
         from data_shards.selection import meta_column
 
-        member = pa.struct(
-            [("name", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64()), ("crc32", pa.uint32())]
-        )
-        columns: dict[str, Any] = {
-            name: pa.array([row[name] for row in self.rows], pa.string())
-            for name in ("key", "shard", "patient", "split", "modality", "licence", "source")
-        }
+        types = index_types(names)
+        columns: dict[str, Any] = {name: pa.array([row[name] for row in self.rows], types[name]) for name in TEXTS}
         for name in names:
-            columns[LABEL_PREFIX + name] = pa.array([row["labels"].get(name) for row in self.rows], pa.int8())
+            column = LABEL_PREFIX + name
+            columns[column] = pa.array([row["labels"].get(name) for row in self.rows], types[column])
         for name in sorted({name for row in self.rows for name in row["meta"]}):
             columns[META_PREFIX + name] = meta_column([row["meta"].get(name) for row in self.rows])
-        columns["members"] = pa.array([row["members"] for row in self.rows], pa.list_(member))
+        columns["members"] = pa.array([row["members"] for row in self.rows], types["members"])
         pq.write_table(pa.table(columns), path, compression="zstd")

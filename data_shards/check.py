@@ -46,6 +46,8 @@ def check(wheres: Sequence[str | os.PathLike[str]], deep: bool = False) -> dict[
             entry["error"] = str(error)
         except FileNotFoundError:
             entry["error"] = "a shard went away while the set was checked"
+        except OSError as error:  # its text shows the path
+            entry["error"] = f"the files cannot be read ({error.strerror or type(error).__name__})"
         entry["damage"] = [vars(damage) for damage in found.damage]
     shared = overlap(opened)
     whole = not shared.leaks() and not any(entry["error"] or entry["damage"] for entry in sets)

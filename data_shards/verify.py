@@ -76,8 +76,13 @@ def verify(shards: ShardSet, deep: bool, into: Verified) -> Iterator[int]:
             yield from rows
             continue
         with shards.store.fetched(name) as folder:
-            if not wrong and _sha256(folder.folder / name) != entry["sha256"]:
-                into.damage.append(Damage(name, "", f"{name}: sha256 does not match the manifest"))
+            try:
+                if not wrong and _sha256(folder.folder / name) != entry["sha256"]:
+                    into.damage.append(Damage(name, "", f"{name}: sha256 does not match the manifest"))
+            except OSError as error:  # of a disk; its text shows the path
+                into.damage.append(
+                    Damage(name, "", f"{name}: cannot be read ({error.strerror or type(error).__name__})")
+                )
             local = copy.copy(shards)
             local.store = folder
             for row in rows:

@@ -184,3 +184,32 @@ def test_long_lists_are_cut_on_the_screen_and_whole_in_the_file(
     said = capsys.readouterr().out
     assert "shard-000000.tar is missing (25 samples)" in said and "... and 6 more (--json FILE has all)" in said
     assert len(json.loads((tmp_path / "out.json").read_text())["sets"][0]["damage"]) == 26
+
+
+def test_a_disk_that_fails_is_damage(
+    shard_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No disk fails on demand: the two calls that read a shard fail for one of them, as the system would."""
+    import builtins
+    import errno
+    import os
+
+    bad, real_open, real_pread = shard_folder / "shard-000001.tar", builtins.open, os.pread
+
+    def opened(path: Any, *args: Any, **options: Any) -> Any:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real_open(path, *args, **options)
+
+    def pread(fd: int, size: int, offset: int) -> bytes:
+        if os.path.samestat(os.fstat(fd), bad.stat()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_pread(fd, size, offset)
+
+    monkeypatch.setattr(builtins, "open", opened)
+    monkeypatch.setattr(os, "pread", pread)
+    assert main([str(shard_folder)]) == 1
+    said = capsys.readouterr().out
+    assert "shard-000001.tar: cannot be read (Input/output error)" in said and str(shard_folder) not in said
+    assert all(f"sample study{row}: the shard cannot be opened (Input/output error)" in said for row in range(5, 10))
+    assert "14 samples in 3 shards: 6 problems" in said

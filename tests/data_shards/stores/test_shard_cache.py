@@ -87,7 +87,7 @@ def test_a_killed_fetch_leaves_nothing_that_matters(web: str, cache: Path, shard
 def _read_at_random(url: str, seed: int) -> None:
     """Reads until it is killed; a wrong byte ends it with an error."""
     shards, order = ShardSet.open(url, reads="cache"), np.random.default_rng(seed)
-    sums = {}
+    sums: dict[int, int] = {}
     while True:
         row = int(order.integers(len(shards)))
         total = int(shards.scan(row)[0][2:9, 3:9].astype(np.int64).sum())
