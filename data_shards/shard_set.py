@@ -220,7 +220,7 @@ class ShardSet:
             header, payload = self.store.member(self._shard[row], offset, size)
         except OSError as error:
             if error.errno not in GONE_ERRNO:
-                raise _refused(self._shard[row], error) from None
+                raise refused(self._shard[row], error) from None
             raise self._gone(row, error.strerror or type(error).__name__) from None
         if len(payload) != size or len(header) != TAR_BLOCK:
             raise self._damage(row, at, f"ends after {len(payload)} of {size} bytes")
@@ -251,7 +251,7 @@ class ShardSet:
         )
 
 
-def _refused(shard: str, error: OSError) -> DataError:
+def refused(shard: str, error: OSError) -> DataError:
     """The machine's fault, not the shard's: skipping the sample would lose good data."""
     fixes = {
         errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers",

@@ -63,10 +63,7 @@ class LocalFolder:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(os.fspath(folder).removeprefix("file://"))
-        self._open: dict[str, _OpenFile] = {}  # the last used last
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        self._open = OpenFiles()
 
     def whole(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
@@ -76,11 +73,7 @@ class LocalFolder:
         return {path.name: path.stat().st_size for path in paths if path.is_file()}
 
     def member(self, name: str, offset: int, size: int) -> tuple[bytes, bytes]:
-        file = self._open.pop(name, None) or _OpenFile(self.folder / name)
-        self._open[name] = file
-        while len(self._open) > OPEN_FILES:
-            self._open.pop(next(iter(list(self._open))), None)
-        return header_and_payload(file.fd, offset, size)
+        return header_and_payload(self._open.file(self.folder / name).fd, offset, size)
 
     def forget(self, name: str) -> bool:
         return False
@@ -94,6 +87,24 @@ class LocalFolder:
 
     def names(self) -> list[str] | None:
         return sorted(path.name for path in self.folder.iterdir())
+
+
+class OpenFiles:
+    """At most OPEN_FILES descriptors of a process, the last used kept. Pickled, it is empty."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, _OpenFile] = {}  # the last used last
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_files": {}}
+
+    def file(self, path: Path) -> _OpenFile:
+        """Opened for reading; hold it while its `fd` is read. Raises OSError."""
+        file = self._files.pop(path, None) or _OpenFile(path)
+        self._files[path] = file
+        while len(self._files) > OPEN_FILES:
+            self._files.pop(next(iter(list(self._files))), None)
+        return file
 
 
 class _OpenFile:

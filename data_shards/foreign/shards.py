@@ -17,11 +17,13 @@ from data_shards.errors import DamagedError, DataError
 from data_shards.foreign.index import Sidecar
 from data_shards.foreign.scan import Asked, scan
 from data_shards.schema import IMAGE_EXTS, Scan, Study
+from data_shards.shard_set import GONE_ERRNO, refused
 from data_shards.sources.base import Listing, ScanFile, StudyRow
 from data_shards.sources.layouts import LAYOUTS, Piece, labels_of, texts_of
 from data_shards.sources.published import Beside, beside, find_tars
 from data_shards.sources.tar_samples import NAMED, told
 from data_shards.sources.values import drawn_split
+from data_shards.storage import OpenFiles
 
 CACHE = "~/.cache/voxclip/foreign"
 DAMAGED = "training would go on with silently wrong pixels or words"
@@ -57,14 +59,11 @@ class ForeignShards:
         drawn = _drawn(self._patient, *fractions)
         given = np.repeat([s or "" for s in splits], [len(s) for s in sidecars])
         self._split = np.where(given == "", drawn, given)
-        self._fds: dict[tuple[int, int], int] = {}
+        self._open = OpenFiles()
         self.manifest = self._manifest()
         content = [s.about["content"] for s in sidecars]
         identity = [self.layout, content, self.label_names, self._templates, self._split.tolist(), modality]
         self.manifest_hash = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fds": {}}
 
     @classmethod
     def open(
@@ -228,13 +227,14 @@ class ForeignShards:
 
     def _read(self, row: int) -> bytes:
         part, at = self._place(row)
-        side, name, ident = self.sidecars[part], self.tars[part].name, (os.getpid(), part)
+        side, name = self.sidecars[part], self.tars[part].name
         size = int(side.bytes[at])
         try:
-            if ident not in self._fds:
-                self._fds[ident] = os.open(self.tars[part], os.O_RDONLY)
-            data = os.pread(self._fds[ident], size, int(side.offset[at]))
+            file = self._open.file(self.tars[part])
+            data = os.pread(file.fd, size, int(side.offset[at]))
         except OSError as error:
+            if error.errno not in GONE_ERRNO:
+                raise refused(name, error) from None
             raise DamagedError(
                 f"{name} cannot be read ({error.strerror})",
                 "its samples would be missing from training",

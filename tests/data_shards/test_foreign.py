@@ -388,3 +388,25 @@ def test_the_command_says_what_is_there(
     assert code == 1 and "x.tar, member" in err and "--max-damaged 1" in err
     code, out, _ = told(capsys, path, "--cache", cache, "--max-damaged", 1)
     assert code == 0 and "1 left out" in out
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
+    """Tars are many, descriptors few: of 90 tars at most 64 stay open, and a machine's limit costs no sample."""
+    import resource
+
+    for i in range(90):
+        tars.img2dataset(tmp_path / "many" / f"{i:05d}.tar", 1)
+    shards = ForeignShards.open(tmp_path / "many", cache=tmp_path / "cache")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for row in range(len(shards)):
+        shards.scan(row)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 65
+    fresh = ForeignShards.open(tmp_path / "many", cache=tmp_path / "cache")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) - 1, hard))
+    try:
+        with pytest.raises(DataError, match="Too many open files") as caught:
+            fresh.scan(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not isinstance(caught.value, DamagedError)
