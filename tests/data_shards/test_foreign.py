@@ -406,7 +406,7 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) - 1, hard))
     try:
         with pytest.raises(DataError, match="Too many open files") as caught:
-            fresh.scan(0)
+            [fresh.scan(row) for row in range(len(fresh))]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert not isinstance(caught.value, DamagedError)
