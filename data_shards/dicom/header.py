@@ -104,6 +104,14 @@ def text_of(item: Any, name: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+def texts_of(item: Any, name: str) -> list[str]:
+    """The values of an attribute that may have several, as plain texts."""
+    try:
+        return [str(value).strip() for value in _many(item.get(name))]
+    except Exception:  # damaged values raise what they like
+        return []
+
+
 def image_type(item: Any) -> tuple[str, ...]:
     """ImageType in capitals; of an enhanced object, also its frames' type."""
     values = list(_many(item.get("ImageType")))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dicom.header import RADIOGRAPHS, Frame, frames_of, is_image, not_a_scan, open_dicom, text_of
+from data_shards.dicom.header import RADIOGRAPHS, Frame, frames_of, is_image, not_a_scan, open_dicom, text_of, texts_of
 from data_shards.errors import DataError
 from data_shards.progress import track
 
@@ -33,7 +33,8 @@ _CHUNK = 64  # files a worker takes at once
 class Header:
     """One DICOM object. file: path below the root. why_not: why it is no part of a volume, "" where it may be.
 
-    broken: it would be one, were its header whole.
+    broken: it would be one, were its header whole. image: it shows something, a volume's part or not.
+    patient: PatientID, after "ISSUER/" where there is one; patient_id: PatientID alone.
     normal: direction of its slices (LPS), along: where they lie on it, in mm. known: identifiers worth masking.
     """
 
@@ -56,6 +57,8 @@ class Header:
     phases: tuple[str, ...] = ()
     broken: bool = False
     view: str = ""
+    image: bool = True
+    patient_id: str = ""
 
     @property
     def radiograph(self) -> bool:
@@ -109,8 +112,8 @@ def read_header(root: Path, file: str) -> Header | None:
     if item is None:
         return None
     issuer, patient = text_of(item, "IssuerOfPatientID"), text_of(item, "PatientID")
-    names = [text_of(item, n) for n in ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID")]
-    names += text_of(item, "PatientName").replace("=", "^").replace(" ", "^").split("^")
+    names = [n for key in ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID") for n in texts_of(item, key)]
+    names += text_of(item, "PatientName").split("=")  # whole in each script: data_shards.deidentify takes names apart
     frames: list[Frame] = []
     broken = True
     try:
@@ -134,13 +137,15 @@ def read_header(root: Path, file: str) -> Header | None:
         patient=f"{issuer}/{patient}" if issuer and patient else patient,
         accession=text_of(item, "AccessionNumber"),
         date=text_of(item, "StudyDate"),
-        modality=text_of(item, "Modality") or "CT",
-        known=tuple(dict.fromkeys(n.strip() for n in names if n.strip())),
+        modality=text_of(item, "Modality").upper() or "CT",
+        known=tuple(dict.fromkeys(n.strip(" ^") for n in names if n.strip(" ^"))),
         description=text_of(item, "SeriesDescription"),
         number=int(number) if number.lstrip("-").isdigit() else 0,
         kernel=text_of(item, "ConvolutionKernel"),
         broken=broken,
         view=text_of(item, "ViewPosition").upper(),
+        image=is_image(item),
+        patient_id=patient,
     )
     return _with_places(header, item, frames) if frames else header
 

@@ -37,20 +37,24 @@ def read_dicom_tree(
         series: which series of a study are kept: "primary" (the best by `dicom_choice.rank`), "all", "largest",
             "thinnest", or "regex:PATTERN" of descriptions. The best is the scan of role "primary", others "secondary".
         study_id: "study" (StudyInstanceUID), or "accession": studies of one accession number are then one.
-        modalities: keep only these (CT, MR, PT, ...); empty: all.
-        splits: id of a study, or PatientID -> its split, where the table has no split column.
+        modalities: keep only these (CT, MR, PT, ...); empty: all. Studies that hold none of them are left out.
+        splits: id of a study, or PatientID (with its issuer where two patients share the number) -> its split, where
+            the table has no split column.
         val_fraction, test_fraction: otherwise drawn by a hash of the patient.
         workers: processes that read headers; the listing is the same for any number.
     The line of a row is the number of its study in the order of ids. Patients are PatientID, with its issuer where
-    there is one. Raises: DataError for a folder without DICOM, a table with mistakes, reports none of which is for
-    any study, a study that `splits` does not name, and a patient in two splits.
+    any file of the export tells one. A report is found by the numbers in the headers of the kept scans.
+    Raises: DataError for a folder without DICOM, a table with mistakes, reports none of which is for any study, a study
+    that `splits` does not name, and a patient in two splits.
     """
     rule = parse_rule(series)
     if study_id not in STUDY_IDS:
         raise DataError(f"studies cannot be named by {study_id!r}", fix=f"use one of {STUDY_IDS}")
-    words = read_reports(reports) if reports else {}
+    words, blank = read_reports(reports) if reports else ({}, 0)
     headers, strangers = read_headers(Path(root), workers)
     headers, copies = _once(headers)
+    headers = _with_issuers(headers)
+    modalities = [modality.upper() for modality in modalities]
     studies: dict[str, list[Header]] = defaultdict(list)
     for header in headers:
         studies[header.study if study_id == "study" else header.accession].append(header)
@@ -59,6 +63,9 @@ def read_dicom_tree(
     refused: list[Refused] = []
     used: Counter[tuple[str, ...]] = Counter()
     for line, (name, members) in enumerate(sorted(studies.items()), 1):
+        if _is_other(members, modalities):
+            told.other_modality += 1
+            continue
         kept, left_out = series_of(h for h in members if not modalities or h.modality in modalities or h.why_not)
         told.add(left_out)
         if problem := _problem(name, members, kept, rule, study_id):
@@ -67,25 +74,31 @@ def read_dicom_tree(
             else:
                 refused.append(Refused(line, name or f"unnamed/{line}", problem))
             continue
+        chosen = _headers_of(members, rule.choose(kept))
         row = _row(line, name, members, kept, rule, Path(root))
         if reports:
-            key = next((k for k in _keys(members, reports.by) if k in words), None)
-            if key is None:
+            keys = [key for key in _keys(chosen, reports.by) if key in words]
+            if not keys:
                 told.without_report += 1
                 continue
-            used[key] += 1
-            row = _joined(row, words[key])
+            if any(not words[key].same_as(words[keys[0]]) for key in keys):
+                refused.append(Refused(line, name, f"its scans belong to {len(keys)} reports of the table"))
+                continue
+            used.update(keys)
+            row = _joined(row, words[keys[0]])
         if splits is not None and not row.split:
-            row = replace(row, split=splits.get(row.id) or splits.get(row.patient) or "")
+            row = replace(
+                row, split=next((splits[n] for n in (row.id, row.patient, chosen[0].patient_id) if n in splits), "")
+            )
         elif not row.split:
             row = replace(row, split=drawn_split(row.patient, val_fraction, test_fraction))
         rows.append(row)
     if reports:
-        told.reports(len(words), used)
-        if words and not used and told.without_report:
+        told.reports(len(words), used, blank)
+        if not used and told.without_report:
             raise DataError(
                 f"none of the {told.without_report} studies has a report: no {' and '.join(JOINS[reports.by])} of the "
-                f"images is in the table's {len(words)} rows",
+                f"images is in the table's {len(words)} rows" + (f" ({blank} more have none)" if blank else ""),
                 "there would be nothing to train on",
                 "check the column; or join by " + " or ".join(n for n in JOINS if n != reports.by),
             )
@@ -102,7 +115,7 @@ def _problem(name: str, members: Sequence[Header], kept: Sequence[Series], rule:
         return f"{len(members)} damaged DICOM files, of which nobody knows the study"
     if not name:
         return "no StudyInstanceUID" if study_id == "study" else "no accession number"
-    patients = {h.patient for h in members}
+    patients = {h.patient for h in members if h.image}  # dose reports and the like often lack the number
     if len(patients) > 1:
         return f"images of {len(patients)} patients in one study"
     if patients == {""}:
@@ -119,7 +132,8 @@ def _row(line: int, name: str, members: Sequence[Header], kept: list[Series], ru
         note = ("several_series", f"{len(kept)} series, {len(chosen)} kept ({rule.name})")
         scans[0] = replace(scans[0], notes=(note,))
     known = identifiers(word for h in members for word in h.known)
-    return StudyRow(line, name, tuple(scans), members[0].patient, "", Texts(), known=known)
+    patient = next(h.patient for h in members if h.image)
+    return StudyRow(line, name, tuple(scans), patient, "", Texts(), known=known)
 
 
 def _scan(series: Series, root: Path, role: str) -> ScanFile:
@@ -138,15 +152,44 @@ def _joined(row: StudyRow, words: Words) -> StudyRow:
     return replace(row, texts=words.texts, labels=words.labels, split=words.split, meta=words.meta, known=known)
 
 
-def _keys(members: Sequence[Header], by: str) -> list[tuple[str, ...]]:
+def _is_other(members: Sequence[Header], modalities: Sequence[str]) -> bool:
+    """Whether all that could be a scan of a study is of modalities that were not asked for."""
+    possible = [h for h in members if h.broken or not h.why_not]
+    return bool(modalities and possible) and all(h.modality and h.modality not in modalities for h in possible)
+
+
+def _headers_of(members: Sequence[Header], chosen: Sequence[Series]) -> list[Header]:
+    """The headers of some series, in their order. One study may hold images of several accession numbers."""
+    by_file = {h.file: h for h in members}
+    return [by_file[file] for series in chosen for file in series.files]
+
+
+def _keys(headers: Sequence[Header], by: str) -> list[tuple[str, ...]]:
     """What a study may be called in the table of reports. A patient's number is tried with its issuer and without."""
     keys = []
-    for h in members:
+    for h in headers:
         said = {"accession": h.accession, "study": h.study, "patient": h.patient, "date": h.date}
         keys.append(tuple(normal_key(name, said[name]) for name in JOINS[by]))
         if by == "patient_date":
-            keys.append((h.patient.rpartition("/")[2], keys[-1][1]))
+            keys.append((h.patient_id, keys[-1][1]))
     return [key for key in dict.fromkeys(keys) if all(key)]
+
+
+def _with_issuers(headers: Sequence[Header]) -> list[Header]:
+    """Scanners leave out the issuer that the archive adds: a number without one is the patient of the only issuer it
+    has elsewhere. A number that two patients have names neither of them alone."""
+    issuers: dict[str, set[str]] = defaultdict(set)
+    for h in headers:
+        issuers[h.patient_id] |= {h.patient} - {h.patient_id}
+    out = []
+    for h in headers:
+        known = issuers[h.patient_id] if h.patient_id else set()
+        if len(known) > 1:
+            h = replace(h, patient_id="" if h.patient != h.patient_id else h.patient_id)
+        elif known:
+            h = replace(h, patient=next(iter(known)))
+        out.append(h)
+    return out
 
 
 def _once(headers: Sequence[Header]) -> tuple[list[Header], int]:
@@ -174,7 +217,8 @@ class _Told:
     """What was left out, counted, for the notes of the listing."""
 
     def __init__(self, strangers: int, copies: int) -> None:
-        self.strangers, self.copies, self.without_report, self.empty = strangers, copies, 0, 0
+        self.strangers, self.copies = strangers, copies
+        self.without_report = self.empty = self.other_modality = 0
         self._left_out: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._reports: list[str] = []
 
@@ -183,7 +227,9 @@ class _Told:
             self._left_out[reason][0] += 1
             self._left_out[reason][1] += files
 
-    def reports(self, total: int, used: Counter[tuple[str, ...]]) -> None:
+    def reports(self, total: int, used: Counter[tuple[str, ...]], blank: int) -> None:
+        if blank:
+            self._reports.append(f"{blank} rows of the table have nothing to join them by")
         if unmatched := total - len(used):
             self._reports.append(f"{unmatched} of {total} reports belong to no study of the tree")
         if shared := sum(count for count in used.values() if count > 1):
@@ -199,6 +245,8 @@ class _Told:
             lines.append(f"left out: {series} series ({files} files): {reason}")
         if self.empty:
             lines.append(f"left out: {self.empty} studies that hold no scan at all")
+        if self.other_modality:
+            lines.append(f"left out: {self.other_modality} studies of other modalities")
         if self.without_report:
             lines.append(f"left out: {self.without_report} studies without a report")
         return (*lines, *self._reports)

@@ -8,8 +8,15 @@ from itertools import zip_longest
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.schema import Caption, Texts
 from data_shards.sources.base import Listing, ScanFile, StudyRow
+from data_shards.sources.cells import (
+    Mistakes,
+    labels_of,
+    require_values,
+    texts_of,
+    told_columns,
+    told_mistakes,
+)
 from data_shards.sources.records import LIST_SEPARATOR, Records, read_records
 from data_shards.sources.records import read_columns as read_header
 from data_shards.sources.table_spec import ImageColumn, TableSpec, parse_images, parse_labels, parse_texts, read_splits
@@ -20,7 +27,6 @@ from data_shards.sources.values import (
     UNKNOWN,
     drawn_split,
     identifiers,
-    label_value,
     numbers,
     split_name,
 )
@@ -39,8 +45,6 @@ __all__ = [
     "read_splits",
     "read_table",
 ]
-SHOWN = 8  # line numbers named per mistake
-Mistakes = dict[str, list[int]]
 
 
 def read_table(path: Path, spec: TableSpec) -> Listing:
@@ -51,8 +55,7 @@ def read_table(path: Path, spec: TableSpec) -> Listing:
     spec.check()
     records = read_records(path, None if spec.where else spec.needed)
     if missing := sorted(spec.needed - set(records.columns)):
-        # Where not one name is right, the first line may be a study and not a header: it is not repeated.
-        known = f"it has {records.columns}" if spec.needed & set(records.columns) else "is its first line the header?"
+        known = told_columns(records.columns, spec.needed)
         raise DataError(f"the table has no column {missing}; {known}", fix=_naming(missing, spec))
     if not records.rows:
         raise DataError("the table has a header and no rows", fix="write one line a study below the header")
@@ -60,7 +63,7 @@ def read_table(path: Path, spec: TableSpec) -> Listing:
     records, notes = _filtered(records, spec, mistakes)
     unnamed = _unnamed(path, spec)
     rows = [_row(line, records.columns, fields, spec, unnamed, mistakes) for line, fields in records.rows]
-    _require_values(records, spec)
+    require_values(records, spec.labels, spec.private)
     seen: dict[str, int] = {}
     split_of: dict[str, str] = {}
     for row in rows:
@@ -69,9 +72,8 @@ def read_table(path: Path, spec: TableSpec) -> Listing:
         if split_of.setdefault(row.patient, row.split) != row.split:
             mistakes.setdefault("the patient is in another split on an earlier line", []).append(row.line)
     if mistakes:
-        told = "\n".join(f"    {what}: {_lines(lines)}" for what, lines in mistakes.items())
         raise DataError(
-            f"the table has mistakes ({records.counted})\n{told}",
+            f"the table has mistakes ({records.counted})\n{told_mistakes(mistakes)}",
             "studies would be lost, mixed up, or tested on patients seen in training",
             "correct these lines",
         )
@@ -150,19 +152,8 @@ def _row(
     if not name:
         wrong("no id")
     split = _split(cells, name, patient, spec, mistakes, line)
-    labels: dict[str, int | None] = {}
-    for label, (column, wanted) in spec.labels.items():
-        value = cells[column].lower()
-        if wanted is not None:
-            labels[label] = None if value in UNKNOWN - {"none", "-1"} else int(value == wanted.lower())
-            continue
-        try:
-            labels[label] = label_value(value)
-        except ValueError:
-            wrong(f"label column {column!r} is neither 1, 0, -1 nor blank (for categories say {column}=VALUE)")
-    text = {name: cells[column] for name, column in spec.texts.items()}
-    caption = text.pop("caption", "")
-    texts = Texts(**text, captions=(Caption(caption),) if caption else ())
+    labels = labels_of(cells, spec.labels, mistakes, line)
+    texts = texts_of(cells, spec.texts)
     meta = {c: cells[c] for c in spec.meta_columns if cells[c]}
     told = [spec.id_column or "", spec.patient_column, *spec.known_columns]
     known = identifiers(cells[column] for column in told if column)
@@ -245,23 +236,3 @@ def _split(cells: dict[str, str], name: str, patient: str, spec: TableSpec, mist
     if not group and spec.group_column:
         mistakes.setdefault(f"no group (column {spec.group_column!r})", []).append(line)
     return drawn_split(group, spec.val_fraction, spec.test_fraction)
-
-
-def _require_values(records: Records, spec: TableSpec) -> None:
-    """Of COL=VALUE, refuse a value that no row has: every study would be stored without the finding."""
-    for column, wanted in spec.labels.values():
-        at = records.columns.index(column)
-        values = {fields[at].strip().lower() for _, fields in records.rows if at < len(fields)}
-        if wanted is not None and wanted.lower() not in values:
-            few = sorted(values - {""})
-            shown = len(few) <= SHOWN and column not in spec.private
-            raise DataError(
-                f"--label-columns {column}={wanted}: no row has this value in column {column!r}",
-                "every study would be stored as one without the finding",
-                f"it has {few}" if shown else f"it has {len(few)} other values: check the spelling",
-            )
-
-
-def _lines(lines: list[int]) -> str:
-    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-    return f"line {', '.join(map(str, lines[:SHOWN]))}{more}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.sources.cells import told_columns
 from data_shards.sources.records import read_records
 from data_shards.sources.values import split_name
 
@@ -215,9 +216,10 @@ def _json_splits(path: Path) -> list[tuple[str, list[str]]]:
 def _table_splits(path: Path) -> list[tuple[str, list[str]]]:
     records = read_records(path)
     named = [i for i, name in enumerate(records.columns) if name.strip().lower() in ("split", "set", "subset")]
+    named_columns = [records.columns[i] for i in named]
     if len(records.columns) != 2 or len(named) != 1:
         raise DataError(
-            f"the split file has the columns {records.columns}",
+            f"the split file is no table of ids and splits; {told_columns(records.columns, named_columns)}",
             "the id and its split could be mixed up",
             "give it two columns: the id, and one named split",
         )

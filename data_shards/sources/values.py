@@ -13,8 +13,8 @@ ABSENT = {"0", "0.0", "false", "no", "n", "absent", "negative", "neg"}
 UNKNOWN = {"", "-1", "-1.0", "nan", "na", "n/a", "null", "none", "unknown", "uncertain"}
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _BETWEEN_NUMBERS = re.compile(r"[\s\[\]();,xX*\\]*")
-# Masking "12" or "Li" wherever a report says them would cut findings and measures out of it.
-_SHORTEST_WORD, _SHORTEST_NUMBER = 4, 5
+# Masking "12" or "Li" wherever a report says them would cut findings and measures out of it; "Doe" is a name.
+_SHORTEST_WORD, _SHORTEST_NUMBER = 3, 5
 
 
 def label_value(cell: str) -> int | None:
@@ -52,7 +52,7 @@ def numbers(cell: str) -> list[float]:
 def identifiers(cells: Iterable[str]) -> tuple[str, ...]:
     """Those that can be masked in a text without cutting other words out of it, each once, in order.
 
-    Left out are words shorter than four letters and numbers shorter than five digits.
+    Left out are words shorter than three letters and numbers shorter than five digits.
     """
     kept = dict.fromkeys(cell.strip() for cell in cells)
     return tuple(c for c in kept if len(c) >= (_SHORTEST_NUMBER if c.isdigit() else _SHORTEST_WORD))

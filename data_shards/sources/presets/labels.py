@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.sources.cells import told_columns
 from data_shards.sources.presets.schema import Preset
 from data_shards.sources.presets.tables import first_file
 from data_shards.sources.records import read_records
@@ -98,7 +99,8 @@ def _read(preset: Preset, path: Path, rows: Rows) -> None:
     columns = [c for c in records.columns if c != key and c not in labels.but] if wanted is None else wanted
     if absent := sorted({key, *columns} - set(records.columns)):
         raise DataError(
-            f"table {labels.table} has no column {absent}; it has {records.columns[:12]}",
+            f"table {labels.table} has no column {absent}; "
+            + told_columns(records.columns[:12], {key, *(wanted or labels.but)}),
             "studies would have no labels, or another's",
             f"copy the preset and name them: python -m data_shards.sources {preset.name} --yaml",
         )

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.sources.cells import told_columns
 from data_shards.sources.presets.schema import PART, Exclude, Preset, Rule, Table
 from data_shards.sources.records import Records, read_records
 
@@ -109,7 +110,7 @@ def _by_key(name: str, table: Table, root: Path, part: str, used: set[str]) -> d
         return None
     if table.key not in records.columns:
         raise DataError(
-            f"table {name} has no column {table.key!r}; it has {records.columns[:12]}",
+            f"table {name} has no column {table.key!r}; {told_columns(records.columns[:12], used)}",
             "its rows could not be joined to their scans",
             "copy the preset and name the column that holds the scan's name",
         )

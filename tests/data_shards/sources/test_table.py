@@ -176,7 +176,7 @@ def test_splits_by_a_file_by_a_group_and_by_patient(images: Path) -> None:
     with pytest.raises(DataError, match="in 'train' and in 'test'"):
         read_splits(str(images / "s.json"))
     (images / "s.csv").write_text("id,age\ns0,4\n")
-    with pytest.raises(DataError, match="split file has the columns"):
+    with pytest.raises(DataError, match="split file is no table of ids and splits; is its first line"):
         read_splits(str(images / "s.csv"))
 
 
