@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from data_shards.canonical import scan_of
+from data_shards.canonical import scan_of_bare
 from data_shards.errors import DataError
-from data_shards.schema import Scan
+from data_shards.schema import Scan, modality_code
 
 CANONICAL = "SAR"
 _OPPOSITE = {"S": "I", "A": "P", "R": "L", "I": "S", "P": "A", "L": "R"}
@@ -23,6 +23,8 @@ def scan_of_array(
     phase: str | None = None,
     slope: float | None = None,
     intercept: float | None = None,
+    accept: Collection[str] = (),
+    dtype: str = "int16",
 ) -> Scan:
     """An array (H,W) or (H,W,3) -> image scan, PNG without loss; (D,H,W) -> volume scan.
 
@@ -31,22 +33,20 @@ def scan_of_array(
         spacing_mm: along the array's own axes; a volume needs it.
         axes: where the axes of a volume grow, see `ScanFile.axes`.
         slope, intercept: value * slope + intercept is in the scan's unit (volumes).
+        accept, dtype: of volumes, as in `data_shards.volume.read_volume`.
     Raises: DataError for any other shape or dtype, NaN, one constant value, missing spacing, HU out of range.
     """
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8):
-        return _image(array, modality)
+        return _image(array, modality_code(modality))
     if array.ndim != 3:
         raise DataError(
             f"the array has the shape {'x'.join(map(str, array.shape))}: neither an image nor a volume",
             "a time or channel axis would be read as slices",
             "write each time point or channel as a scan of its own",
         )
-    modality = modality or "CT"
     if axes is not None and axes.upper() != CANONICAL:
         array, spacing_mm = _turned(array, spacing_mm, axes.upper())
-    scaled = slope is not None or intercept is not None
-    unit = "HU" if modality == "CT" and (scaled or array.dtype != np.uint8) else "arbitrary"
-    return scan_of(array, modality, unit, spacing_mm, 1.0 if slope is None else slope, intercept or 0.0, phase)
+    return scan_of_bare(array, modality, spacing_mm, slope, intercept, phase, accept, dtype)
 
 
 def _turned(array: np.ndarray, spacing: Sequence[float] | None, axes: str) -> tuple[np.ndarray, Sequence[float] | None]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_shards.intensity import histogram, percentiles, to_stored
 from data_shards.quality import Note, of_affine, of_spacing, of_values, refuse
-from data_shards.schema import Scan
+from data_shards.schema import Scan, modality_code
 from data_shards.stacking import Grid, untilted
 
 
@@ -19,7 +19,6 @@ def turned(grid: Grid) -> tuple[np.ndarray, tuple[float, float, float], list[Not
     """
     from nibabel.orientations import apply_orientation, io_orientation
 
-    assert grid.affine is not None
     array, affine, notes = untilted(grid.array_KJI, grid.affine)
     notes = notes + of_affine(affine)
     axes = io_orientation(affine)
@@ -63,3 +62,22 @@ def scan_of(
     scan.check()
     refuse(all_notes, accept)
     return scan
+
+
+def scan_of_bare(
+    array_DHW: np.ndarray,
+    modality: str | None,
+    spacing_mm: Sequence[float] | None,
+    slope: float | None = None,
+    intercept: float | None = None,
+    phase: str | None = None,
+    accept: Collection[str] = (),
+    dtype: str = "int16",
+) -> Scan:
+    """A volume without a header, in canonical axes -> Scan; CT where no modality is told. 8-bit values that nothing
+    scales are no Hounsfield units: their unit is arbitrary. Raises: DataError as `scan_of`."""
+    modality = modality_code(modality) or "CT"
+    scaled = slope is not None or intercept is not None
+    unit = "HU" if modality == "CT" and (scaled or array_DHW.dtype != np.uint8) else "arbitrary"
+    slope = 1.0 if slope is None else slope
+    return scan_of(array_DHW, modality, unit, spacing_mm, slope, intercept or 0.0, phase, (), accept, dtype)

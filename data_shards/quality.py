@@ -69,7 +69,8 @@ _WHY_FIX: dict[str, tuple[str, str]] = {
     ),
     "implausible_spacing": (
         "organs would appear at a wrong size",
-        "give the true spacing: --file-spacing Z Y X of data_shards.build, spacing_mm in Python",
+        "give the true spacing: --spacing-columns of data_shards.build (for files that say none, --file-spacing), "
+        "spacing_mm in Python",
     ),
 }
 
@@ -147,12 +148,15 @@ def of_affine(affine: np.ndarray) -> list[Note]:
     return notes
 
 
-def of_forms(qform_code: int, sform_code: int, qform: np.ndarray, sform: np.ndarray) -> list[Note]:
-    """Notes on the two orientations of a NIfTI header (nifti1.h: code 0 means "not known")."""
+def of_forms(qform_code: int, sform_code: int, qform: np.ndarray | None, sform: np.ndarray) -> list[Note]:
+    """Notes on the two orientations of a NIfTI header (nifti1.h: code 0 means "not known", and its form is not looked
+    at). qform: None where it is no orientation at all."""
     if not qform_code and not sform_code:
         return [("no_orientation", "the NIfTI says nothing about orientation (qform and sform codes are 0)")]
     if not qform_code or not sform_code:
         return []
+    if qform is None:
+        return [("forms_contradict", "the NIfTI's qform is no rotation with sizes, and its code says that it is one")]
     q, s = (form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in (qform, sform))
     degrees = float(np.degrees(np.arccos(np.clip((q * s).sum(0), -1, 1))).max())
     sizes = np.linalg.norm(qform[:3, :3], axis=0) / np.linalg.norm(sform[:3, :3], axis=0)

@@ -20,7 +20,9 @@ def read_scans(
     """The scans of a study.
 
     Args:
-        modality, spacing_mm: (z, y, x) for files that do not say.
+        modality: where the row does not say.
+        spacing_mm: (z, y, x), for files without a spacing (.npy, .npz) of rows that do not say either. What a ScanFile
+            says itself goes before its file's header.
         accept: codes of data_shards.quality that do not refuse a volume.
         dtype: of volumes that are not in HU, "int16" or "float16".
     Raises: DataError for a file that is not what it claims to be, and for every fatal note of data_shards.quality.
@@ -36,7 +38,7 @@ def read_scan(
     dtype: str = "int16",
 ) -> Scan:
     """One scan; arguments and errors as for `read_scans`."""
-    modality, spacing_mm = file.modality or modality, file.spacing_mm or spacing_mm
+    modality = file.modality or modality
     if file.at is not None:
         scan = read_image(file.path, modality, file.at)
     elif file.path.lower().endswith((".npy", ".npz")):
@@ -44,10 +46,13 @@ def read_scan(
         from data_shards.sources.npz import read_array
 
         array = read_array(file.path, file.item)
-        scan = scan_of_array(array, modality, spacing_mm, file.axes, file.phase, file.slope, file.intercept)
+        spacing_mm = file.spacing_mm or spacing_mm
+        scan = scan_of_array(
+            array, modality, spacing_mm, file.axes, file.phase, file.slope, file.intercept, accept, dtype
+        )
     elif is_volume(file.path):
         scan = read_volume(
-            file.path, modality, spacing_mm, file.phase, file.files, file.slope, file.intercept, accept, dtype
+            file.path, modality, file.spacing_mm, file.phase, file.files, file.slope, file.intercept, accept, dtype
         )
     else:
         scan = read_image(file.path, modality)

@@ -21,6 +21,16 @@ MIN_SLICES = 3  # fewer is a localiser or a broken series, not a volume
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")  # no dot: webdataset splits key from extension at the first one
 
 
+def modality_code(text: str | None) -> str | None:
+    """ "ct" -> "CT"; None for nothing. Raises: DataError for what cannot be a DICOM modality (PS3.3 C.7.3.1.1.1)."""
+    code = (text or "").strip().upper()
+    if code and not re.fullmatch(r"[A-Z][A-Z0-9_]{1,15}", code):
+        raise DataError(
+            "a modality is no DICOM code", "its values would be taken for another unit", "use CT, MR, PT, CR, DX, ..."
+        )
+    return code or None
+
+
 @dataclass(frozen=True)
 class Scan:
     """One volume or one planar image.

@@ -22,11 +22,10 @@ _ROUNDED_MM = 0.01  # positions in headers are rounded
 
 @dataclass(frozen=True)
 class Grid:
-    """A volume as it is stored: value = array * slope + intercept in `unit`. affine: None for a bare array, whose axes
-    are canonical already."""
+    """A volume as it is stored: value = array * slope + intercept in `unit`. affine: of its axes I, J, K, in RAS mm."""
 
     array_KJI: np.ndarray
-    affine: np.ndarray | None
+    affine: np.ndarray
     slope: float = 1.0
     intercept: float = 0.0
     modality: str = "CT"

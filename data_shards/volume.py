@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.canonical import scan_of, turned
+from data_shards.canonical import scan_of, scan_of_bare, turned
 from data_shards.errors import DataError
 from data_shards.planar import decode_image
 from data_shards.quality import check_accept, of_forms, refuse
-from data_shards.schema import Scan
+from data_shards.schema import Scan, modality_code
 from data_shards.stacking import Grid
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".npy")
+_DAMAGED = (OSError, EOFError, ValueError, zlib.error)
 _FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "TIFF": "tif"}
 
 
@@ -57,6 +58,8 @@ def read_volume(
         value, and for every fatal note of data_shards.quality.
     """
     check_accept(accept)
+    if str(path).lower().endswith(".npy"):
+        return scan_of_bare(_npy(Path(path)), modality, spacing_mm, slope, intercept, phase, accept, dtype)
     return scan_of_grid(
         read_grid(path, files, accept), modality, spacing_mm, phase, slope, intercept, accept=accept, dtype=dtype
     )
@@ -73,12 +76,12 @@ def scan_of_grid(
     dtype: str = "int16",
 ) -> Scan:
     """What `read_volume` makes of a grid that is read already; the same arguments and errors."""
-    array, spacing, notes = (grid.array_KJI, None, []) if grid.affine is None else turned(grid)
+    array, spacing, notes = turned(grid)
     unit = grid.unit
     if slope is not None or intercept is not None:
         grid = replace(grid, slope=1.0 if slope is None else slope, intercept=intercept or 0.0)
         unit = "arbitrary"
-    modality = modality or grid.modality
+    modality = modality_code(modality) or grid.modality
     if modality == "CT":
         unit = "HU"
     elif unit == "HU":
@@ -89,7 +92,7 @@ def scan_of_grid(
 
 
 def read_grid(path: str | os.PathLike[str], files: Sequence[str] = (), accept: Collection[str] = ()) -> Grid:
-    """A volume as its file stores it: axes, values and orientation. Arguments and errors as for `read_volume`."""
+    """A NIfTI or DICOM series as it is stored: axes, values and orientation. Arguments and errors as `read_volume`."""
     path = Path(path)
     name = path.name.lower()
     if not path.exists():
@@ -99,18 +102,12 @@ def read_grid(path: str | os.PathLike[str], files: Sequence[str] = (), accept: C
             from data_shards.dicom.series import read_series
 
             return read_series(path, files, accept)
-        if name.endswith(".npy"):
-            return Grid(np.load(path, allow_pickle=False), None)
         if name.endswith(VOLUME_SUFFIXES):
             return _nifti(path, accept)
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"the volume cannot be read ({type(error).__name__})",
-            "a damaged file may decode to half a patient",
-            "copy or export it again",
-        ) from None
+    except _DAMAGED as error:
+        raise _unreadable(error) from None
     raise DataError("this is not a NIfTI, a DICOM folder or a .npy", fix=f"convert to one of {VOLUME_SUFFIXES}")
 
 
@@ -123,6 +120,7 @@ def read_image(path: str | os.PathLike[str], modality: str | None = None, at: tu
     """
     from PIL import Image
 
+    modality = modality_code(modality)
     try:
         with Path(path).open("rb") as file:
             file.seek(at[0] if at else 0)
@@ -147,6 +145,21 @@ def read_image(path: str | os.PathLike[str], modality: str | None = None, at: tu
     if all(low == high for low, high in (extrema if isinstance(extrema[0], tuple) else [extrema])):
         raise DataError("every pixel of the image has the same value", "there is nothing to see", "export it again")
     return Scan(image=data, ext=_FORMATS[kind], modality=modality or "CR", unit="arbitrary")
+
+
+def _unreadable(error: Exception) -> DataError:
+    return DataError(
+        f"the volume cannot be read ({type(error).__name__})",
+        "a damaged file may decode to half a patient",
+        "copy or export it again",
+    )
+
+
+def _npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except _DAMAGED as error:
+        raise _unreadable(error) from None
 
 
 def _nifti(path: Path, accept: Collection[str]) -> Grid:
@@ -174,7 +187,18 @@ def _nifti(path: Path, accept: Collection[str]) -> Grid:
         )
     header, stored = image.header, image.dataobj
     codes = int(header["qform_code"]), int(header["sform_code"])
-    notes = of_forms(*codes, header.get_qform(), header.get_sform())
+    notes = of_forms(*codes, _qform(header) if all(codes) else None, affine)  # the sform, where it has a code
     refuse(notes, accept)
     array = np.asanyarray(stored.get_unscaled()).reshape(shape[:3], order="F").transpose(2, 1, 0)
     return Grid(array, affine, float(stored.slope), float(stored.inter), notes=tuple(notes))
+
+
+def _qform(header: Any) -> np.ndarray | None:
+    """The affine of the quaternion; None where it is no rotation, or its voxels have no size."""
+    import nibabel
+
+    try:
+        form = header.get_qform()
+    except (ValueError, nibabel.spatialimages.HeaderDataError):
+        return None
+    return form if np.isfinite(form).all() and abs(np.linalg.det(form[:3, :3])) > 1e-9 else None

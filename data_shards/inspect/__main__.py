@@ -43,27 +43,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _file(path: Path, out: Path, args: argparse.Namespace) -> int:
     from data_shards.inspect import draw
     from data_shards.inspect import scan as words
-    from data_shards.volume import is_volume, read_grid, read_image, scan_of_grid
+    from data_shards.reading import read_scan
+    from data_shards.sources.base import ScanFile
+    from data_shards.volume import is_volume, read_grid, scan_of_grid
 
     folder, files, modality = path, tuple[str, ...](), args.modality
     dicom = path.is_dir() or _is_dicom(path)
     if dicom:
         folder, files, found = _chosen(path, args.series)
         modality = modality or found
-    if (dicom and not folder.is_dir()) or not is_volume(folder):
-        image = read_image(folder, modality)
-        meta = image.to_json()
-        assert image.image is not None
+    grid_rows: list[tuple[str, str]] = []
+    if is_volume(folder) and folder.suffix.lower() != ".npy" and (folder.is_dir() or not dicom):
+        grid = read_grid(folder, files, accept=words.ALL_FATAL)
+        grid_rows = words.rows_of_grid(grid)
+        scan = scan_of_grid(grid, modality, slope=args.slope, intercept=args.intercept, accept=words.ALL_FATAL)
+    else:
+        file = ScanFile(str(folder), slope=args.slope, intercept=args.intercept)
+        scan = read_scan(file, modality, args.file_spacing, accept=words.ALL_FATAL)
+    meta, notes = scan.to_json(), words.rows_of_notes(scan.notes)
+    if scan.image is not None:
         _print("radiograph" if dicom else "image", words.rows_of_scan(meta) + _geometry_rows(args.geometry, None, meta))
-        draw.draw_image(image.image, out)
+        draw.draw_image(scan.image, out)
         print(f"drawn: {out}")
         return 0
-    grid = read_grid(folder, files, accept=words.ALL_FATAL)
-    scan = scan_of_grid(
-        grid, modality, args.file_spacing, slope=args.slope, intercept=args.intercept, accept=words.ALL_FATAL
-    )
-    meta, notes = scan.to_json(), words.rows_of_notes(scan.notes)
-    rows = words.rows_of_grid(grid) + words.rows_of_scan(meta) + _geometry_rows(args.geometry, meta["shape"], meta)
+    rows = grid_rows + words.rows_of_scan(meta) + _geometry_rows(args.geometry, meta["shape"], meta)
     _print("DICOM series" if dicom else "volume", rows + notes)
     assert scan.array is not None
     draw.draw_volume(scan.array, meta, out, [f"{kind}: {told}" for kind, told in notes][:3])

@@ -19,14 +19,14 @@ ALL_FATAL = tuple(code for code, fatal in FATAL.items() if fatal)
 
 def rows_of_grid(grid: Grid) -> list[Row]:
     """How the file stores the volume."""
-    k, j, i = (str(n) for n in grid.array_KJI.shape)
-    rows = [("stored as", f"{i} x {j} x {k} voxels of {grid.array_KJI.dtype}")]
-    if grid.affine is not None:
-        from nibabel.orientations import aff2axcodes
+    from nibabel.orientations import aff2axcodes
 
-        rows.append(("stored axes grow to", " ".join(_DIRECTIONS[code] for code in aff2axcodes(grid.affine))))
-    rows.append(("slope, intercept of the file", f"{grid.slope:g}, {grid.intercept:g}"))
-    return rows
+    k, j, i = (str(n) for n in grid.array_KJI.shape)
+    return [
+        ("stored as", f"{i} x {j} x {k} voxels of {grid.array_KJI.dtype}"),
+        ("stored axes grow to", " ".join(_DIRECTIONS[code] for code in aff2axcodes(grid.affine))),
+        ("slope, intercept of the file", f"{grid.slope:g}, {grid.intercept:g}"),
+    ]
 
 
 _DIRECTIONS = {"L": "left", "R": "right", "P": "back", "A": "front", "I": "feet", "S": "head"}

@@ -132,6 +132,35 @@ def test_a_scan_file_says_what_the_header_does_not(tmp_path: Path) -> None:
     assert (scan.spacing_mm, scan.phase, scan.role, scan.notes) == ((3.0, 1.0, 1.0), "arterial", "secondary", (note,))
 
 
+def test_options_fill_in_what_a_file_does_not_say(tmp_path: Path) -> None:
+    ct = np.ascontiguousarray(body()[:, ::-1, ::-1])
+    nibabel.save(nibabel.Nifti1Image(ct.T, np.diag([0.7, 0.8, 2.5, 1])), tmp_path / "a.nii")
+    said = read_scan(ScanFile(str(tmp_path / "a.nii"), modality="ct"), spacing_mm=(5, 3, 3))
+    assert said.spacing_mm == pytest.approx((2.5, 0.8, 0.7))
+    assert (said.modality, said.unit) == ("CT", "HU")
+    np.save(tmp_path / "a.npy", ct)
+    bare = read_scan(ScanFile(str(tmp_path / "a.npy")), "mr", (5, 3, 3), dtype="float16")
+    assert bare.array is not None
+    assert (bare.spacing_mm, bare.modality, bare.unit, bare.array.dtype) == ((5, 3, 3), "MR", "arbitrary", np.float16)
+    assert read_scan(ScanFile(str(tmp_path / "a.npy"), spacing_mm=(1, 1, 1)), None, (5, 3, 3)).spacing_mm == (1, 1, 1)
+    with pytest.raises(DataError, match="a modality is no DICOM code"):
+        read_scan(ScanFile(str(tmp_path / "a.nii"), modality="C T of Doe"))
+
+
+def test_what_is_accepted_of_a_volume_is_accepted_of_an_array(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", body() + 1100)
+    file = ScanFile(str(tmp_path / "a.npy"), spacing_mm=(2, 1, 1))
+    with pytest.raises(DataError, match="intercept is missing"):
+        read_scan(file)
+    assert [code for code, _ in read_scan(file, accept=("not_hu",)).notes] == ["not_hu"]
+    np.save(tmp_path / "b.npy", np.clip((body() + 1000) / 8, 0, 255).astype(np.uint8))
+    built, loaded = (
+        read_scan(ScanFile(str(tmp_path / "b.npy")), None, (2, 1, 1)),
+        read_volume(tmp_path / "b.npy", None, (2, 1, 1)),
+    )
+    assert built.to_json() == loaded.to_json() and built.unit == "arbitrary"
+
+
 def test_a_real_ct_is_the_same_from_nifti_and_dicom(shared_data: Path, tmp_path: Path) -> None:
     nifti = read_volume(shared_data / "misc_ct" / "ct" / "ts_example_ct_sm.nii.gz")
     dicom = read_volume(save(series(real_ct(shared_data)), tmp_path / "s", uid.JPEGLosslessSV1))

@@ -122,6 +122,20 @@ def test_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     png(tmp_path / "b.png")
 
 
+def test_an_array_is_what_the_build_makes_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "a.png")]
+    np.save(tmp_path / "a.npy", np.clip((body() + 1000) / 8, 0, 255).astype(np.uint8))
+    assert main([str(tmp_path / "a.npy"), "--file-spacing", "2", "1", "1", *out]) == 0
+    told = capsys.readouterr().out
+    assert "arbitrary" in told and "2 x 1 x 1 mm" in told
+    assert png(tmp_path / "a.png").std() > 20
+    np.save(tmp_path / "b.npy", body() + 1100)
+    assert main([str(tmp_path / "b.npy"), "--file-spacing", "2", "1", "1", *out]) == 1
+    assert "would refuse it: not_hu" in capsys.readouterr().err
+    assert main([str(nifti(tmp_path / "a.nii")), "--file-spacing", "9", "9", "9", *out]) == 0
+    assert "2.5 x 0.8 x 0.7 mm" in capsys.readouterr().out
+
+
 def test_what_a_geometry_makes_of_it(tmp_path: Path, repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = str(nifti(tmp_path / "a.nii")), str(tmp_path / "a.png")
     view = json.loads(View("centre", (4, 6, 8)).to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ def test_a_nifti_without_orientation(tmp_path: Path) -> None:
         read_volume(path)
     assert "no_orientation" in codes(read_volume(path, accept=["no_orientation"]))
     assert read_volume(nifti(tmp_path / "b.nii", ct(), q=1, s=0)).notes == ()
+
+
+def test_a_broken_qform_refuses_only_where_its_code_says_that_it_counts(tmp_path: Path) -> None:
+    for code in (0, 1):
+        path = nifti(tmp_path / f"{code}.nii", ct())
+        raw = bytearray(path.read_bytes())
+        struct.pack_into("<hh", raw, 252, code, 1)  # qform_code, sform_code (nifti1.h)
+        struct.pack_into("<fff", raw, 256, 0.9, 0.9, 0.9)  # a quaternion longer than 1
+        path.write_bytes(raw)
+    assert codes(read_volume(tmp_path / "0.nii")) == []
+    with pytest.raises(DataError, match="qform is no rotation"):
+        read_volume(tmp_path / "1.nii")
+    assert codes(read_volume(tmp_path / "1.nii", accept=("forms_contradict",))) == ["forms_contradict"]
 
 
 def test_forms_that_disagree(tmp_path: Path) -> None:
