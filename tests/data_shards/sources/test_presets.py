@@ -163,6 +163,17 @@ def test_scans_of_one_study_must_agree(tmp_path: Path) -> None:
     assert len(listing.refused) == 6 and all("RescaleIntercept" in r.reason for r in listing.refused)
 
 
+@pytest.mark.parametrize("which", ["metadata/train_metadata", "multi_abnormality_labels/train_predicted_labels"])
+def test_a_table_without_its_header_is_not_repeated(tmp_path: Path, which: str) -> None:
+    ct_rate(tmp_path)
+    path = tmp_path / f"dataset/{which}.csv"
+    header, _, rows = path.read_text().partition("\n")
+    path.write_text(",".join(["train_1_a_1.nii.gz", *(f"Nodule {i}" for i in range(header.count(",")))]) + "\n" + rows)
+    with pytest.raises(DataError, match=r"no column(.|\n)*is its first line the header") as told:
+        read_preset("ct-rate", tmp_path)
+    assert "train_1" not in str(told.value) and "Nodule" not in str(told.value)
+
+
 def merlin(root: Path) -> list[str]:
     ids = [f"AC421{i}" for i in range(4)]
     book = openpyxl.Workbook()
