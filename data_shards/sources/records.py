@@ -105,9 +105,10 @@ def as_text(value: Any) -> str:
 
 
 def _checked(found: Records) -> Records:
-    if twice := sorted({name for name in found.columns if name and found.columns.count(name) > 1}):
+    twice = [i for i, name in enumerate(found.columns, 1) if name and found.columns.count(name) > 1]
+    if twice:  # by number: where the first line is a study and no header, its cells are a patient's
         raise DataError(
-            f"the table has the column {twice} twice",
+            f"the table has a name twice: of columns {', '.join(map(str, twice[:8]))}",
             "one of the two would be taken, in silence",
             "rename or delete one of them",
         )

@@ -117,7 +117,7 @@ def test_a_sheet_with_errors_and_unsaved_formulas(tmp_path: Path) -> None:
         ("t.parquet", b"PAR1 Doe", "cannot be read"),
         ("t.xlsx", b"PK\x03\x04 Doe", "cannot be read"),
         ("t.csv.gz", b"\x1f\x8b Doe", "cannot be read"),
-        ("t.csv", b"id,x,x\na,1,2\n", r"the column \['x'\] twice"),
+        ("t.csv", b"id,x,x\na,1,2\n", "has a name twice: of columns 2, 3"),
         ("t.xls", b"", "tables of type .xls are not read"),
         ("t.pkl", b"cos\nsystem\n", "tables of type .pkl are not read"),
     ],
