@@ -162,7 +162,7 @@ def content(options: dict[str, Any], rows: Sequence[StudyRow], salt: str) -> str
     """Which build this is, wherever its files lie and whoever runs it: kept in the manifest."""
     sha = hashlib.sha256(f"{salt}\0{sorted(options.items())}".encode())
     for row in rows:
-        scans = tuple(replace(scan, path="", files=()) for scan in row.scans)
+        scans = tuple(replace(scan, path=Path(scan.path).name, files=()) for scan in row.scans)  # wherever they lie
         sha.update(repr(replace(row, scans=scans)).encode())
     return sha.hexdigest()
 

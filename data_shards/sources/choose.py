@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_shards.errors import DataError
 from data_shards.sources.options import Opened, choice_of, chosen, open_known, table_spec
-from data_shards.sources.records import TABLE_SUFFIXES, read_columns, table_suffix
+from data_shards.sources.records import TABLE_SUFFIXES, read_columns
 
 
 def open_source(args: argparse.Namespace) -> Opened:
@@ -30,21 +30,36 @@ def open_source(args: argparse.Namespace) -> Opened:
         raise DataError("the source is a shard set already", fix="train on it; python -m data_shards.select thins it")
     if args.reports:
         return _dicom(source, args)
-    if next(source.rglob("*.tar"), None) is not None:
+    tables = _tables(source)
+    tars = next(source.glob("*.tar"), None) is not None
+    if tars and any(_names_images(table, args) for table in tables):
+        raise DataError(
+            "the source is a folder with a table of images and with tars",
+            "one of them would be ignored",
+            'name the table, or the tars by a pattern in quotes: --source "FOLDER/*.tar"',
+        )
+    if tars or (not tables and next(source.rglob("*.tar"), None) is not None):
         return _tars(args)
-    return _folder(source, args)
+    return _folder(source, tables, args)
 
 
-def _folder(source: Path, args: argparse.Namespace) -> Opened:
+def _tables(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.lower().endswith(_TABLES)]
+
+
+def _names_images(table: Path, args: argparse.Namespace) -> bool:
+    return set(table_spec(args, table).image_columns) <= set(read_columns(table))
+
+
+def _folder(source: Path, tables: list[Path], args: argparse.Namespace) -> Opened:
     """A folder whose one table says what is in it, or one of DICOM files alone."""
-    tables = [path for path in sorted(source.iterdir()) if path.is_file() and table_suffix(path) in TABLE_SUFFIXES]
     if len(tables) > 1:
         raise DataError(
             f"the source is a folder with {len(tables)} tables",
             "the wrong studies would be built",
             "name one: --source TABLE of images, or --source FOLDER --reports TABLE for DICOM",
         )
-    if tables and set(table_spec(args, tables[0]).image_columns) <= set(read_columns(tables[0])):
+    if tables and _names_images(tables[0], args):
         args.root = args.root or str(source)
         opened = open_known(tables[0], args)
         assert opened is not None
@@ -62,6 +77,7 @@ def _folder(source: Path, args: argparse.Namespace) -> Opened:
     return _dicom(source, args)
 
 
+_TABLES = tuple(f"{suffix}{packed}" for suffix in TABLE_SUFFIXES for packed in ("", ".gz"))
 _IMAGES = (".nii", ".nii.gz", ".npy", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 

@@ -108,6 +108,13 @@ class TableSpec:
                 f"--spacing-columns names {len(self.spacing_columns)} columns",
                 fix="name one that holds z, y, x, or three: Z,Y,X",
             )
+        told = {self.id_column, self.patient_column, *self.known_columns}
+        if kept := [column for column in self.meta_columns if column in told]:
+            raise DataError(
+                f"--meta-columns names {kept}, which identify the patient or the study",
+                "they would reach whoever gets the shards",
+                "leave them out; keys and patients are kept as salted hashes",
+            )
         if sum(map(bool, (self.split_column, self.splits is not None, self.group_column))) > 1:
             raise DataError(
                 "the split is asked for in two ways",

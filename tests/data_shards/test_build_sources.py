@@ -49,6 +49,32 @@ def test_a_folder_with_its_table(tmp_path: Path) -> None:
     assert build(folder, tmp_path / "other") == 1
 
 
+def test_what_else_lies_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sidecar of another program is no table, and a backup below the folder does not replace the studies."""
+    folder = write_folder(tmp_path / "in")
+    (folder / "dataset_description.json").write_text("{}")
+    foreign_tars.unimed(folder / "old" / "backup.tar")
+    assert build(folder, tmp_path / "out") == 0
+    assert len(ShardSet.open(tmp_path / "out")) == 4
+    foreign_tars.unimed(folder / "beside.tar")
+    assert build(folder, tmp_path / "other") == 1
+    assert "with a table of images and with tars" in capsys.readouterr().err
+
+
+def test_columns_that_identify_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(write_folder(tmp_path / "in"), tmp_path / "out", "--meta-columns", "age,patient") == 1
+    assert "--meta-columns names ['patient']" in capsys.readouterr().err
+
+
+def test_another_image_is_another_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "in")
+    assert build(folder, tmp_path / "out") == 0
+    table = next(folder.glob("*.csv"))
+    table.write_text(table.read_text().replace("0.nii.gz", "1.nii.gz"))
+    assert build(folder, tmp_path / "out", "--resume") == 1
+    assert "built already" not in capsys.readouterr().out
+
+
 def test_meta_columns_are_in_the_index(tmp_path: Path) -> None:
     options = ["--meta-columns", "age,concept", "--where", "age < 43"]
     assert build(write_folder(tmp_path / "in"), tmp_path / "out", *options) == 0
