@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from data_shards.batch import Batch, Skipped, TextBatch
+from data_shards.captions import draw_caption
 from data_shards.errors import DamagedError, DataError
-from data_shards.order import Draw, replacement_generator
+from data_shards.order import TEMPLATES, Draw, replacement_generator
 from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view
 from data_shards.shards import Shards
 from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, study_units
@@ -32,6 +33,8 @@ class Samples:
     max_damaged: int = 0
 
     def __post_init__(self) -> None:
+        if self.units.templates is not None:
+            self.units.templates.check_labels(self.shards.label_names)
         self._labels = self.shards.labels(self.label_names) if self.label_names else np.empty((len(self.shards), 0))
         self._patient = np.array([hash64(self.shards.patient(r)) for r in range(len(self.shards))], np.int64)
 
@@ -105,14 +108,30 @@ class Samples:
             raise
         except DataError as error:
             raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
-        units = study_units(info["texts"], self.units, text_rng)
+        made = self._made(row, seed, info.get("labels") or {})
+        units = study_units(info["texts"], self.units, text_rng, made)
         if not units:
             raise DataError(
                 f"sample {key} has no text of the kinds asked for ({self.units})",
                 "an image without a text has no positive pair",
-                "change data.units, or build the shards from rows that have these texts",
+                "change data.units, or build the shards from rows that have these texts; in caption templates, declare "
+                "`nothing`: what is said where the labels say nothing",
             )
         return units
+
+    def _made(self, row: int, seed: tuple[int, int] | None, labels: dict[str, int | None]) -> str | None:
+        """The caption made of a study's labels, chosen by (seed, epoch, key).
+
+        Everything else of a sample is drawn by (seed, epoch, row). Within one shard set that is as good: a row is one
+        key, in any process. A key also stays when studies are added and rows are numbered anew.
+        """
+        if self.units.templates is None:
+            return None
+        rng = None
+        if seed is not None:
+            key = hash64(self.shards.key(row)) % 2**64  # unsigned
+            rng = np.random.Generator(np.random.Philox([*seed, key, TEMPLATES]))
+        return draw_caption(labels, self.shards.modality(row), self.units.templates, rng)
 
 
 def over_budget(skipped: Collection[Skipped], budget: int) -> DataError:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_shards.captions import CaptionTemplates
 from data_shards.errors import DataError
 from data_shards.report import sentences, split_sections
 from data_shards.schema import UNIT_KINDS
@@ -27,7 +28,8 @@ class UnitPolicy:
 
     report: the whole report (or findings and impression joined) as one unit. sections: findings and impression, a unit
     each. sentences: every distinct sentence of findings and impression, at most `max_sentences` drawn per visit.
-    captions: one caption per visit, drawn by weight. shuffle_sentences: in the report unit, the sentences of FINDINGS
+    captions: one stored caption per visit, drawn by weight. templates: a caption per visit made of the study's labels,
+    beside a stored one where both are asked for. shuffle_sentences: in the report unit, the sentences of FINDINGS
     in a new order per visit (its identity stays that of the original). drop_words: chance of each word to be left out
     of a visit's text, of every kind (its identity stays that of the whole): a tower that must do without any one word
     has to learn what each of them says (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2). Words that turn a
@@ -41,9 +43,10 @@ class UnitPolicy:
     shuffle_sentences: bool = False
     max_sentences: int = 64
     drop_words: float = 0.0
+    templates: CaptionTemplates | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not (self.report or self.sentences or self.sections or self.captions):
+        if not (self.report or self.sentences or self.sections or self.captions or self.templates):
             raise DataError("no kind of text unit is switched on", "there would be nothing to compare images with")
         if self.max_sentences < 1:
             raise DataError(f"max_sentences is {self.max_sentences}", fix="use 1 or more")
@@ -69,9 +72,11 @@ def text_identity(text: str) -> int:
     return hash64(" ".join(text.split()).casefold())
 
 
-def study_units(texts: dict[str, Any], policy: UnitPolicy, rng: np.random.Generator | None) -> list[Unit]:
+def study_units(
+    texts: dict[str, Any], policy: UnitPolicy, rng: np.random.Generator | None, made: str | None = None
+) -> list[Unit]:
     """The units of one study (contract 1's "texts"), distinct, in a fixed order. `rng` None: no shuffling, first
-    sentences, heaviest caption (for evaluation)."""
+    sentences, heaviest caption (for evaluation). `made`: a caption made of its labels (data_shards.captions)."""
     report, findings, impression = (texts.get(k) or "" for k in ("report", "findings", "impression"))
     if report.strip() and not (findings.strip() or impression.strip()):
         sections = split_sections(report)
@@ -96,6 +101,8 @@ def study_units(texts: dict[str, Any], policy: UnitPolicy, rng: np.random.Genera
         weights = np.array([c["weight"] for c in captions], np.float64)
         at = int(weights.argmax()) if rng is None else int(rng.choice(len(captions), p=weights / weights.sum()))
         units.append(_unit("caption", captions[at]["text"]))
+    if made:
+        units.append(_unit("caption", made))
     distinct_units = list({(u.kind, u.identity): u for u in units}.values())
     if rng is None or not policy.drop_words:
         return distinct_units

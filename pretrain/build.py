@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.captions import load_templates
 from data_shards.errors import DataError
 from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
 from data_shards.mixture import Mixture
@@ -182,7 +183,7 @@ def training_stream(recipe: Recipe, data: Data, tokenize: Any, rank: int, world:
         data.geometry,
         data.train_view,
         tokenize,
-        UnitPolicy(**recipe.data.units.model_dump()),
+        unit_policy(recipe),
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
         steps=recipe.train.steps * recipe.optim.accumulate,
@@ -193,6 +194,13 @@ def training_stream(recipe: Recipe, data: Data, tokenize: Any, rank: int, world:
         mixture=data.mixture,
         max_damaged=recipe.data.max_damaged,
     )
+
+
+def unit_policy(recipe: Recipe) -> UnitPolicy:
+    """`data.units`, with the file of its caption templates read. Raises DataError where that is not there or wrong."""
+    units = recipe.data.units
+    made = load_templates(units.templates) if units.templates else None
+    return UnitPolicy(**units.model_dump() | {"templates": made})
 
 
 def tokenizer(recipe: Recipe) -> BPE | HFTokenizer:

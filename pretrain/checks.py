@@ -242,8 +242,16 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
         "report": data.units.report,
         "sentence": data.units.sentences,
         "section": data.units.sections,
-        "caption": data.units.captions,
+        "caption": data.units.captions or data.units.templates is not None,
     }
+    if data.units.templates is not None:
+        from data_shards.captions import load_templates
+        from data_shards.errors import DataError
+
+        try:
+            load_templates(data.units.templates)
+        except DataError as error:
+            yield Problem(("data", "units", "templates"), error.what, error.fix)
     if not any(have.values()):
         yield Problem(("data", "units"), "no kind of text is switched on", "set report or sentences to true")
     switch = {"report": "report", "sentence": "sentences", "section": "sections", "caption": "captions"}

@@ -124,6 +124,9 @@ class UnitSection(Section):
     sentences: bool = Field(False, description="every sentence as a unit of its own")
     sections: bool = Field(False, description="findings and impression as units")
     captions: bool = Field(False, description="stored captions as units")
+    templates: str | None = Field(
+        None, min_length=1, description="captions made of labels: a template file, or the name of a shipped one"
+    )
     shuffle_sentences: bool = Field(False, description="shuffle the sentences of FINDINGS inside the report unit")
     max_sentences: int = Field(64, gt=0, description="sentences kept per study")
     drop_words: Fraction = Field(0.0, lt=1.0, description="chance of each word to be left out in training")
