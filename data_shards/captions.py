@@ -186,6 +186,7 @@ def captions_of(labels: Labels, modality: str, templates: CaptionTemplates) -> l
     """
     said = templates.of(modality)
     spoken = _spoken(labels, said)
+    ways: list[tuple[tuple[Phrase, ...], ...]]
     if not spoken:
         ways = [(said.nothing,)] if said.nothing else []
     else:
@@ -196,9 +197,10 @@ def captions_of(labels: Labels, modality: str, templates: CaptionTemplates) -> l
         raise DataError(f"a study has more than {MOST} captions", "a list would not help", "draw some: draw_caption")
     weights: dict[str, float] = {}
     for way in ways:
-        for *phrases, last in itertools.product(*way):
-            text = last.text.replace(SLOT, said.join.join(p.text for p in phrases)) if spoken else last.text
-            chance = math.prod(p.weight / _total(some) for p, some in zip((*phrases, last), way, strict=True))
+        for chosen in itertools.product(*way):
+            words = said.join.join(p.text for p in chosen[:-1])
+            text = chosen[-1].text.replace(SLOT, words) if spoken else chosen[-1].text
+            chance = math.prod(p.weight / _total(some) for p, some in zip(chosen, way, strict=True))
             weights[text] = weights.get(text, 0.0) + chance / len(ways)
     return [Caption(text, weight) for text, weight in weights.items()]
 
