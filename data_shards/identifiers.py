@@ -58,6 +58,20 @@ def _fraction(match: re.Match[str]) -> bool:
     return "/" in match.group("it") and first < second <= 5
 
 
+_BEFORE_SERIES = re.compile(
+    r"(?<!\w)(?:series?|images?|img|slices?|serien?|bild(?:er)?|schicht(?:en)?|coupes?|cortes?|imágen(?:es)?|imagen)"
+    r"\s*(?:number|no\.?|nr\.?|n°|#)?\s*:?\s*(?P<more>\d+(?:-\d+)+\s?(?:,|to|and|through|und|bis|et|à|y|a)\s)*$",
+    re.IGNORECASE,
+)
+
+
+def _series(match: re.Match[str]) -> bool:
+    """ "Series 3-4-12, images 2-3-12 to 3-4-12": numbers of series and images, not days of a year of two digits."""
+    line = match.string[max(0, match.start() - 80) : match.start()]
+    before = _BEFORE_SERIES.search(line)
+    return before is not None and (not before.group("more") or "-" in match.group())
+
+
 _DATES = (
     Mask("date", _any_case(_EDGE, _YEAR, rf"([-/.]){_MON}\1{_DAY}(?:[T ]?\d\d:\d\d(?::\d\d)?Z?)?(?![\w/-])")),
     Mask("date", _any_case(_EDGE, _YEAR, r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\w)")),
@@ -72,6 +86,7 @@ _DATES = (
     Mask(
         "date",
         _any_case(_EDGE, rf"(?:{_DAY}([-/]){_MON}\1|{_MON}([-/]){_DAY}\2|{_TWO_DIGITS})\d\d", _NO_UNIT, _END),
+        _series,
     ),
     Mask("date", _any_case(_EDGE, _MON, "[/.]", _YEAR, _NO_UNIT, _END)),
     Mask(
@@ -138,7 +153,7 @@ _PHONES = (
         ),
         _few_digits,
     ),
-    Mask("phone", re.compile(r"(?<![\w.+-])(?:\+?1[-. ])?\(\d{3}\) ?\d{3}[-. ]\d{4}(?!\w)")),
+    Mask("phone", re.compile(r"(?:(?<![\w.+-])\+?1[-. ])?(?<!\d)\(\d{3}\) ?\d{3}[-. ]\d{4}(?!\w)")),
     Mask("phone", re.compile(r"(?<![\w.+-])(?:\+?1[-. ])?\d{3}([-.])\d{3}\1\d{4}(?![\w-])")),
     Mask("phone", re.compile(r"(?<![\w.])(?:\+|00)\d{1,3}[ -]?(?:\(0\)[ -]?)?\d(?:[ ()/-]{0,2}\d){6,12}(?!\w)")),
     Mask("phone", re.compile(r"(?<![\w.])0\d(?:[ .]\d{2}){4}(?!\w|\.\d)")),

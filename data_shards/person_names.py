@@ -15,13 +15,14 @@ _NAME = re.compile(
     rf"{_TOKEN}(?:,?[ \t]{{1,2}}(?:{_PART}[ \t]+){{0,2}}{_TOKEN}){{0,3}}"
     rf"|(?:(?![ye]\s){_PART}[ \t]+){{1,2}}{_TOKEN}(?:[ \t]+{_TOKEN})?"
 )
-_ACADEMIC = r"(?:(?:Dr|Prof|med|rer|nat|univ|dent|habil|h\.?[ \t]?c|PD|Priv\.-Doz)\b\.?[ \t]*)*"
+_ACADEMIC = r"(?:(?:Dr|Prof|med|rer|nat|univ|dent|habil|h\.?[ \t]?c|PD|OA|Priv\.-Doz)\b\.?[ \t]*)*"
 _TITLE = re.compile(
     r"(?<![\w-])(?:"
     + alternatives(
         "Drs?, DR, Pr, Prof, PROF, Professor, Doctor, Docteur, Doktor, Mr, Mrs, Ms, Mx, Miss, Nurse, Mme, Mlle, Mmes",
-        "Monsieur, Madame, Sra, Srta, Dra, Dña, Señora?, Don, Doña, Dott, Frau, Herrn?, Frl, PD, OA",
+        "Monsieur, Madame, Sra, Srta, Dra, Dña, Señora?, Don, Doña, Dott, Frau, Herrn?, Frl",
         r"Oberarzt, Oberärztin, Chefarzt, Priv\.-Doz",
+        r"(?:PD|OA)(?=[ \t]+(?:Dr|Prof)\b)",  # alone: proton density, osteoarthritis
     )
     + r"(?:\.|\b)|(?:MR|MRS|MS|Sr|SR|Fr|Hr)\."  # without the full stop these are MR imaging and the like
     + rf"|M\.(?= [{_UPPER}][a-zà-ö]{{2}}))[ \t]*"
@@ -54,7 +55,7 @@ _DEGREE = re.compile(
 )
 _INITIAL = re.compile(r" [A-Z](?=[ \t]{2}|[ \t]*\n|[ \t]*$)")  # "DOE, JANE A"
 _SECOND = re.compile(rf"(?<!\w)Drs\.?[ \t]+{_TOKEN}[ \t]+(?:and|&)[ \t]+(?P<it>{_TOKEN})")  # "Drs. Roe and Poe"
-# Capitalised words after a title or a field that are nobody's name.
+# Capitalised words after a title or a field that are nobody's name (Linke, Izquierdo, Tse and Flair are somebody's).
 _NOT_NAMES = words("""
     the a an and at on in is was has who will by for from of to with no not this he she it they we i if or as are be
     been none unknown male female radiology department emergency attending resident physician staff office clinic
@@ -65,7 +66,22 @@ _NOT_NAMES = words("""
     upright position rotated intubated sclerosis regarding via discussed unremarkable normal rechts links unauffällig
     dr dra sr sra srta mr mrs ms mme prof consultant specialist trainee anonymous anonymized
     deidentified name er icu pacu nicu or gp pcp
+    herr herrn frau pd oa left right bilateral rechte rechtes linkes beidseits droite gauche derecha izquierda
+    lesion lesions plaque plaques disease relapse progression demyelination coronal axial sagittal oblique
+    sequence sequences weighted fat fat-saturated fat-suppressed contrast gadolinium diffusion perfusion enhancement
+    arthrogram arthrography angiogram venography cholangiography cholangiopancreatography elastography myelography
+    urography protocol scanner scan scans image images
 """)
+# "performed by Siemens Scanner": a machine. A vendor's name alone may be somebody's (Philips, Ge).
+_MACHINE = re.compile(
+    alternatives(
+        "Siemens, Philips, GE, Canon, Toshiba, Hitachi, Fuji(?:film)?, Hologic, Samsung, United, Carestream, Agfa",
+        "Shimadzu, Konica(?: Minolta)?, Neusoft, Mindray, Esaote",
+    )
+    + rf"(?:[ \t]+[{_UPPER}\d][\w.-]*){{0,2}}?[ \t]+(?i:"
+    + alternatives("scanner, system, machine, unit, magnet, tomograph, healthcare, healthineers, medical, imaging")
+    + r"|(?:CT|MRI?|PET)\b)"
+)
 _PARTS = words("van von der den de del della di da dos la le bin ibn al el zu ter ten y e")
 # After "M." these are muscles and diseases (Morbus), not Monsieur.
 _MUSCLES = tuple(
@@ -98,6 +114,8 @@ def _name_at(text: str, at: int, before: str) -> tuple[int, int] | None:
     if not match or (before.startswith("M.") and match.group().casefold().startswith(_MUSCLES)):
         return None
     field = ":" in before or " " in before.strip()
+    if field and _MACHINE.match(text, at):
+        return None
     end = at
     for token in re.finditer(r"\S+", match.group()):
         word = token.group().rstrip(",")

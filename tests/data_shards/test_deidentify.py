@@ -42,7 +42,17 @@ from data_shards.report import sentences
         ("Nom : Besson\nPrénom : Hélène", "Nom : [NAME]\nPrénom : [NAME]"),
         ("El Sr. García López y la Dra. Núñez", "El Sr. [NAME] y la Dra. [NAME]"),
         ("Paciente: María de la Fuente\nFirmado por: J. Ruiz", "Paciente: [NAME]\nFirmado por: [NAME]"),
+        ("PD Dr. Weiß, OA Dr. Muster, OA Prof. Weiß", "PD Dr. [NAME], OA Dr. [NAME], OA Prof. [NAME]"),
+        ("Frau OA Dr. Muster, Herr PD Weiß", "Frau OA Dr. [NAME], Herr PD [NAME]"),
+        ("Dr. Roe(555) 123-4567, Dr. Poe(555)123-4567", "Dr. [NAME][PHONE], Dr. [NAME][PHONE]"),
+        ("Call 1-(555) 123-4567 or +1 (555) 123-4567", "Call [PHONE] or [PHONE]"),
+        ("Dr. Linke, Dra. Izquierdo, Dr. Tse", "Dr. [NAME], Dra. [NAME], Dr. [NAME]"),
+        # a vendor's name alone is somebody's
+        ("Dr. Philips, performed by Anna Philips", "Dr. [NAME], performed by [NAME]"),
+        ("Patient: Philips, Anna. Read by Philips. Dr. Ge", "Patient: [NAME]. Read by [NAME]. Dr. [NAME]"),
         # dates
+        ("Series 3/4/2019, series of 3/4/19, image 2-3-2019", "Series [DATE], series of [DATE], image [DATE]"),
+        ("series 3-4-12 and 3/5/19", "series 3-4-12 and [DATE]"),
         ("On 12/03/2019, 3/4/19 and 03-04-2019.", "On [DATE], [DATE] and [DATE]."),
         ("2020-03-01 and 2020/3/1 and 20200301", "[DATE] and [DATE] and [DATE]"),
         ("2020-03-01T10:15:00Z", "[DATE]"),
@@ -88,6 +98,10 @@ The discs at L4-5, L5/S1, C3-4 and T12-L1 are normal; T1/T2 and T2* signal, M1/M
 A 2.5 x 3.1 cm mass, 12-15 mm, 10/12/14 mm, 1.2 x 3.4 x 5.6 cm, 12.03.20 mm, 12.5.3.
 Gleason 3+4=7, PI-RADS 4/5, BI-RADS 4, Lung-RADS 4A, a 3/6 murmur, grade 2/3, score of 8/10.
 Series 4/image 35, series 201 image 12/34, images 3-4-5, on 12/16 slices, 2D/3D, CT 3/4.
+Series 3-4-12. series: 3-4-12, Image 3/4/12; images 2-3-12 to 3-4-12. Serie 3-4-12, Bilder Nr. 3-4-12.
+Severe OA Right knee. OA Left hip, PD FSE. Coronal PD FSE, PD Fat-saturated and PD TSE. Moderate OA Knee.
+Ms Lesion, Ms Lesions, MS. Left. MR. Right knee, Ms Right. Mr Coronal. Mr Sequences. Mr Arthrogram.
+Performed by Siemens Scanner. performed by GE Healthcare. Performed by Philips Ingenia scanner. read by GE CT.
 Hodgkin lymphoma, Baker's cyst, Bosniak II, Crohn disease, Hill-Sachs, Schmorl's nodes, Morgagni hernia.
 HU -100 to 150, 1000-2000 HU, SUV 3.12, 120 kV, 350 mAs, DLP 1234.5, 100 mL Omnipaque 350, 370 MBq.
 The upper 1/3 of the femur, du 1/3 moyen, le 2/3 inférieur, on 1/2 of the images, from 1/3 to 2/3.
