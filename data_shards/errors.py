@@ -20,8 +20,14 @@ class DataError(ValueError):
         return type(self), (self.what, self.why, self.fix)
 
 
+class UndecodableError(DataError):
+    """An image that does not decode whole, by whoever does not know which sample it is; a stream makes a DamagedError
+    of it."""
+
+
 class DamagedError(DataError):
-    """Stored bytes of a sample that are not what was written: the one kind a stream may skip, up to a declared budget.
+    """Stored bytes of a sample that are not what was written, or an image that does not decode: the one kind a stream
+    may skip, up to a declared budget.
 
     Args:
         shard: file name of the shard, or of another file that holds the sample.

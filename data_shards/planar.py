@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_shards.errors import DataError
+from data_shards.errors import DataError, UndecodableError
 from data_shards.geometry import PlanarGeometry, View
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _normalised(image: Image, geometry: PlanarGeometry) -> np.ndarray:
 def decode_image(image_bytes: bytes, deep_percentiles: tuple[float, float] = (0.5, 99.5)) -> Image:
     """Encoded bytes -> a PIL image of 8 bits a channel; deeper greys are scaled between their percentiles.
 
-    Raises DataError for bytes that do not decode whole.
+    Raises UndecodableError (a DataError) for bytes that do not decode whole, or to numbers.
     """
     from PIL import Image as pil
 
@@ -91,7 +91,7 @@ def decode_image(image_bytes: bytes, deep_percentiles: tuple[float, float] = (0.
         image = pil.open(io.BytesIO(image_bytes))
         image.load()
     except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
-        raise DataError(
+        raise UndecodableError(
             f"the image cannot be decoded ({type(error).__name__})",
             "half an image would be trained on as if it were whole",
             "export it again",
@@ -100,7 +100,7 @@ def decode_image(image_bytes: bytes, deep_percentiles: tuple[float, float] = (0.
         return image
     grey = np.asarray(image).astype(np.float64)
     if not np.isfinite(grey).all():
-        raise DataError("the image holds NaN or infinite pixels", "one of them turns the loss into NaN")
+        raise UndecodableError("the image holds NaN or infinite pixels", "one of them turns the loss into NaN")
     low, high = np.percentile(grey, deep_percentiles)
     scaled = np.clip((grey - low) / max(high - low, 1e-12), 0, 1) * 255
     return pil.fromarray(np.rint(scaled).astype(np.uint8))

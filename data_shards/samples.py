@@ -10,7 +10,7 @@ import torch
 
 from data_shards.batch import Batch, Skipped, TextBatch
 from data_shards.captions import draw_caption
-from data_shards.errors import DamagedError, DataError
+from data_shards.errors import DamagedError, DataError, UndecodableError
 from data_shards.order import TEMPLATES, Draw, replacement_generator
 from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view
 from data_shards.shards import Shards
@@ -106,6 +106,9 @@ class Samples:
                 apply_view(source, meta, self.geometry, self.view, image_rng, out)
         except DamagedError:
             raise
+        except UndecodableError as error:
+            shard = self.shards.shard(row)
+            raise DamagedError(f"{shard}, sample {key}: {error.what}", error.why, error.fix, shard, key) from None
         except DataError as error:
             raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
         made = self._made(row, seed, info.get("labels") or {})

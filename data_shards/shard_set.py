@@ -123,6 +123,10 @@ class ShardSet:
     def patient(self, row: int) -> str:
         return self._patient[row]
 
+    def shard(self, row: int) -> str:
+        """Name of the file that holds the sample."""
+        return self._shard[row]
+
     def modality(self, row: int) -> str:
         """Modality of the first scan, as DICOM writes it."""
         return self._modality[row]

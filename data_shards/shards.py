@@ -30,6 +30,10 @@ class Shards(Protocol):
 
     def patient(self, row: int) -> str: ...
 
+    def shard(self, row: int) -> str:
+        """Name of the file that holds the sample."""
+        ...
+
     def modality(self, row: int) -> str:
         """As DICOM writes it: CT, MR, CR, ..."""
         ...

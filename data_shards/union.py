@@ -101,6 +101,10 @@ class ShardUnion:
         i, own = self._find(row)
         return self.parts[i].patient(own)
 
+    def shard(self, row: int) -> str:
+        i, own = self._find(row)
+        return f"{self.names[i]}/{self.parts[i].shard(own)}"
+
     def modality(self, row: int) -> str:
         i, own = self._find(row)
         return self.parts[i].modality(own)

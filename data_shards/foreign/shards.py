@@ -133,6 +133,10 @@ class ForeignShards:
         """Hash of the patient or article where the layout tells it, else the sample's own key."""
         return self._patient[row].decode()
 
+    def shard(self, row: int) -> str:
+        """Name of the tar that holds the sample."""
+        return self.tars[self._place(row)[0]].name
+
     def modality(self, row: int) -> str:
         """As DICOM writes it: what was asked for, else what the layout tells, else OT (other)."""
         part, at = self._place(row)

@@ -59,7 +59,11 @@ def find_tars(where: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"([0-9]+)", str(path)) if p]
+    return [(0, int(p), "") if _is_number(p) else (1, 0, p) for p in re.split(r"([0-9]+)", str(path)) if p]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()  # isdigit alone holds for "²", which int() refuses
 
 
 def _refuse_compressed(folder: Path) -> None:
@@ -98,7 +102,7 @@ def beside(tar: Path) -> Beside:
         shown,
         next((p.name for p in (tar.with_suffix(".parquet"), stats) if p.is_file()), ""),
         folder.name.lower() if shown and of_split else "",
-        int(shards[0]) if shards and shards[0].isdigit() and len(shards[0]) < 9 else None,
+        int(shards[0]) if shards and _is_number(shards[0]) and len(shards[0]) < 9 else None,
     )
 
 

@@ -29,7 +29,7 @@ from data_shards.preprocess import PlanarGeometry, View
 from data_shards.reading import read_scan
 from data_shards.shard_set import EncodedStudy, ShardSet, ShardWriter
 from data_shards.sources.base import ScanFile
-from data_shards.stream import Stream, ordered_pass
+from data_shards.stream import ShardUnion, Stream, ordered_pass
 from data_shards.units import UnitPolicy
 from tests.data_shards import foreign_tars as tars
 
@@ -281,6 +281,24 @@ def test_decompression_bombs_raise(tmp_path: Path) -> None:
         list(ordered_pass(shards, shards.rows(), GEOMETRY, View("centre"), tokenize, CAPTIONS, 2))
     with pytest.raises(DataError, match="member 1: sample left out, the image cannot be decoded"):
         ForeignShards.open(path, cache=tmp_path / "cache", verify=True)
+
+
+def test_half_an_image_is_damage_that_a_stream_may_skip(tmp_path: Path) -> None:
+    members = [
+        (f"{i}.{e}", b"film %d" % i if e == "txt" else tars.picture(i)) for i in range(6) for e in ("jpg", "txt")
+    ]
+    members[6] = ("3.jpg", tars.picture(3)[:-200])
+    shards = ForeignShards.open(tars.write_tar(tmp_path / "x.tar", members), cache=tmp_path / "cache")
+    rest = (GEOMETRY, View("centre"), tokenize, CAPTIONS)
+    with pytest.raises(DamagedError, match=r"x\.tar, sample \w{16}: the image cannot be decoded") as caught:
+        list(ordered_pass(shards, shards.rows(), *rest, 2))
+    assert (caught.value.shard, caught.value.key) == ("x.tar", shards.key(3))
+    stream = Stream(shards, shards.rows(), *rest, batch_size=3, seed=0, steps=2, max_damaged=1)
+    assert sum(len(batch) for batch in stream) == 6 and list(stream.damaged) == [3]
+    union = ShardUnion({"web": shards})
+    with pytest.raises(DamagedError) as caught:
+        list(ordered_pass(union, union.rows(), *rest, 2))
+    assert (caught.value.shard, caught.value.key) == ("web/x.tar", union.key(3))
 
 
 def test_hostile_members_write_and_execute_nothing(tmp_path: Path) -> None:

@@ -133,6 +133,12 @@ def test_a_shard_that_nshards_counts_is_missed(tmp_path: Path, cache: Path) -> N
     assert len(ForeignShards.open([root / "train" / "0.tar"], cache=cache)) == 3
 
 
+def test_a_superscript_is_no_number(tmp_path: Path, cache: Path) -> None:
+    root = tars.clip_benchmark(tmp_path / "1²2")
+    (root / "train" / "nshards.txt").write_text("²")
+    assert len(ForeignShards.open(root, cache=cache)) == 8
+
+
 def test_img2dataset_drops_addresses_and_exif(tmp_path: Path, cache: Path) -> None:
     folder = tars.img2dataset(tmp_path / "in")
     shards = ForeignShards.open(folder, cache=cache)

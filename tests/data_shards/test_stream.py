@@ -192,6 +192,15 @@ def test_a_study_without_the_text_asked_for_is_named(tmp_path: Path) -> None:
         list(stream(ShardSet.open(tmp_path / "out"), units=UnitPolicy(report=False, captions=True), label_names=()))
 
 
+def test_an_image_of_ours_that_does_not_decode_is_damage(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "out") as writer:
+        writer.write(Study("half", "p", "train", (Scan(image=b"\x89PNG", ext="png"),), Texts(report="A report.")))
+    shards, planar = ShardSet.open(tmp_path / "out"), PlanarGeometry()
+    with pytest.raises(DamagedError, match="sample half: the image cannot be decoded") as caught:
+        list(ordered_pass(shards, shards.rows(), planar, View("centre"), tokenize, UnitPolicy(), 1))
+    assert (caught.value.shard, caught.value.key) == ("shard-000000.tar", "half")
+
+
 def test_the_geometry_of_the_other_kind_is_refused(shards: ShardSet) -> None:
     with pytest.raises(DataError, match="is a volume, the geometry is for the other kind"):
         list(stream(shards, geometry=PlanarGeometry(), view=View("centre")))
