@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.privacy import SALT_ENV, SALT_FILE, resolve_salt
 from data_shards.schema import IMAGE_EXTS
 from data_shards.sources.layouts import Piece
 from data_shards.sources.tar_samples import Record, Scanned
 
-VERSION = 1
+VERSION = 2
 _KEPT = ("captions", "report", "labels", "licence", "modality", "meta")  # a group stays only as a hash: `patient`
 
 
@@ -137,6 +139,29 @@ def prepare(cache: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise _cannot_be_written(error) from None
+
+
+def patient_salt(cache: Path) -> str:
+    """The private salt of patients' hashes: $VOXCLIP_SALT, else a file beside the cache folder, not in it. Raises
+    DataError where there is none and it cannot be written."""
+    try:
+        salt = resolve_salt(cache)
+        for _ in range(100):  # another process may have made the file, and not have written it yet
+            if salt:
+                return salt
+            time.sleep(0.02)
+            salt = resolve_salt(cache)
+    except OSError as error:
+        raise DataError(
+            f"the salt beside the cache folder cannot be read or written ({error.strerror})",
+            "hashes of patients could be undone by trying all numbers",
+            f"set {SALT_ENV} to a secret, or name another cache folder",
+        ) from None
+    raise DataError(
+        "the salt beside the cache folder is empty",
+        "hashes of patients could be undone by trying all numbers",
+        f"remove the file {SALT_FILE} there, or set {SALT_ENV} to a secret",
+    )
 
 
 def _cannot_be_written(error: OSError) -> DataError:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from data_shards.errors import DataError
 from data_shards.foreign.index import VERSION, Sidecar, prepare, write_sidecar
+from data_shards.privacy import hashed
 from data_shards.progress import track
 from data_shards.sources.layouts import LAYOUTS, Layout
 from data_shards.sources.published import Beside, ends_of, recognise
@@ -19,12 +20,14 @@ from data_shards.sources.tar_samples import read_tar
 
 @dataclass(frozen=True)
 class Asked:
-    """What decides, beside the tars themselves, what their samples are. layout: a name, or "auto"."""
+    """What decides, beside the tars themselves, what their samples are. layout: a name, or "auto". salt: of the hashes
+    of patients, where a field names them."""
 
     layout: str
     patient_field: str | None
     verify: bool
     cache: Path
+    salt: str = field(default="", repr=False)
 
 
 def scan(tars: Sequence[Path], around: Sequence[Beside], asked: Asked, workers: int = 0) -> list[Sidecar]:
@@ -71,7 +74,8 @@ def _scan_one(
     """Write a tar's sidecar. Yields the bytes gone through so far, returns the tar's size."""
     size, mtime, digest = ends_of(tar)
     sha256 = hashlib.sha256() if asked.verify else None
-    scanned = yield from read_tar(tar, digest, layout, len(around.classes), asked.patient_field, asked.verify, sha256)
+    classes = len(around.classes)
+    scanned = yield from read_tar(tar, digest, layout, classes, asked.patient_field, asked.salt, asked.verify, sha256)
     if ends_of(tar) != (size, mtime, digest):
         raise DataError(
             f"{tar.name} changed while it was scanned", "its index would be wrong", "open it when it is finished"
@@ -123,7 +127,8 @@ def _compare(tar: Path, side: Sidecar) -> None:
 
 def _sidecar_path(tar: Path, around: Beside, layout: Layout, asked: Asked) -> Path:
     """Named by the tar's content, not by its path: a tar that is moved keeps its index, a changed one gets another."""
-    words = [VERSION, *ends_of(tar), layout.name, asked.patient_field, asked.verify, around.classes]
+    salt = hashed("index", asked.salt) if asked.patient_field else ""  # under another salt patients have other hashes
+    words = [VERSION, *ends_of(tar), layout.name, asked.patient_field, salt, asked.verify, around.classes]
     return asked.cache / (hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32] + ".arrow")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DamagedError, DataError
-from data_shards.foreign.index import Sidecar
+from data_shards.foreign.index import Sidecar, patient_salt
 from data_shards.foreign.scan import Asked, scan
 from data_shards.schema import IMAGE_EXTS, Scan, Study
 from data_shards.shard_set import GONE_ERRNO, refused
@@ -88,7 +88,8 @@ class ForeignShards:
             split: the split of all samples; without it the layout's own (CLIP_benchmark's folders), else "train".
             val_fraction, test_fraction: without a split, shares drawn by the hash of the patient, article or sample.
             modality: DICOM code of all images; without it what the layout tells, else "OT" (other).
-            patient_field: field of the json that names the patient, or whatever must not be in two splits.
+            patient_field: field of the json that names the patient, or whatever must not be in two splits; hashed with
+                the private salt, $VOXCLIP_SALT or a file beside the cache folder.
             max_damaged: samples, or members that belong to none, that may be left out; more are an error.
             workers: processes that scan, a tar each; 0 scans in this one.
             verify: compare sha256 of all bytes with that of the first scan, and decode every image while scanning.
@@ -103,7 +104,9 @@ class ForeignShards:
             )
         tars = find_tars(where)
         around = [beside(tar) for tar in tars]
-        sidecars = scan(tars, around, Asked(layout, patient_field, verify, Path(cache).expanduser()), workers)
+        folder = Path(cache).expanduser()
+        salt = patient_salt(folder) if patient_field else ""
+        sidecars = scan(tars, around, Asked(layout, patient_field, verify, folder, salt), workers)
         own = [one.split if sidecars[0].about["layout"] == "clip_benchmark" else "" for one in around]
         splits = [split or place or None for place in own]
         shards = cls(tars, sidecars, around, splits, (val_fraction, test_fraction), modality)

@@ -3,6 +3,7 @@ counted."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,9 +29,9 @@ from data_shards.sources.tar_scan import Flaw, Hash, Member, scan_tar
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "tif", "tiff"})
 LIMITS = {"txt": MAX_TEXT, "json": MAX_JSON, "cls": MAX_TEXT, "npy": MAX_TEXT}
 MAX_IMAGE = 256 << 20  # bytes of an image
-MAX_KEPT = 1 << 30  # bytes of words of one tar
+MAX_KEPT = 1 << 30  # bytes of words, labels and fields of one tar
 NAMED = 8  # kinds of flaws of a tar that are told, and members named for each
-SALT = "published"  # published data has no secret; equal on every machine, so that sets can be compared
+SALT = "published"  # of keys and articles, which are public: equal on every machine, so that sets can be compared
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def read_tar(
     layout: Layout,
     classes: int,
     patient_field: str | None = None,
+    salt: str = "",
     decode: bool = False,
     sha256: Hash | None = None,
 ) -> Generator[int, None, Scanned]:
@@ -71,8 +73,11 @@ def read_tar(
     Args:
         digest: the tar's identity, part of the hashed keys. classes: how many have names, 0 where none has.
         patient_field: a field of the json that names the patient (or another group that must stay in one split).
-        decode: decode every image. Raises: DataError as `scan_tar`, and for a tar with more words than memory holds.
+        salt: the private one, of the hashes of these patients. decode: decode every image.
+    Raises: DataError as `scan_tar`, for a tar with more words than memory holds, for a patient_field without a salt.
     """
+    if patient_field and not salt:
+        raise DataError("there is no salt for the patients", "their hashes could be undone by trying all numbers")
     found = Scanned()
     fields = (*layout.fields, *([patient_field] if patient_field else []))
     wanted = {ext for group in layout.needs for ext in group} | ({"json"} if fields else set())
@@ -99,7 +104,7 @@ def read_tar(
             kept += sample.add(member, ext, wanted, fields, decode)
             if kept > MAX_KEPT:
                 raise DataError(
-                    f"{tar.name} holds more than {MAX_KEPT >> 30} GiB of words", fix="split it into several"
+                    f"{tar.name} holds more than {MAX_KEPT >> 20} MiB of words and labels", fix="split it into several"
                 )
     seen = classes
     for stem, sample in samples.items():
@@ -113,7 +118,7 @@ def read_tar(
             continue
         assert sample.image is not None
         key = hashed(f"{digest}/{stem.encode('utf-8', 'backslashreplace').decode()}", SALT)
-        patient = hashed(group, SALT) if group else key
+        patient = hashed(group, salt if patient_field else SALT) if group else key
         where = sample.image
         found.records.append(Record(key, patient, where.offset, where.size, where.crc32, sample.ext, piece))
     return found
@@ -153,7 +158,7 @@ class _Sample:
     spoiled: bool = False  # by a flaw that was told already
 
     def add(self, member: Member, ext: str, wanted: set[str], fields: Sequence[str], decode: bool) -> int:
-        """Takes a member in; the bytes of words it keeps."""
+        """Takes a member in; about the bytes of memory that it keeps."""
         role = "image" if ext in IMAGES else ext
         if role != "image" and ext not in wanted:
             return 0
@@ -163,7 +168,7 @@ class _Sample:
         self.members.add(role)
         if role != "image":
             self.parts = with_member(self.parts, ext, member, fields, self.problems)
-            return member.size if ext == "txt" else 0
+            return self._kept(ext, member)
         self.ext = image_ext(member.head)
         self.image = replace(member, body=None) if decode else member
         if not self.ext:
@@ -177,6 +182,13 @@ class _Sample:
                 self.problems.append(error.what)
         return 0
 
+    def _kept(self, ext: str, member: Member) -> int:
+        if ext == "npy":
+            return 8 * member.size if self.parts.vector is not None else 0  # a pointer for each label
+        if ext == "json":
+            return len(json.dumps(self.parts.fields)) if self.parts.fields else 0
+        return member.size if ext == "txt" and self.parts.text is not None else 0
+
     def piece(self, layout: Layout, named: int, seen: int) -> tuple[Piece, int]:
         """What it means, and the number of classes seen so far. Raises DataError for a sample that cannot be used."""
         if self.problems:
@@ -187,6 +199,8 @@ class _Sample:
         if missing:
             raise DataError(f"it has no .{' or .'.join(missing[0])}")
         piece = layout.read(self.parts)
+        if any(len(text.encode()) > MAX_TEXT for text in (piece.report, *(text for text, _ in piece.captions))):
+            raise DataError(f"its text has more than {MAX_TEXT} bytes")
         if piece.labels is None:
             if not piece.captions and not piece.report:
                 raise DataError("it has no text")

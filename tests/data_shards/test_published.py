@@ -14,7 +14,9 @@ import pytest
 
 from data_shards import DataError
 from data_shards.foreign import ForeignShards
-from data_shards.sources.layouts import JOINS, Parts, decode_fields, decode_number, decode_vector, unimed
+from data_shards.privacy import hashed
+from data_shards.sources import tar_samples
+from data_shards.sources.layouts import JOINS, MAX_TEXT, Parts, decode_fields, decode_number, decode_vector, unimed
 from tests.data_shards import foreign_tars as tars
 
 
@@ -166,6 +168,48 @@ def test_a_declared_patient_field(tmp_path: Path, cache: Path) -> None:
     assert all(b"Jane" not in p.read_bytes() for p in cache.iterdir())
     with pytest.raises(DataError, match=r"4 samples or members cannot be used[^$]*does not name the patient"):
         ForeignShards.open(path, cache=cache, patient_field="pid")
+
+
+def test_patients_that_a_field_names_are_hashed_with_a_private_salt(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VOXCLIP_SALT", raising=False)
+    body = json.dumps({"key": "k", "status": "success", "caption": "c", "mrn": 100007}).encode()
+    path = tars.write_tar(tmp_path / "in" / "a.tar", [("0.jpg", tars.picture(0)), ("0.json", body)])
+    kept = ForeignShards.open(path, cache=cache, patient_field="mrn")
+    assert kept.patient(0) not in {hashed(f"mrn/{n}", tar_samples.SALT) for n in range(100000, 100010)}
+    assert (cache.parent / ".voxclip-salt").stat().st_mode & 0o077 == 0
+    secret = (cache.parent / ".voxclip-salt").read_text().strip().encode()
+    assert all(secret not in p.read_bytes() for p in cache.iterdir())
+    assert ForeignShards.open(path, cache=cache, patient_field="mrn").manifest_hash == kept.manifest_hash
+    monkeypatch.setenv("VOXCLIP_SALT", "another")
+    other = ForeignShards.open(path, cache=cache, patient_field="mrn")
+    assert other.patient(0) == hashed("mrn/100007", "another") != kept.patient(0) and other.key(0) == kept.key(0)
+    monkeypatch.delenv("VOXCLIP_SALT")
+    (cache.parent / ".voxclip-salt").write_text("")
+    with pytest.raises(DataError, match="the salt beside the cache folder is empty"):
+        ForeignShards.open(path, cache=cache, patient_field="mrn")
+
+
+@pytest.mark.parametrize("kind", ["npy", "json", "txt"])
+def test_everything_kept_of_a_tar_is_bounded(
+    tmp_path: Path, cache: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar_samples, "MAX_KEPT", 64 << 10)
+    words = b"c " * 20000
+    body = {"npy": npy(np.zeros(5000, np.int8)), "json": json.dumps({"caption": words.decode()}).encode(), "txt": words}
+    members = [m for i in range(2) for m in ((f"{i}.jpg", tars.picture(i)), (f"{i}.{kind}", body[kind]))]
+    path = tars.write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(DataError, match=r"x\.tar holds more than 0 MiB of words and labels"):
+        ForeignShards.open(path, "clip_benchmark" if kind == "npy" else "img2dataset", cache=cache)
+
+
+def test_a_caption_longer_than_a_text_may_be_is_a_flaw(tmp_path: Path, cache: Path) -> None:
+    body = json.dumps({"caption": "c" * (MAX_TEXT + 1)}).encode()
+    members = [("0.jpg", tars.picture(0)), ("0.json", body), ("1.jpg", tars.picture(1)), ("1.txt", b"film")]
+    path = tars.write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(DataError, match="member 1: sample left out, its text has more than 1048576 bytes"):
+        ForeignShards.open(path, "img2dataset", cache=cache)
 
 
 def test_splits_are_drawn_by_article(tmp_path: Path, cache: Path) -> None:

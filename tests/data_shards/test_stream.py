@@ -12,6 +12,7 @@ import torch
 
 from data_shards import DataError, Scan, Study, Texts
 from data_shards.batch import Batch
+from data_shards.errors import DamagedError
 from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_view
 from data_shards.shard_set import ShardSet, ShardWriter
 from data_shards.stream import Stream, ordered_pass
