@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+import numpy as np
+
 from data_shards.shard_set import ShardSet
 from data_shards.shards import Shards
 from data_shards.storage import is_url
@@ -52,14 +54,25 @@ def open_studies(where: str | os.PathLike[str], asked: argparse.Namespace | None
 
 
 def tell_lost(shards: Shards, name: str = "") -> None:
-    """Say on stderr how many samples of published tars the scan left out, and why."""
+    """Say on stderr how many samples of published tars the scan left out, and why, and how many have no text."""
     import sys
 
-    lost = getattr(shards, "lost", 0)
+    lost, where = getattr(shards, "lost", 0), f"source {name}: " if name else ""
     if lost:
         reasons = "; ".join(list(getattr(shards, "problems", ()))[:3])
-        where = f"source {name}: " if name else ""
         print(f"warning: {where}{lost} samples of the tars are left out: {reasons}", file=sys.stderr)
+    if textless := len(getattr(shards, "textless", ())):
+        said = "samples have labels of which none is present, so no text: they are scored, and not trained on"
+        print(f"warning: {where}{textless} {said}", file=sys.stderr)
+
+
+def with_text(shards: Shards, rows: np.ndarray) -> np.ndarray:
+    """The rows, without samples of published tars that have labels but no text: nothing could be paired with them."""
+    first, without = 0, []
+    for part in getattr(shards, "parts", (shards,)):
+        without += [int(row) + first for row in getattr(part, "textless", ())]
+        first += len(part)
+    return rows[~np.isin(rows, without)]
 
 
 def _holds_tars(place: Path) -> bool:

@@ -14,7 +14,7 @@ from data_shards.captions import load_templates
 from data_shards.errors import DataError
 from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
 from data_shards.mixture import Mixture
-from data_shards.opening import tell_lost
+from data_shards.opening import tell_lost, with_text
 from data_shards.shard_set import ShardSet
 from data_shards.shards import Shards
 from data_shards.stream import Stream, UnitPolicy
@@ -143,7 +143,7 @@ def build_data(recipe: Recipe) -> Data:
         rows = shards.rows(split) if known.get(split) else np.empty(0, np.int64)
         return rows if chosen is None else rows[np.isin(rows, chosen)]
 
-    train = rows_of(splits.train)
+    train = with_text(shards, rows_of(splits.train))  # the others are scored, by their labels
     if not len(train):
         raise ConfigError(
             f"data.source: the selection holds no study of split '{splits.train}'",

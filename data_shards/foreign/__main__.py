@@ -68,7 +68,7 @@ def _tell(shards: ForeignShards) -> None:
         else "from templates and class names",
         "classes": ", ".join(shards.label_names[:8]) + (", ..." if len(shards.label_names) > 8 else "") or "none",
         "licences": ", ".join(f"{name or 'not said'} {count}" for name, count in few),
-        "problems": "\n".join([f"{shards.lost} left out", *shards.problems[:NAMED]]) if shards.lost else "none",
+        "problems": "\n".join([f"{shards.lost} left out", *shards.problems[:NAMED]]) if shards.problems else "none",
     }
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows.items():

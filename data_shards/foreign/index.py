@@ -44,9 +44,9 @@ class Sidecar:
         self._batch = batch  # keeps the map alive
         columns = {name: batch.column(name) for name in batch.schema.names}
         self.key, self.patient = (_fixed(columns[name]) for name in ("key", "patient"))
-        names = ("offset", "bytes", "crc32", "ext", "modality", "piece_crc32")
+        names = ("offset", "bytes", "crc32", "ext", "textless", "modality", "piece_crc32")
         places = (np.asarray(columns[name]) for name in names)
-        self.offset, self.bytes, self.crc32, self.ext, self._modality, self._piece_crc32 = places
+        self.offset, self.bytes, self.crc32, self.ext, self.textless, self._modality, self._piece_crc32 = places
         _, starts, body = columns["piece"].buffers()
         self._starts = np.frombuffer(starts, np.int64)[: batch.num_rows + 1]
         self._body = np.frombuffer(body, np.uint8) if body is not None else np.empty(0, np.uint8)
@@ -108,6 +108,7 @@ def write_sidecar(path: Path, scanned: Scanned, about: dict[str, Any]) -> None:
         "bytes": pa.array([r.bytes for r in records], pa.int64()),
         "crc32": pa.array([r.crc32 for r in records], pa.uint32()),
         "ext": pa.array([IMAGE_EXTS.index(r.ext) for r in records], pa.uint8()),
+        "textless": pa.array([int(_textless(r.piece)) for r in records], pa.uint8()),
         "modality": pa.array([modalities.index(r.piece.modality) for r in records], pa.uint8()),
         "piece": pa.array(pieces, pa.large_binary()),
         "piece_crc32": pa.array([zlib.crc32(piece) for piece in pieces], pa.uint32()),
@@ -181,6 +182,11 @@ def _empty(schema: Any) -> Any:
 def _body(record: Record) -> bytes:
     piece = {name: getattr(record.piece, name) for name in _KEPT}
     return json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _textless(piece: Piece) -> bool:
+    """Labels of which none is present: there is no class to name."""
+    return not piece.captions and not piece.report and isinstance(piece.labels, tuple) and 1 not in piece.labels
 
 
 def _classes(piece: Piece) -> int:

@@ -34,7 +34,8 @@ class ForeignShards:
 
     Open with `ForeignShards.open(...)`. Every image is read by its place and checked by its crc32. Keys are hashes of
     (the tar's content identity, the sample's name); the tars are never written, their index lies in the cache folder.
-    Picklable; files are opened lazily in each process.
+    Picklable; files are opened lazily in each process. `textless`: rows (int64) whose labels name no class that is
+    present; they are scored like any other, and a training leaves them out (`data_shards.opening.with_text`).
     """
 
     def __init__(
@@ -50,6 +51,9 @@ class ForeignShards:
         self.layout: str = sidecars[0].about["layout"]
         self.reason: str = sidecars[0].about["reason"]
         self.problems = [f"{t.name}, {flaw}" for t, s in zip(tars, sidecars) for flaw in told(s.about["flaws"])]
+        self.textless = np.flatnonzero(np.concatenate([s.textless for s in sidecars])).astype(np.int64)
+        if len(self.textless):
+            self.problems.append(f"{len(self.textless)} samples have labels of which none is present, so no text")
         self.lost: int = sum(s.about["lost"] for s in sidecars)
         self._templates = around[0].templates
         self.label_names = _class_names(around, sidecars)

@@ -14,9 +14,11 @@ import pytest
 
 from data_shards import DataError
 from data_shards.foreign import ForeignShards
+from data_shards.opening import tell_lost, with_text
 from data_shards.privacy import hashed
 from data_shards.sources import tar_samples
 from data_shards.sources.layouts import JOINS, MAX_TEXT, Parts, decode_fields, decode_number, decode_vector, unimed
+from data_shards.union import ShardUnion
 from tests.data_shards import foreign_tars as tars
 
 
@@ -112,6 +114,21 @@ def test_clip_benchmark_multilabel_and_retrieval(tmp_path: Path, cache: Path) ->
     pairs = ForeignShards.open(tars.clip_benchmark(tmp_path / "pairs", "txt"), cache=cache)
     assert (pairs.layout, pairs.label_names) == ("clip_benchmark", ())
     assert captions(pairs, 0) == [("a scan 0", 1.0), ("another view 0", 1.0)]
+
+
+def test_labels_of_which_none_is_present_are_scored_and_not_trained_on(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [m for i in range(4) for m in ((f"{i}.jpg", tars.picture(i)), (f"{i}.npy", npy(np.array([i % 2, 0]))))]
+    shards = ForeignShards.open(tars.write_tar(tmp_path / "x.tar", members), cache=cache)
+    assert shards.textless.tolist() == [0, 2] and "2 samples have labels of which none is" in shards.problems[-1]
+    assert shards.labels()[:, 0].tolist() == [0, 1, 0, 1] and len(shards.rows("train")) == 4
+    assert with_text(shards, shards.rows("train")).tolist() == [1, 3]
+    other = ForeignShards.open(tars.unimed(tmp_path / "y.tar", 3), cache=cache)
+    union = ShardUnion({"words": other, "labels": shards})
+    assert with_text(union, union.rows()).tolist() == [0, 1, 2, 4, 6]
+    tell_lost(shards)
+    assert "2 samples have labels of which none is present, so no text" in capsys.readouterr().err
 
 
 def test_clip_benchmark_without_class_names(tmp_path: Path, cache: Path) -> None:
