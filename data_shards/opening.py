@@ -62,7 +62,7 @@ def tell_lost(shards: Shards, name: str = "") -> None:
         reasons = "; ".join(list(getattr(shards, "problems", ()))[:3])
         print(f"warning: {where}{lost} samples of the tars are left out: {reasons}", file=sys.stderr)
     if textless := len(getattr(shards, "textless", ())):
-        said = "samples have labels of which none is present, so no text: they are scored, and not trained on"
+        said = "samples have labels of which none is present, so no text: not trained on without data.units.templates"
         print(f"warning: {where}{textless} {said}", file=sys.stderr)
 
 

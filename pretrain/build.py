@@ -143,7 +143,9 @@ def build_data(recipe: Recipe) -> Data:
         rows = shards.rows(split) if known.get(split) else np.empty(0, np.int64)
         return rows if chosen is None else rows[np.isin(rows, chosen)]
 
-    train = with_text(shards, rows_of(splits.train))  # the others are scored, by their labels
+    train = rows_of(splits.train)
+    if recipe.data.units.templates is None:  # which may say something of every sample
+        train = with_text(shards, train)
     if not len(train):
         raise ConfigError(
             f"data.source: the selection holds no study of split '{splits.train}'",
