@@ -108,12 +108,16 @@ def masked_texts(texts: Texts, known: tuple[str, ...]) -> tuple[Texts, Counter[s
 
 
 def refuse_identifiers(row: StudyRow) -> None:
-    """Raise DataError where a column that is kept as it is repeats what identifies the patient."""
+    """Raise DataError where a column that is kept as it is repeats what identifies the patient: one of row.known
+    anywhere in it, or nothing but the id or the patient, however short (p7, which row.known has not). A number below
+    1000 may as well be an age; a whole column of them is refused by data_shards.sources.table."""
+    alone = {word.strip().lower() for word in (row.id, row.patient) if len(word) > 3 or not word.strip().isdecimal()}
     for name, value in row.meta.items():
-        for word in row.known:
-            if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", str(value), re.IGNORECASE):
-                raise DataError(
-                    f"the kept column {name!r} repeats an identifier of the study",
-                    "it would reach whoever gets the shards",
-                    "leave it out of --meta-columns",
-                )
+        text = str(value)
+        within = (re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in row.known)
+        if text.strip().lower() in alone or any(within):
+            raise DataError(
+                f"the kept column {name!r} repeats an identifier of the study",
+                "it would reach whoever gets the shards",
+                "leave it out of --meta-columns",
+            )

@@ -64,6 +64,7 @@ def read_table(path: Path, spec: TableSpec) -> Listing:
     unnamed = _unnamed(path, spec)
     rows = [_row(line, records.columns, fields, spec, unnamed, mistakes) for line, fields in records.rows]
     require_values(records, spec.labels, spec.private)
+    _refuse_copies(rows, spec)
     seen: dict[str, int] = {}
     split_of: dict[str, str] = {}
     for row in rows:
@@ -78,6 +79,19 @@ def read_table(path: Path, spec: TableSpec) -> Listing:
             "correct these lines",
         )
     return Listing(rows, notes=notes)
+
+
+def _refuse_copies(rows: Sequence[StudyRow], spec: TableSpec) -> None:
+    """Raise DataError for a kept column that is the id or the patient under another name."""
+    for column in spec.meta_columns:
+        kept = [(row.meta[column].lower(), row) for row in rows if column in row.meta]
+        ids, patients = all(v == r.id.lower() for v, r in kept), all(v == r.patient.lower() for v, r in kept)
+        if len(kept) > 1 and (ids or patients):
+            raise DataError(
+                f"the kept column {column!r} repeats the {'id' if ids else 'patient'} in every row",
+                "it would reach whoever gets the shards",
+                "leave it out of --meta-columns",
+            )
 
 
 def _filtered(records: Records, spec: TableSpec, mistakes: Mistakes) -> tuple[Records, tuple[str, ...]]:

@@ -193,16 +193,11 @@ def test_a_kept_column_that_repeats_an_identifier_is_refused(
 ) -> None:
     assert build(source, tmp_path / "out", "--meta-columns", "address,name", "--max-rejects", "7") == 1
     told = capfd.readouterr().err
-    assert "--meta-columns names ['name'], which identify the patient" in told and not leaks(told)
-    with source.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    with source.open("w", newline="", encoding="utf-8") as file:  # the same words under another name
-        writer = csv.DictWriter(file, [*rows[0], "copy"])
-        writer.writeheader()
-        writer.writerows({**row, "copy": row["name"]} for row in rows)
-    assert build(source, tmp_path / "out", "--meta-columns", "copy", "--max-rejects", "7") == 1
+    assert "--meta-columns names ['name']" in told and not leaks(told)
+    source.write_text(source.read_text().replace(",west,", ",ward ACC99120455,"))
+    assert build(source, tmp_path / "out", "--max-rejects", "7") == 1
     told = capfd.readouterr().err
-    assert "the kept column 'copy' repeats an identifier of the study" in told and not leaks(told)
+    assert "the kept column 'site' repeats an identifier of the study" in told and not leaks(told)
 
 
 @pytest.mark.parametrize(

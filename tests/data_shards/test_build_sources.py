@@ -66,6 +66,26 @@ def test_columns_that_identify_are_not_kept(tmp_path: Path, capsys: pytest.Captu
     assert "--meta-columns names ['patient']" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("patients", "kept", "said"),
+    [
+        (["p1", "p2"], ["x", "p2"], "repeats an identifier of the study"),
+        (["4711", "4712"], ["x", "4712"], "repeats an identifier of the study"),
+        (["7", "8"], ["7", "8"], "repeats the patient in every row"),
+        (["s", "t"], ["0", "1"], "repeats the id in every row"),
+        (["40", "41"], ["39", "41"], ""),  # an age
+    ],
+)
+def test_short_identifiers_are_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], patients: list[str], kept: list[str], said: str
+) -> None:
+    folder = write_folder(tmp_path / "in", 2)
+    rows = [f"{i},{i}.nii.gz,{patients[i]},Clear.,{kept[i]}" for i in range(2)]
+    (folder / "reads.csv").write_text("\n".join(["id,image,patient,report,kept", *rows]))
+    assert build(folder, tmp_path / "out", "--meta-columns", "kept") == int(bool(said))
+    assert said in capsys.readouterr().err
+
+
 def test_another_image_is_another_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_folder(tmp_path / "in")
     assert build(folder, tmp_path / "out") == 0
