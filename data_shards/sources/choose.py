@@ -7,7 +7,15 @@ from itertools import islice
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.sources.options import Opened, choice_of, chosen, open_known, table_spec
+from data_shards.sources.options import (
+    Opened,
+    add_preset_options,
+    add_table_options,
+    choice_of,
+    chosen,
+    open_known,
+    table_spec,
+)
 from data_shards.sources.records import TABLE_SUFFIXES, read_columns
 
 
@@ -19,6 +27,8 @@ def open_source(args: argparse.Namespace) -> Opened:
     """
     source = Path(args.source)
     if args.preset or (source.is_file() and source.suffix != ".tar"):
+        npz = source.suffix.lower() == ".npz"
+        _require(args, "a collection (--preset)" if args.preset else "a MedMNIST archive" if npz else "a table")
         opened = open_known(source, args)
         assert opened is not None  # only of folders nothing is known
         return opened
@@ -60,6 +70,7 @@ def _folder(source: Path, tables: list[Path], args: argparse.Namespace) -> Opene
             "name one: --source TABLE of images, or --source FOLDER --reports TABLE for DICOM",
         )
     if tables and _names_images(tables[0], args):
+        _require(args, "a table")
         args.root = args.root or str(source)
         opened = open_known(tables[0], args)
         assert opened is not None
@@ -81,15 +92,27 @@ _TABLES = tuple(f"{suffix}{packed}" for suffix in TABLE_SUFFIXES for packed in (
 _IMAGES = (".nii", ".nii.gz", ".npy", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 
+def _require(args: argparse.Namespace, kind: str) -> None:
+    from data_shards.sources.dicom_options import add_dicom_options
+    from data_shards.sources.fitting import require_fitting
+
+    defaults = argparse.ArgumentParser()
+    for add in (add_table_options, add_dicom_options, add_tar_options, add_preset_options):
+        add(defaults)
+    require_fitting(args, kind, defaults)
+
+
 def _dicom(source: Path, args: argparse.Namespace) -> Opened:
     from data_shards.sources.dicom_options import open_dicom_tree
 
+    _require(args, f"a folder of DICOM files {'with' if args.reports else 'without'} --reports")
     return open_dicom_tree(source, args, args.workers)
 
 
 def _tars(args: argparse.Namespace) -> Opened:
     from data_shards.foreign.shards import ForeignShards
 
+    _require(args, "published tars")
     shards = ForeignShards.open(
         args.source,
         layout=args.layout,

@@ -107,6 +107,8 @@ def table_spec(args: argparse.Namespace, table: Path) -> TableSpec:
             raise DataError("--image-template and --image-columns are both given", fix="say one of them")
         images = parse_images(args.image_columns, args.image_roles, args.image_phases)
     else:
+        if args.image_roles or args.image_phases:
+            raise DataError("--image-roles and --image-phases are for --image-columns", fix="name these columns")
         images = (ImageColumn(args.image_template or f"{{{args.image_column}}}"),)
     drawn = args.split_file or args.group_column or args.split_by == "patient"
     if args.split_by == "column" and (args.split_file or args.group_column):

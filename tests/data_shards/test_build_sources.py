@@ -180,6 +180,58 @@ def test_medmnist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("a table", ["--reports", "x.csv"]),
+        ("a table", ["--layout", "unimed", "--series", "all"]),
+        ("a table", ["--join", "study"]),
+        ("a table", ["--scans", "first"]),
+        ("a folder of DICOM files without --reports", ["--text-columns", "findings"]),
+        ("a folder of DICOM files with --reports", ["--slope-column", "x"]),
+        ("a folder of DICOM files with --reports", ["--root", "x", "--image-column", "x", "--id-column", "x"]),
+        ("a folder of DICOM files with --reports", ["--patient-column", "x"]),
+        ("published tars", ["--label-columns", "x"]),
+        ("published tars", ["--split-file", "x.json"]),
+        ("a MedMNIST archive", ["--val-fraction", "0.2"]),
+        ("a collection (--preset)", ["--text-columns", "x", "--test-fraction", "0.2"]),
+    ],
+)
+def test_options_that_do_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, words: list[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    table, archive = folder / "reads.csv", folder / "pneumoniamnist.npz"
+    source, more = {
+        "a table": (table, []),
+        "published tars": (folder, []),
+        "a MedMNIST archive": (archive, []),
+        "a collection (--preset)": (folder, ["--preset", "ct-rate"]),
+        "a folder of DICOM files with --reports": (folder, ["--reports", str(table)]),
+    }.get(kind, (folder, []))
+    if source != folder or "with" in kind.split():
+        source.touch() if source != folder else table.touch()
+    if kind == "published tars":
+        foreign_tars.unimed(folder / "0.tar")
+    assert build(source, tmp_path / "out", *words, *more) == 1
+    told = capsys.readouterr().err
+    assert f"the source is {kind}, which" in told and all(word in told for word in words if word.startswith("--"))
+
+
+@pytest.mark.parametrize("words", [["--val-fraction", "10"], ["--test-fraction", "-1"], ["--val-fraction", "nan"]])
+def test_fractions_are_shares(tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        build(write_folder(tmp_path / "in", 1), tmp_path / "out", *words)
+
+
+def test_what_a_report_is_found_by_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    words = ["--reports", "x.csv", "--join-columns", "acc", "--meta-columns", "acc"]
+    assert build(tmp_path / "in", tmp_path / "out", *words) == 1
+    assert "--meta-columns names ['acc']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda p: p, "the source does not exist"),
