@@ -76,7 +76,9 @@ def _build(args: argparse.Namespace) -> int:
         dry_run(rows, refused, make, args.max_rejects)
         return 0
     options = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_CONTENT}
-    identity = content(options, rows, make.salt)
+    source = Path(args.source)
+    root = Path(args.root or (source if source.is_dir() else source.parent))
+    identity = content(options, rows, make.salt, root)
     if already_built(out, identity, args.resume):
         remove_work(out)  # of a start that was killed behind its last rename
         print("built already: nothing to do")

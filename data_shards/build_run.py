@@ -158,13 +158,28 @@ def about(options: dict[str, Any], salt: str) -> dict[str, str]:
     return {name: hashlib.sha256(value.encode()).hexdigest() for name, value in sorted(told.items())}
 
 
-def content(options: dict[str, Any], rows: Sequence[StudyRow], salt: str) -> str:
-    """Which build this is, wherever its files lie and whoever runs it: kept in the manifest."""
+def content(options: dict[str, Any], rows: Sequence[StudyRow], salt: str, root: Path) -> str:
+    """Which build this is, wherever its files lie and whoever runs it: kept in the manifest, as a hash. Of the files,
+    their places below `root` and their sizes count."""
     sha = hashlib.sha256(f"{salt}\0{sorted(options.items())}".encode())
+    sizes: dict[str, int] = {}
     for row in rows:
-        scans = tuple(replace(scan, path=Path(scan.path).name, files=()) for scan in row.scans)  # wherever they lie
-        sha.update(repr(replace(row, scans=scans)).encode())
+        scans = []
+        for scan in row.scans:
+            for path in _files(scan):
+                if path not in sizes:
+                    sizes[path] = _size(path)
+                sha.update(f"{sizes[path]}\0".encode())
+            scans.append(replace(scan, path=os.path.relpath(scan.path, root)))
+        sha.update(repr(replace(row, scans=tuple(scans))).encode())
     return sha.hexdigest()
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def identity(rows: Sequence[StudyRow], salt: str) -> str:

@@ -39,15 +39,16 @@ class Records:
     counted: str
 
 
-def read_records(path: Path, only: Iterable[str] | None = None) -> Records:
+def read_records(path: Path, only: Iterable[str] | None = None, where: str = "") -> Records:
     """All rows of a table that are not blank. `only`: columns that will be looked at (Parquet reads no others).
+    `where`: a condition that may look at others; of these, bytes that it does not name are not read.
 
     Raises: DataError for a file that is no table, a quote never closed, a column named twice, a sheet with errors in
     it, a JSON line that is no object.
     """
     suffix = table_suffix(path)
     if suffix == ".parquet":
-        return _parquet(path, only)
+        return _parquet(path, only, where)
     if suffix == ".xlsx":
         return _checked(_xlsx(path))
     if suffix in (".jsonl", ".ndjson"):
@@ -218,13 +219,15 @@ def _parquet_file(path: Path) -> Any:
         raise _unreadable(error) from None
 
 
-def _parquet(path: Path, only: Iterable[str] | None) -> Records:
+def _parquet(path: Path, only: Iterable[str] | None, where: str) -> Records:
     import pyarrow as pa
 
     file = _parquet_file(path)
     _checked(Records(list(file.schema_arrow.names), [], ""))
-    wanted = None if only is None else set(only)
-    columns = [name for name in file.schema_arrow.names if wanted is None or name in wanted]
+    wanted = set(file.schema_arrow.names if only is None else only)
+    if where:
+        wanted |= {f.name for f in file.schema_arrow if f.name.lower() in where.lower() or not _holds_bytes(f.type)}
+    columns = [name for name in file.schema_arrow.names if name in wanted]
     rows: list[tuple[int, list[str]]] = []
     try:
         for batch in file.iter_batches(columns=columns, use_threads=False):
@@ -237,6 +240,15 @@ def _parquet(path: Path, only: Iterable[str] | None) -> Records:
     missing = [name for name in file.schema_arrow.names if name not in columns]
     blank = [""] * len(missing)
     return Records([*columns, *missing], [(n, [*cells, *blank]) for n, cells in rows], "rows of the table, from 1")
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether an arrow type is bytes, or a list or record with bytes in it (an image beside its path)."""
+    import pyarrow as pa
+
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return "binary" in str(kind)
 
 
 def _column_texts(column: Any) -> list[str]:

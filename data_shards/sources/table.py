@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -53,7 +54,7 @@ def read_table(path: Path, spec: TableSpec) -> Listing:
     patient in two splits. A quote that is never closed is refused before all that: nothing after it can be
     told apart."""
     spec.check()
-    records = read_records(path, None if spec.where else spec.needed)
+    records = read_records(path, spec.needed, spec.where)
     if missing := sorted(spec.needed - set(records.columns)):
         known = told_columns(records.columns, spec.needed)
         raise DataError(f"the table has no column {missing}; {known}", fix=_naming(missing, spec))
@@ -200,11 +201,11 @@ def _scans(
         empty = not any(cells[c] for c in image.columns)  # of a blank cell, the root folder would be named: it exists
         if empty and image is not spec.images[0]:
             continue
-        place = image.template.format_map(cells)
+        place = image.place(cells)
         first = first or place
         for part in _paths(spec.root, place):
             path = spec.root / part
-            if empty or not part or not path.exists():
+            if empty or not part or not _exists(path):
                 mistakes.setdefault(unnamed[image], []).append(line)
             role = "further" if image.role == "primary" and scans else image.role
             scans.append(replace(blank, path=str(path), role=role, phase=told or image.phase))
@@ -213,9 +214,18 @@ def _scans(
 
 def _paths(root: Path, place: str) -> list[str]:
     """ "a.png;b.png" is two images, unless a file has just this name."""
-    if LIST_SEPARATOR not in place or (root / place).exists():
+    if LIST_SEPARATOR not in place or _exists(root / place):
         return [place]
     return [part for part in (p.strip() for p in place.split(LIST_SEPARATOR)) if part]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a report where a path should be: no file has such a name
+            return False
+        raise
 
 
 def _numbers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,9 +28,24 @@ class ImageColumn:
     role: str = "primary"
     phase: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises: DataError for a template that is none."""
+        try:
+            self.place(dict.fromkeys(self.columns, ""))
+        except ValueError:
+            raise DataError(
+                f"the image template {self.template!r} is not understood",
+                fix='put each column in braces, as in "ct/{volume}.nii.gz"',
+            ) from None
+
     @property
     def columns(self) -> list[str]:
         return [name for _, name, _, _ in string.Formatter().parse(self.template) if name]
+
+    def place(self, cells: Mapping[str, str]) -> str:
+        """The path of a row. A name in braces is a column's, dots and brackets included."""
+        parts = string.Formatter().parse(self.template)
+        return "".join(text + (format(cells[name], form or "") if name else "") for text, name, form, _ in parts)
 
 
 @dataclass(frozen=True)

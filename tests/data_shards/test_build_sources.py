@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -89,9 +90,21 @@ def test_short_identifiers_are_not_kept(
 def test_another_image_is_another_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_folder(tmp_path / "in")
     assert build(folder, tmp_path / "out") == 0
-    table = next(folder.glob("*.csv"))
-    table.write_text(table.read_text().replace("0.nii.gz", "1.nii.gz"))
-    assert build(folder, tmp_path / "out", "--resume") == 1
+    moved = folder.rename(tmp_path / "moved")
+    assert build(moved, tmp_path / "out", "--resume") == 0
+    assert "built already" in capsys.readouterr().out
+    (moved / "b").mkdir()
+    shutil.copy(moved / "1.nii.gz", moved / "b" / "0.nii.gz")
+    table = moved / "reads.csv"
+    text = table.read_text()
+    for other in ("1.nii.gz", "b/0.nii.gz"):
+        table.write_text(text.replace("0.nii.gz", other))
+        assert build(moved, tmp_path / "out", "--resume") == 1
+        assert "built already" not in capsys.readouterr().out
+    table.write_text(text)
+    shutil.copy(moved / "b" / "0.nii.gz", moved / "0.nii.gz")
+    (moved / "0.nii.gz").write_bytes((moved / "0.nii.gz").read_bytes() + b"\0" * 9)
+    assert build(moved, tmp_path / "out", "--resume") == 1
     assert "built already" not in capsys.readouterr().out
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,27 @@ def images(tmp_path: Path) -> Path:
     for i in range(8):
         Image.fromarray(noise(i)).save(tmp_path / f"{i}.png")
     return tmp_path
+
+
+def test_odd_names_and_cells(tmp_path: Path) -> None:
+    """Columns with dots and brackets, a cell that is no path, bytes that nobody asked for."""
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
+    for name in ("file.name", "image[0]"):
+        (tmp_path / "t.csv").write_text(f"id,{name},patient,report\ns1,a.png,p1,clear\n")
+        spec = TableSpec(tmp_path, (ImageColumn(f"{{{name}}}"),), "patient", {"report": "report"}, id_column="id")
+        assert read_table(tmp_path / "t.csv", spec).rows[0].scans[0].path.endswith("a.png")
+    with pytest.raises(DataError, match="is not understood"):
+        ImageColumn("{image")
+    spec = TableSpec(tmp_path, (ImageColumn("{image}"),), "patient", {"report": "report"}, id_column="id")
+    for cell, fails in (("x" * 300, True), (";".join(["a.png"] * 60), False)):
+        (tmp_path / "t.csv").write_text(f"id,image,patient,report\ns1,{cell},p1,clear\n")
+        with pytest.raises(DataError, match="names no file .*: line 2") if fails else nullcontext():
+            assert len(read_table(tmp_path / "t.csv", spec).rows[0].scans) == 60
+    cells = {"id": ["s1"], "image": ["a.png"], "patient": ["p1"], "report": ["x"], "age": [3], "thumb": [b"\0\1"]}
+    pq.write_table(pa.table({**cells, "picture": [{"bytes": b"\0", "path": "x"}]}), tmp_path / "t.parquet")
+    assert len(read_table(tmp_path / "t.parquet", replace(spec, where="age > 1")).rows) == 1
+    with pytest.raises(DataError, match="holds bytes"):
+        read_table(tmp_path / "t.parquet", replace(spec, where="thumb = 'x'"))
 
 
 def test_several_images_of_a_study(images: Path) -> None:
