@@ -91,7 +91,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("workers", "max_rejects"):
         if getattr(args, name) < 0:
             parser.error(f"--{name.replace('_', '-')} cannot be negative")
-    if not (0 <= args.val_fraction and 0 <= args.test_fraction and args.val_fraction + args.test_fraction < 1):
+    if not (args.val_fraction >= 0 and args.test_fraction >= 0 and args.val_fraction + args.test_fraction < 1):
         parser.error("--val-fraction and --test-fraction are shares from 0 to below 1 that leave something to train on")
     if args.max_samples < 1:
         parser.error("--max-samples must be 1 or more")

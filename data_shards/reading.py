@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Collection, Sequence
 
+from data_shards.errors import DataError
 from data_shards.schema import Scan
 from data_shards.sources.base import ScanFile, StudyRow
 from data_shards.volume import is_volume, read_image, read_volume
@@ -41,6 +43,12 @@ def read_scan(
     modality = file.modality or modality
     if file.at is not None:
         scan = read_image(file.path, modality, file.at)
+        if file.crc32 is not None and zlib.crc32(scan.image or b"") != file.crc32:
+            raise DataError(
+                "the image in the tar does not match its crc32",
+                "the tar changed, or went bad, since it was scanned: pixels would be silently wrong",
+                "copy the tar again",
+            )
     elif file.path.lower().endswith((".npy", ".npz")):
         from data_shards.arrays import scan_of_array
         from data_shards.sources.npz import read_array

@@ -193,12 +193,12 @@ class ForeignShards:
         for row in range(len(self)):
             study, (part, at) = self._study(row), self._place(row)
             side, (image,) = self.sidecars[part], study.scans
-            place = int(side.offset[at]), int(side.bytes[at])
+            place, crc32 = (int(side.offset[at]), int(side.bytes[at])), int(side.crc32[at])
             rows.append(
                 StudyRow(
                     row + 1,
                     study.key,
-                    (ScanFile(str(self.tars[part]), at=place, ext=image.ext, modality=image.modality),),
+                    (ScanFile(str(self.tars[part]), at=place, ext=image.ext, crc32=crc32, modality=image.modality),),
                     study.patient,
                     study.split,
                     study.texts,

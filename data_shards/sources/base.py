@@ -15,7 +15,7 @@ class ScanFile:
     path: a NIfTI, .npy or image file, a folder with one DICOM series, a .npz, or a tar.
     files: of a folder with several DICOM series, the names of this one's files.
     item: of a .npz that holds many studies, which (array name, position).
-    at: of a tar, the payload's (offset, bytes); `ext` is then the member's extension.
+    at: of a tar, the payload's (offset, bytes); `ext` is then the member's extension, `crc32` the payload's.
     axes: of a .npy or .npz volume, where its three axes grow: letters of S/I, A/P, R/L, such as "IPL" (None: "SAR").
     slope, intercept: stored value * slope + intercept is in the scan's unit, instead of what the header says.
     notes: what the source found unusual, as (code of data_shards.quality, words).
@@ -26,6 +26,7 @@ class ScanFile:
     item: tuple[str, int] | None = None
     at: tuple[int, int] | None = None
     ext: str = ""
+    crc32: int | None = None
     axes: str | None = None
     modality: str | None = None
     spacing_mm: tuple[float, float, float] | None = None

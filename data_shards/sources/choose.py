@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_shards.errors import DataError
+from data_shards.sources.base import Refused
 from data_shards.sources.options import (
     Opened,
     add_preset_options,
@@ -17,6 +22,9 @@ from data_shards.sources.options import (
     table_spec,
 )
 from data_shards.sources.records import TABLE_SUFFIXES, read_columns
+
+if TYPE_CHECKING:
+    from data_shards.foreign.shards import ForeignShards
 
 
 def open_source(args: argparse.Namespace) -> Opened:
@@ -120,11 +128,26 @@ def _tars(args: argparse.Namespace) -> Opened:
         test_fraction=args.test_fraction,
         modality=args.modality,
         patient_field=args.patient_field,
-        max_damaged=args.max_rejects,
+        max_damaged=sys.maxsize,  # what is lost is refused below, and counted once, by --max-rejects
         workers=args.workers,
     )
-    opened = Opened(shards.listing(), args.modality)
+    found = shards.listing()
+    opened = Opened(replace(found, refused=(*found.refused, *_lost(shards))), args.modality)
     return Opened(chosen(opened, choice_of(args, args.where)), opened.modality)
+
+
+def _lost(shards: ForeignShards) -> Iterator[Refused]:
+    """One for each sample or member that is left out. Tars are told by number: their names are in the notes only."""
+    for i, side in enumerate(shards.sidecars, 1):
+        told = 0
+        for what, (numbers, count) in side.about["flaws"].items():
+            told += count
+            for at in range(count):
+                number = numbers[at] if at < len(numbers) else 0
+                where = f"tar {i}, member {number}" if number else f"tar {i}, another member"
+                yield Refused(number, f"tar {i}/{what}/{at}", f"{where}: {what}")
+        for at in range(told, side.about["lost"]):
+            yield Refused(0, f"tar {i}//{at}", f"tar {i}, another member: cannot be used")
 
 
 def add_tar_options(parser: argparse.ArgumentParser) -> None:

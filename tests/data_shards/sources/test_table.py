@@ -58,7 +58,7 @@ def test_odd_names_and_cells(tmp_path: Path) -> None:
     spec = TableSpec(tmp_path, (ImageColumn("{image}"),), "patient", {"report": "report"}, id_column="id")
     for cell, fails in (("x" * 300, True), (";".join(["a.png"] * 60), False)):
         (tmp_path / "t.csv").write_text(f"id,image,patient,report\ns1,{cell},p1,clear\n")
-        with pytest.raises(DataError, match="names no file .*: line 2") if fails else nullcontext():
+        with pytest.raises(DataError, match=r"names no file .*: line 2") if fails else nullcontext():
             assert len(read_table(tmp_path / "t.csv", spec).rows[0].scans) == 60
     cells = {"id": ["s1"], "image": ["a.png"], "patient": ["p1"], "report": ["x"], "age": [3], "thumb": [b"\0\1"]}
     pq.write_table(pa.table({**cells, "picture": [{"bytes": b"\0", "path": "x"}]}), tmp_path / "t.parquet")
