@@ -37,7 +37,7 @@ def require_fitting(args: argparse.Namespace, kind: str, defaults: argparse.Argu
         named = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
         homes = [other for other, own in FITTING.items() if own.issuperset(strange)]
         raise DataError(
-            f"the source is {kind}, which {named} does not fit",
+            f"the source is {kind}, which has no use for {named}",
             "what you asked for would be ignored",
             f"leave it out{'; it is for ' + ' or '.join(homes) if homes else ''}",
         )
