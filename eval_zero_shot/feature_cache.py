@@ -116,11 +116,16 @@ def identity_of(
 
 
 def features_of(
-    loaded: Any, shards: Any, rows: Any, precision: Precision, cache: FeatureCache, batch_size: int = 8
+    loaded: Any, shards: Any, rows: Any, precision: Precision, cache: FeatureCache | None, batch_size: int = 8
 ) -> StudyFeatures:
-    """Features of rows of a shard set under a release, as its own preprocessing shows them; encoded once, then kept."""
+    """Features of rows of a shard set under a release, as its own preprocessing shows them; encoded once, then kept
+    (cache None: encoded and not kept)."""
     identity = identity_of(loaded.sha256, loaded.geometry, loaded.view, shards, rows, precision)
-    return cache.get_or_make(identity, lambda: embed_images(
-        image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
-        batch_size=batch_size, precision=precision, progress=sys.stderr.isatty(),
-    ))  # fmt: skip
+
+    def made() -> StudyFeatures:
+        return embed_images(
+            image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
+            batch_size=batch_size, precision=precision, progress=sys.stderr.isatty(),
+        )  # fmt: skip
+
+    return made() if cache is None else cache.get_or_make(identity, made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_zero_shot.errors import EvalError
@@ -25,6 +26,15 @@ def load_release(folder: str, device: str = "auto") -> Loaded:
         raise EvalError(f"--device {device}: torch sees no GPU", why="nothing can run there", fix="use auto or cpu")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return encoders.load(folder, device=chosen)
+
+
+def model_name(spec: str) -> str:
+    """How tables call a model: the folder's name, the run's where it is a run's release, or the name itself."""
+    path = Path(spec).expanduser()
+    if not path.is_dir():
+        return spec
+    path = path.resolve()
+    return path.parent.name if path.name == "release" else path.name
 
 
 def load_dual(folder: str, device: str = "auto") -> Loaded:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -200,14 +201,6 @@ def require_same_geometry(stored: Any, asked: Any, allow_mismatch: bool = False)
         why="mismatched preprocessing is known to turn an AUROC of 0.80 into chance",
         fix="leave --geometry out to use the model's own, or say --allow-geometry-mismatch if this is the question",
     )
-
-
-def choose_rows(rows: Sequence[int] | NDArray, max_studies: int | None, seed: int = 0) -> NDArray:
-    """At most `max_studies` of the rows, the same ones at every call with the same seed, in ascending order."""
-    rows = np.sort(np.asarray(rows))
-    if max_studies is None or len(rows) <= max_studies:
-        return rows
-    return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(rows)[:max_studies])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -52,7 +52,8 @@ class ZeroShotTask:
 
     def select(self, model: Any, data: Any, tokenize: Any, precision: Any) -> dict[str, float]:
         from eval_zero_shot.errors import EvalError
-        from eval_zero_shot.run import choose_rows, evaluate
+        from eval_zero_shot.inputs import choose_rows
+        from eval_zero_shot.run import evaluate
 
         rows = choose_rows(data.select_rows, self.recipe.evaluate.max_studies)
         try:

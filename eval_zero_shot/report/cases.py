@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from eval_zero_shot.classify import class_embeddings
 from eval_zero_shot.embedding import embed_batches, embed_texts, study_batches
+from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.report.focus import contributions, mean_tokens
-from eval_zero_shot.run import choose_rows
 from eval_zero_shot.tasks import Task
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from data_shards.shard_set import ShardSet
 from encoders.dual import build_dual
 from encoders.release import write_release
 from eval_zero_shot import EvalError, Finding, Task
+from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.results import Results, print_table
-from eval_zero_shot.run import choose_rows, evaluate, main
+from eval_zero_shot.run import evaluate, main
 
 from .conftest import GEOMETRY, TASK, VIEW, ToyEncoder, tokenize
 

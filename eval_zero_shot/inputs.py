@@ -1,0 +1,128 @@
+"""What every protocol's command line shares: a model, a shard set, and the features of its studies."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.opening import add_tar_options, open_studies
+from eval_zero_shot.errors import EvalError
+
+if TYPE_CHECKING:
+    from eval_zero_shot.embedding import StudyFeatures
+    from eval_zero_shot.feature_cache import FeatureCache
+
+VERSIONS = ("torch", "open_clip_torch", "timm", "numpy", "scikit-learn")
+
+
+def add_inputs(parser: argparse.ArgumentParser, split: str | None = "test") -> None:
+    """--model, --data, --split and how to embed; `split` None: the protocol has split options of its own."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help="release folder, or what eval_zero_shot.models lists")
+    add("--data", required=True, metavar="DIR", help="shard set (folder or URL) or published .tar files")
+    if split is not None:
+        add("--split", default=split, metavar="NAME", help=f"split to score (default: {split})")
+    add("--max-studies", type=int, metavar="N", help="score a fixed choice of N studies")
+    add_embedding(parser)
+    add_tar_options(parser)
+
+
+def add_embedding(parser: argparse.ArgumentParser) -> None:
+    """How studies are embedded."""
+    add = parser.add_argument
+    add("--batch-size", type=int, default=8, metavar="N", help="studies encoded together (default: 8)")
+    add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic (default: fp32)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--cache", default="~/.cache/voxclip/features", metavar="DIR", help="of features (default: %(default)s)")
+    add("--no-cache", action="store_true", help="encode every study again and keep nothing")
+
+
+@dataclass
+class Inputs:
+    """A model and the studies it is asked about. `name` is how tables call the model."""
+
+    name: str
+    loaded: Any
+    shards: Any
+    cache: FeatureCache | None
+    batch_size: int = 8
+    precision: Any = "fp32"
+
+    def rows(self, split: str, max_studies: int | None = None) -> NDArray:
+        """Rows of a split. Raises EvalError naming the splits there are."""
+        if not self.shards.manifest["splits"].get(split):
+            known = ", ".join(self.shards.manifest["splits"])
+            raise EvalError(f"no study in split '{split}'", why="nothing can be scored", fix=f"name one of: {known}")
+        return choose_rows(self.shards.rows(split), max_studies)
+
+    def features(self, rows: Sequence[int] | NDArray) -> StudyFeatures:
+        """Unit vectors of rows, in their order, each study encoded once and kept in the cache."""
+        from eval_zero_shot.feature_cache import features_of
+
+        return features_of(self.loaded, self.shards, np.asarray(rows), self.precision, self.cache, self.batch_size)
+
+    def texts(self, texts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
+        """Unit vector of every distinct text."""
+        from eval_zero_shot.embedding import embed_texts
+
+        return embed_texts(self.loaded.model, self.loaded.tokenizer, texts, precision=self.precision)
+
+    def provenance(self, rows: Sequence[int] | NDArray, split: str, **more: Any) -> dict[str, Any]:
+        """What must be equal before two outcomes may be compared, and what says how they came about."""
+        keys = "\n".join(self.shards.key(int(row)) for row in rows)
+        return {
+            "data_sha256": self.shards.manifest_hash,
+            "split": split,
+            "rows_sha256": hashlib.sha256(keys.encode()).hexdigest(),
+            "geometry_sha256": self.loaded.geometry.identity,
+            "view_sha256": self.loaded.view.identity,
+            "precision": self.precision,
+            "versions": {name: version(name) for name in VERSIONS},
+            **more,
+        }
+
+
+def open_inputs(args: argparse.Namespace, texts: bool = True) -> Inputs:
+    """The shards first, which fail fast, then the model. texts: the model must have a text tower.
+
+    Raises EvalError, DataError or ReleaseError with what is wrong.
+    """
+    if args.batch_size < 1:
+        raise EvalError(f"--batch-size {args.batch_size}", why="nothing would be encoded", fix="1 or more")
+    shards = open_studies(args.data, args)
+    from eval_zero_shot.feature_cache import FeatureCache
+    from eval_zero_shot.release import load_dual, load_release, model_name
+
+    loaded = (load_dual if texts else load_release)(args.model, args.device)
+    cache = None if args.no_cache else FeatureCache(args.cache)
+    return Inputs(model_name(args.model), loaded, shards, cache, args.batch_size, args.precision)
+
+
+def choose_rows(rows: Sequence[int] | NDArray, max_studies: int | None, seed: int = 0) -> NDArray:
+    """At most `max_studies` of the rows, the same ones at every call with the same seed, in ascending order."""
+    rows = np.sort(np.asarray(rows))
+    if max_studies is None or len(rows) <= max_studies:
+        return rows
+    return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(rows)[:max_studies])
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, do: Any) -> int:
+    """Parse, do, and return 0, or 1 with the reason on stderr; every command of this package ends here."""
+    args = parser.parse_args(argv)
+    from data_shards.errors import DataError
+    from encoders.errors import ReleaseError
+
+    try:
+        do(args)
+    except (EvalError, DataError, ReleaseError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
