@@ -68,6 +68,7 @@ def _build(args: argparse.Namespace) -> int:
         licence=args.licence or opened.licence,
         source=args.source_name or opened.name,
         mask_texts=not args.keep_text_as_is,
+        allow_no_text=args.allow_no_text,
     )
     refused = [make.refused(one.line, one.id, one.reason) for one in opened.listing.refused]
     if args.dry_run:
@@ -83,12 +84,13 @@ def _build(args: argparse.Namespace) -> int:
         remove_work(out)  # of a start that was killed behind its last rename
         print("built already: nothing to do")
         return 0
-    wordless = [make.rejected(row, NO_TEXT) for row in rows if row.texts.empty]
+    wordless = [make.rejected(row, NO_TEXT) for row in rows if make.wordless(row)]
     if rows and len(wordless) == len(rows):
         raise DataError(
             "no study has a text",
             "there would be nothing to learn from",
-            "name the column with --text-columns; for a folder of DICOM name the table with --reports",
+            "name the column with --text-columns; for a folder of DICOM name the table with --reports; where captions "
+            "are to be made of labels, or images are all you want, say --allow-no-text",
         )
     if len(refused) + len(wordless) > args.max_rejects:
         list_rejected([*refused, *wordless], out)

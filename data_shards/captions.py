@@ -134,13 +134,18 @@ def template_names() -> list[str]:
     return sorted(path.stem for path in PACKAGED.glob("*.yaml"))
 
 
+def templates_file(name: str) -> Path:
+    """Where the templates of this name or path would lie."""
+    return Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PACKAGED / f"{name}.yaml"
+
+
 def load_templates(name: str) -> CaptionTemplates:
     """A shipped template file by name, or one of your own by the path of its YAML (.yaml, .yml).
 
     Raises: DataError for a file that is not there, and for one that says something it may not, with every mistake and
     its key.
     """
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PACKAGED / f"{name}.yaml"
+    path = templates_file(name)
     if not path.is_file() or (path.parent == PACKAGED and path.stem not in template_names()):
         fix = f"name a .yaml file, or one that is shipped: {', '.join(template_names())}"
         raise DataError(f"no caption templates '{name}'", "no caption could be made", fix)

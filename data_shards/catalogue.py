@@ -14,6 +14,7 @@ from data_shards.schema import SCHEMA_VERSION
 
 LABEL_PREFIX = "label:"
 META_PREFIX = "meta:"
+TEXTLESS = "textless"  # a column of sets in which some study has no text; others do without it
 TEXTS = ("key", "shard", "patient", "split", "modality", "licence", "source")
 
 
@@ -28,7 +29,7 @@ def index_types(label_names: Sequence[str]) -> dict[str, Any]:
 
 class Catalogue:
     """Rows of the index in the order of the shards. A row is plain data (json): key, patient, split, modality, licence,
-    source, labels, meta, and members with their place in the shard."""
+    source, labels, meta, textless, and members with their place in the shard."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -89,5 +90,7 @@ class Catalogue:
             columns[column] = pa.array([row["labels"].get(name) for row in self.rows], types[column])
         for name in sorted({name for row in self.rows for name in row["meta"]}):
             columns[META_PREFIX + name] = meta_column([row["meta"].get(name) for row in self.rows])
+        if any(row[TEXTLESS] for row in self.rows):
+            columns[TEXTLESS] = pa.array([row[TEXTLESS] for row in self.rows], pa.bool_())
         columns["members"] = pa.array([row["members"] for row in self.rows], types["members"])
         pq.write_table(pa.table(columns), path, compression="zstd")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_shards.engine import Rejection
-from data_shards.make_study import StudyMaker, masked_texts
+from data_shards.make_study import NO_TEXT, StudyMaker, masked_texts
 from data_shards.sources.base import StudyRow
 
 READ = 5  # studies that are read, spread over the listing
@@ -36,12 +36,13 @@ def dry_run(rows: Sequence[StudyRow], refused: Sequence[Rejection], make: StudyM
         print(f"  label {name}: {values[1]} present, {values[0]} absent, {values[None]} unknown")
     _tell_masks(rows, make)
     found, listed = _read_some(rows, make), list(refused)
-    listed += [make.rejected(row, "the study has no text") for row in rows if row.texts.empty]
+    listed += [make.rejected(row, NO_TEXT) for row in rows if make.wordless(row)]
     problems = sorted({*listed, *found}, key=lambda r: r.line)
     for problem in problems[:SHOWN]:
         print(f"  line {problem.line} cannot be used: {problem.reason}")
-    state = f"{len(listed)} studies cannot be used, as the listing shows already; --max-rejects is {max_rejects}"
-    print(state + (": the build would stop" if len(listed) > max_rejects else ""))
+    if listed:
+        state = f"{len(listed)} studies cannot be used, as the listing shows already; --max-rejects is {max_rejects}"
+        print(state + (": the build would stop" if len(listed) > max_rejects else ""))
 
 
 def _tell_masks(rows: Sequence[StudyRow], make: StudyMaker) -> None:
@@ -57,7 +58,7 @@ def _tell_masks(rows: Sequence[StudyRow], make: StudyMaker) -> None:
 
 def _read_some(rows: Sequence[StudyRow], make: StudyMaker) -> list[Rejection]:
     """Read a few studies; what is wrong with them."""
-    some = [row for row in rows[:: max(1, len(rows) // READ)][:READ] if not row.texts.empty]
+    some = [row for row in rows[:: max(1, len(rows) // READ)][:READ] if not make.wordless(row)]
     began = time.perf_counter()
     results: list[Any] = [make(row) for row in some]
     took = time.perf_counter() - began

@@ -25,6 +25,7 @@ class StudyMaker:
     modality, file_spacing_mm (z, y, x): for files that do not say. spacing_mm: volumes are resampled to it (None: each
     keeps its own). accept: codes of data_shards.quality that do not refuse a volume. dtype: of volumes that are not in
     HU. mask_texts: identifiers in texts are replaced by marks (data_shards.deidentify).
+    allow_no_text: a study without a text is made all the same, and its row of the index says so.
     """
 
     salt: str
@@ -36,6 +37,7 @@ class StudyMaker:
     licence: str = ""
     source: str = ""
     mask_texts: bool = True
+    allow_no_text: bool = False
 
     def __call__(self, row: StudyRow) -> EncodedStudy | Rejection:
         """Never raises: what is wrong with a study comes back as a Rejection, without its words, names or paths."""
@@ -55,6 +57,10 @@ class StudyMaker:
         """The rejection of a study that has no row."""
         return Rejection(line, self.key(study), reason)
 
+    def wordless(self, row: StudyRow) -> bool:
+        """Whether the row is refused for want of a text: nobody said that its labels or its image are enough."""
+        return row.texts.empty and not self.allow_no_text
+
     def key(self, study: str) -> str:
         """The key of a study's id."""
         return hashed(f"study/{study}", self.salt)
@@ -66,12 +72,13 @@ class StudyMaker:
     def _make(self, row: StudyRow) -> EncodedStudy:
         from data_shards.reading import read_scans
 
-        if row.texts.empty:
+        if self.wordless(row):
             raise DataError(NO_TEXT)
         refuse_identifiers(row)
         found = read_scans(row, self.modality, self.file_spacing_mm, self.accept, self.dtype)
         scans = tuple(self._prepared(scan) for scan in found)
-        texts, masked = masked_texts(row.texts, row.known) if self.mask_texts else (row.texts, Counter())
+        texts = Texts() if row.texts.empty else row.texts
+        texts, masked = masked_texts(texts, row.known) if self.mask_texts else (texts, Counter())
         key, patient = self.key(row.id), self.patient(row.patient)
         licence = row.licence or self.licence
         study = Study(key, patient, row.split, scans, texts, row.labels, self.source, licence, row.meta)

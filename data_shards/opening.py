@@ -67,7 +67,8 @@ def tell_lost(shards: Shards, name: str = "") -> None:
 
 
 def with_text(shards: Shards, rows: np.ndarray) -> np.ndarray:
-    """The rows, without samples of published tars that have labels but no text: nothing could be paired with them."""
+    """The rows, without samples that have no text: nothing could be paired with them. They are there in sets that were
+    built with --allow-no-text, and in published tars with labels of which none is present."""
     first, without = 0, []
     for part in getattr(shards, "parts", (shards,)):
         without += [int(row) + first for row in getattr(part, "textless", ())]

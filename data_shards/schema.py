@@ -185,11 +185,11 @@ class Study:
             )
         if not self.scans:
             raise DataError(f"study {self.key} has no scan")
-        if self.texts.empty:
+        if self.texts.empty and self.texts != Texts():
             raise DataError(
-                f"study {self.key} has no text",
+                f"study {self.key} has no text, only white space",
                 "an empty caption becomes a positive pair with every other empty caption",
-                "leave the row out or fill its text column",
+                "leave it out, fill its text column, or say that it has none: Texts()",
             )
         if not self.patient or not self.split:
             raise DataError(f"study {self.key} has no patient or no split", "patients could leak between splits")

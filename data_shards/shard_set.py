@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from data_shards.catalogue import TEXTLESS
 from data_shards.errors import DamagedError, DataError
 from data_shards.manifest import DAMAGED, not_whole, read_index, read_manifest, size_problems
 from data_shards.remote import RemoteFolder
@@ -55,6 +56,8 @@ class ShardSet:
         self._split = np.array(index["split"].to_pylist(), dtype=str)
         self._patient: list[str] = index["patient"].to_pylist()
         self._modality: list[str] = index["modality"].to_pylist()
+        told = index[TEXTLESS].to_pylist() if TEXTLESS in index.column_names else []
+        self.textless = np.flatnonzero(told).astype(np.int64)  # rows without a text: see data_shards.opening.with_text
         members = index["members"].combine_chunks()
         self._first = np.asarray(members.offsets)
         flat = members.values

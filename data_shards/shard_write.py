@@ -88,6 +88,7 @@ def encode_study(study: Study, chunk: Sequence[int] = CHUNK) -> EncodedStudy:
         "source": study.source,
         "labels": dict(study.labels),
         "meta": dict(study.meta),
+        "textless": study.texts.empty,
     }
     return EncodedStudy(tuple(members), row)
 

@@ -144,8 +144,14 @@ def build_data(recipe: Recipe) -> Data:
         return rows if chosen is None else rows[np.isin(rows, chosen)]
 
     train = rows_of(splits.train)
-    if recipe.data.units.templates is None:  # which may say something of every sample
+    if len(train) and recipe.data.units.templates is None:  # which may say something of every sample
         train = with_text(shards, train)
+        if not len(train):
+            raise ConfigError(
+                f"data.units: no study of split '{splits.train}' has a text",
+                why="there would be nothing to compare images with",
+                fix="make captions of their labels: data.units.templates (docs/captions.md)",
+            )
     if not len(train):
         raise ConfigError(
             f"data.source: the selection holds no study of split '{splits.train}'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from pretrain.config import dump
 from pretrain.errors import ConfigError
 from pretrain.schema import Recipe
 
-RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
+RECIPE, ENVIRONMENT, FILES = "recipe.yaml", "environment.json", "files.json"
 CHECKPOINTS, RESULTS, RELEASE, REPORT = "checkpoints", "results", "release", "report.html"
 RUN_VARIABLE = "VOXCLIP_RUN"  # the ranks of one run share the folder's name through it
 # What a resumed run may do otherwise: the weights do not depend on it. (Moved shards are known by their manifest.)
@@ -60,7 +61,7 @@ def require_run(folder: Path) -> None:
 
 
 def create(folder: Path, recipe: Recipe) -> None:
-    """Make the folder and write down recipe and environment.
+    """Make the folder and write down recipe, environment and the sha256 of the files that the recipe names.
 
     Raises:
         ConfigError: a run of this name exists.
@@ -68,6 +69,7 @@ def create(folder: Path, recipe: Recipe) -> None:
     refuse_existing(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / ENVIRONMENT, json.dumps(environment(), indent=1))
+    _write(folder / FILES, json.dumps(named_files(recipe), indent=1))
     _write(folder / RECIPE, dump(recipe))
 
 
@@ -106,6 +108,36 @@ def refuse_changes(checkpoint: Path, recipe: Recipe) -> None:
             f"--resume: {RECIPE} differs from the one {checkpoint.name} was trained with: {'; '.join(wrong)}",
             why="samples would be seen twice or never, and no single recipe would have made these weights",
             fix="put the old values back, or start a new run from the weights: --config ... --model.init RUN/release",
+        )
+
+
+def named_files(recipe: Recipe) -> dict[str, str]:
+    """Key of the recipe -> sha256 of the file it names, of files that say what is trained on: caption templates,
+    selections. Raises ConfigError where one cannot be read."""
+    from data_shards.captions import templates_file
+
+    flat = _flat(recipe.model_dump(mode="json"))
+    found = {}
+    for key, value in flat.items():
+        if value and (key == "data.units.templates" or re.fullmatch(r"data\.source\.(sources\.\d+\.)?selection", key)):
+            path = templates_file(value) if key == "data.units.templates" else Path(value).expanduser()
+            try:
+                found[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+            except OSError as error:
+                raise ConfigError(
+                    f"{key}: the file cannot be read ({type(error).__name__})", fix="check its path"
+                ) from None
+    return found
+
+
+def refuse_changed_files(folder: Path, recipe: Recipe) -> None:
+    """Raise ConfigError where a file that the recipe names has other words or rows than when the run began."""
+    began, now = json.loads((folder / FILES).read_text()), named_files(recipe)
+    if wrong := sorted(key for key in began.keys() | now.keys() if began.get(key) != now.get(key)):
+        raise ConfigError(
+            f"--resume: the file of {', '.join(wrong)} was changed since the run began",
+            why="the rest of the run would see other samples or other words than its first part",
+            fix="put the old file back, or start a new run from the weights: --config ... --model.init RUN/release",
         )
 
 

@@ -67,6 +67,7 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     state = read_trainer(checkpoint) if checkpoint else None
     if checkpoint:
         runs.refuse_changes(checkpoint, recipe)
+        runs.refuse_changed_files(folder, recipe)
     elif resume and first:
         print(f"{folder} has no checkpoint yet: it starts again from step 0")
 

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.sources.options import Opened, choice_of, chosen
+from data_shards.sources.options import Opened, choice_of, chosen, text_columns
 from data_shards.sources.records import read_columns
 from data_shards.sources.report_table import JOINS, ReportTable
-from data_shards.sources.table_spec import parse_labels, parse_texts, read_splits, words
+from data_shards.sources.table_spec import parse_labels, read_splits, words
 
 
 def add_dicom_options(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def _reports(args: argparse.Namespace) -> ReportTable | None:
         raise DataError("--split-by column, and the table has no column split", fix="name it with --split-column")
     return ReportTable(
         path,
-        parse_texts(args.text_columns),
+        text_columns(args, read_columns(path)),
         by=args.join,
         key_columns=tuple(words(args.join_columns)),
         labels=parse_labels(args.label_columns),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ def table_spec(args: argparse.Namespace, table: Path) -> TableSpec:
         root=Path(args.root) if args.root else table.parent,
         images=images,
         patient_column=args.patient_column,
-        texts=parse_texts(args.text_columns),
+        texts=text_columns(args, columns),
         id_column=args.id_column or ("id" if "id" in columns else None),
         split_column=None if args.split_by == "patient" else by_column,
         group_column=args.group_column,
@@ -137,6 +138,14 @@ def table_spec(args: argparse.Namespace, table: Path) -> TableSpec:
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
     )
+
+
+def text_columns(args: argparse.Namespace, columns: Sequence[str]) -> dict[str, str]:
+    """--text-columns; none where texts may be missing and the table has not the column that is looked for by itself."""
+    unasked = args.text_columns == "report" and "report" not in columns
+    if args.allow_no_text and (unasked or not words(args.text_columns)):
+        return {}
+    return parse_texts(args.text_columns)
 
 
 def open_known(source: Path, args: argparse.Namespace) -> Opened | None:

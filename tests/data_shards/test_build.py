@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data_shards.build import main
+from data_shards.opening import with_text
 from data_shards.shard_set import ShardSet
 from data_shards.sources.table import ABSENT, PRESENT, SPLIT_NAMES, UNKNOWN
 
@@ -285,3 +286,28 @@ def test_category_that_no_row_has_is_refused(table: Table, tmp_path: Path, capsy
     assert "fat=litle" in told and "['little', 'much']" in told and not out.exists()
     assert main(["--source", str(source), "--out", str(out), "--label-columns", "patient=Jane"]) == 1
     assert "Doe" not in capsys.readouterr().err.replace(str(source), "")
+
+
+def test_labels_without_texts_are_built_only_when_said(
+    table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [{name: cell for name, cell in row.items() if name != "report"} for row in rows(4)]
+    source = table(entries)
+    assert build(source, "--label-columns", "nodule") == 1  # a report is looked for
+    assert "no column ['report']" in capsys.readouterr().err
+    assert build(source, "--label-columns", "nodule", "--allow-no-text", "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "none at all in 4 studies" in told and "cannot be used" not in told
+    assert build(source, "--label-columns", "nodule", "--allow-no-text") == 0
+    shards = ShardSet.open(tmp_path / "out")
+    assert shards.textless.tolist() == [0, 1, 2, 3]
+    assert shards.labels(("nodule",))[:2, 0].tolist() == [1, 0]
+
+
+def test_a_study_without_text_among_others_is_told_apart(table: Table, tmp_path: Path) -> None:
+    entries = rows(4)
+    entries[2]["report"] = " "
+    assert build(table(entries), "--allow-no-text") == 0
+    shards = ShardSet.open(tmp_path / "out")
+    assert [shards.json(int(row))["texts"]["report"] for row in shards.textless] == [""]
+    assert with_text(shards, shards.rows()).tolist() == [0, 1, 3]

@@ -189,7 +189,7 @@ def test_repeated_key_and_patient_in_two_splits(tmp_path: Path, study: Callable[
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"texts": Texts(report="  ")}, "has no text"),
+        ({"texts": Texts(report="  ")}, "has no text, only white space"),
         ({"key": "a.b"}, "must be 1-80 letters"),
         ({"labels": {"x": 2}}, "are not 0, 1 or unknown"),
         ({"scans": (Scan(array=np.zeros((2, 9, 9), np.int16), spacing_mm=(1, 1, 1)),)}, "fewer than 3 voxels"),
