@@ -239,7 +239,7 @@ def _read_selection(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def index_table(shards: Shards) -> pyarrow.Table:
     """What a set tells of its samples, as a table for `select_rows` with a row a sample: the index of a shard set; of
-    others the columns key, split, patient, modality and label:NAME."""
+    published tars the same columns, read from their samples."""
     import pyarrow as pa
 
     index: pyarrow.Table | None = getattr(shards, "index", None)
@@ -257,6 +257,11 @@ def index_table(shards: Shards) -> pyarrow.Table:
     }
     for name, values in zip(shards.label_names, shards.labels().T, strict=True):
         columns[f"label:{name}"] = pa.array([None if np.isnan(v) else int(v) for v in values], pa.int8())
+    told = [(info.get("licence"), info.get("source"), info.get("meta") or {}) for info in map(shards.json, rows)]
+    for i, name in enumerate(("licence", "source")):
+        columns[name] = pa.array([one[i] for one in told], pa.string())
+    for name in sorted({name for *_, meta in told for name in meta}):
+        columns[f"meta:{name}"] = meta_column([meta.get(name) for *_, meta in told])
     return pa.table(columns)
 
 

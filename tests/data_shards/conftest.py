@@ -10,6 +10,7 @@ import pytest
 
 from data_shards import Caption, Scan, Study, Texts
 from data_shards.shard_set import ShardSet, ShardWriter
+from tests.data_shards import foreign_tars as tars
 
 
 def _study(i: int, split: str = "train", shape: tuple[int, int, int] = (10, 14, 18)) -> Study:
@@ -44,3 +45,21 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shards(shard_folder: Path) -> ShardSet:
     return ShardSet.open(shard_folder)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the four layouts. Do not change them; copy them."""
+    root = tmp_path_factory.mktemp("published")
+    tars.unimed(root / "unimed" / "dataset-000001.tar")
+    tars.unimed(root / "unimed" / "dataset-000002.tar", 4, "_chexpert_")
+    tars.biomedica(root / "biomedica" / "commercial" / "000000.tar")
+    tars.biomedica(root / "biomedica" / "noncommercial" / "000000.tar", 4)  # of the same name
+    tars.clip_benchmark(root / "clip_benchmark")
+    tars.img2dataset(root / "img2dataset")
+    return {name: root / name for name in tars.LAYOUTS}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")

@@ -14,6 +14,8 @@ from PIL import Image
 
 BLOCK = 512
 
+LAYOUTS = ("unimed", "biomedica", "clip_benchmark", "img2dataset")
+
 
 def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (20, 16)) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)

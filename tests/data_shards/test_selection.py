@@ -193,6 +193,7 @@ class Bare:
     def __init__(self, shards: ShardSet) -> None:
         self.label_names, self.manifest, self.manifest_hash = shards.label_names, shards.manifest, shards.manifest_hash
         self.key, self.patient, self.labels, self.rows = shards.key, shards.patient, shards.labels, shards.rows
+        self.json = shards.json
         self.size = len(shards)
 
     def __len__(self) -> int:
