@@ -80,11 +80,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--dtype", choices=("int16", "float16"), default="int16", help="of volumes that are not in HU (default: int16)"
     )
     what("--keep-text-as-is", action="store_true", help="do not mask identifiers: the texts are de-identified already")
-    what(
-        "--allow-no-text",
-        action="store_true",
-        help="take studies without a text: captions are made of labels (data.units.templates), or images are enough",
-    )
     what("--source-name", default="", metavar="NAME", help="name of the collection, kept with each sample")
     what("--licence", default="", metavar="ID", help="licence, kept with each sample (e.g. CC-BY-4.0)")
     add_table_options(parser)

@@ -94,6 +94,11 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
 def add_choice_options(parser: argparse.ArgumentParser) -> None:
     """Which studies to build at all."""
     add = parser.add_argument_group("which studies are built").add_argument
+    add(
+        "--allow-no-text",
+        action="store_true",
+        help="take studies without a text: captions are made of labels (data.units.templates), or images are enough",
+    )
     add("--where", default="", metavar="SQL", help="condition; on a table it may name any of its columns")
     add("--cap", action="append", default=[], metavar="COLUMN=N", help="at most N of each value, in train; repeatable")
     add("--balance", metavar="COLUMN", help="as many of each known value as the rarest has, in train")
