@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Collection, Sequence
+
+from isal.isal_zlib import crc32
 
 from data_shards.errors import DataError
 from data_shards.schema import Scan
@@ -43,7 +44,7 @@ def read_scan(
     modality = file.modality or modality
     if file.at is not None:
         scan = read_image(file.path, modality, file.at)
-        if file.crc32 is not None and zlib.crc32(scan.image or b"") != file.crc32:
+        if file.crc32 is not None and crc32(scan.image or b"") != file.crc32:
             raise DataError(
                 "the image in the tar does not match its crc32",
                 "the tar changed, or went bad, since it was scanned: pixels would be silently wrong",

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import tarfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from data_shards.catalogue import LABEL_PREFIX, Catalogue
 from data_shards.errors import DataError
@@ -126,7 +126,7 @@ class ShardFile:
 
     def _member(self, name: str, payload: bytes) -> dict[str, Any]:
         self._put(tar_header(name, len(payload)))
-        entry = {"name": name, "offset": self._bytes, "bytes": len(payload), "crc32": zlib.crc32(payload)}
+        entry = {"name": name, "offset": self._bytes, "bytes": len(payload), "crc32": crc32(payload)}
         self._put(payload + b"\0" * (-len(payload) % TAR_BLOCK))
         return entry
 

@@ -11,12 +11,12 @@ import json
 import os
 import secrets
 import time
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from data_shards.errors import DataError
 from data_shards.privacy import SALT_ENV, SALT_FILE, resolve_salt
@@ -63,7 +63,7 @@ class Sidecar:
     def piece(self, row: int) -> Piece:
         """Raises DataError where the cache does not hold what was written into it."""
         body = self._body[self._starts[row] : self._starts[row + 1]].tobytes()
-        if zlib.crc32(body) != self._piece_crc32[row]:
+        if crc32(body) != self._piece_crc32[row]:
             raise DataError(
                 "the cached index of foreign tars is damaged",
                 "words and labels would be wrong in silence",
@@ -111,7 +111,7 @@ def write_sidecar(path: Path, scanned: Scanned, about: dict[str, Any]) -> None:
         "textless": pa.array([int(_textless(r.piece)) for r in records], pa.uint8()),
         "modality": pa.array([modalities.index(r.piece.modality) for r in records], pa.uint8()),
         "piece": pa.array(pieces, pa.large_binary()),
-        "piece_crc32": pa.array([zlib.crc32(piece) for piece in pieces], pa.uint32()),
+        "piece_crc32": pa.array([crc32(piece) for piece in pieces], pa.uint32()),
     }
     table = pa.table(columns).replace_schema_metadata({"about": json.dumps(listed)}).combine_chunks()
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from data_shards.errors import DamagedError, DataError
 from data_shards.foreign.index import Sidecar, patient_salt
@@ -253,7 +253,7 @@ class ForeignShards:
                 name,
                 self.key(row),
             ) from None
-        if len(data) != size or zlib.crc32(data) != side.crc32[at]:
+        if len(data) != size or crc32(data) != side.crc32[at]:
             state = f"ends after {len(data)} of {size} bytes" if len(data) != size else "does not match its crc32"
             raise DamagedError(
                 f"{name}, sample {self.key(row)}: the image {state}",

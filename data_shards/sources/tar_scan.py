@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from isal.isal_zlib import crc32
 
 from data_shards.errors import DataError
 
@@ -108,7 +109,7 @@ class _Reader:
             data = self.take(min(left, PIECE))
             if not data:
                 raise _Broken("the file became shorter while it was read")
-            crc, left, head = zlib.crc32(data, crc), left - len(data), head or data[:HEAD]
+            crc, left, head = crc32(data, crc), left - len(data), head or data[:HEAD]
             if keep:
                 kept.append(data)
         self.take(-count % BLOCK)
