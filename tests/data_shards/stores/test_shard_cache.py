@@ -191,8 +191,8 @@ def test_a_kept_shard_that_went_bad_is_fetched_again(
     memory: str, cache: Path, shards: ShardSet, member: int, fresh: bool
 ) -> None:
     remote = ShardSet.open(memory, reads="cache")
-    array = remote.scan(0)[0]
-    array = array if fresh else remote.scan(0)[0]  # the second time: decoded in place
+    array = remote.scan(0)[0]  # decoded in place, which holds the entry
+    array = array[:] if fresh else array
     for _ in range(2):
         _spoil(cache, remote, member)
         remote = ShardSet.open(memory, reads="cache") if fresh else remote

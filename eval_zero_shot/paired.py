@@ -1,0 +1,233 @@
+"""A paired difference of two outcomes on the same cases, with an interval over patients.
+
+Both models see the same resampled patients, so what makes a patient easy or hard for either cancels in the difference.
+The statistic is the headline of the task, computed again from the per-case scores under case weights:
+
+    auroc                     mean over findings of the AUROC (ties one half); findings with both classes in the data
+    acc1, balanced_accuracy   the class with the highest score is the answer; classes that tie share it
+    any other                 mean of the scores (hits of retrieval, right answers of vqa)
+
+Legend: N cases, P patients, R resamples, L findings, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from eval_zero_shot.errors import EvalError
+from eval_zero_shot.outcome import Outcome
+from eval_zero_shot.statistics import weighted_auroc
+
+Array = NDArray[np.float64]
+Method = Literal["percentile", "bca"]
+SAME = ("data_sha256", "split", "rows_sha256", "task_sha256", "draws_sha256", "items_sha256")
+_CHUNK = 8_000_000  # weights held at once: 64 MB
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What a statistic is computed from: keys_N, patients_N, and per model and variant scores_NL and labels_NL (one
+    column where the protocol has no classes)."""
+
+    statistic: str
+    keys: tuple[str, ...]
+    patients_N: NDArray[np.str_]
+    scores_NL: Array
+    labels_NL: Array
+
+    def value(self, weights_RN: Array) -> Array:
+        """The statistic for each row of weights; nan where a class has no weight."""
+        if self.statistic == "auroc":
+            each = [weighted_auroc(s, y, weights_RN) for s, y in zip(self.scores_NL.T, self.labels_NL.T, strict=True)]
+            return np.mean(each, axis=0)
+        if self.statistic in ("acc1", "balanced_accuracy"):
+            return self._accuracy(weights_RN)
+        total = weights_RN.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights_RN @ self.scores_NL[:, 0]) / total
+
+    def _accuracy(self, weights_RN: Array) -> Array:
+        best = self.scores_NL == self.scores_NL.max(axis=1, keepdims=True)
+        right_N = (best * (self.labels_NL == 1)).sum(axis=1) / best.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if self.statistic == "acc1":
+                return (weights_RN @ right_N) / weights_RN.sum(axis=1)
+            of_class = self.labels_NL == 1  # a class without weight in a resample makes it nan, and skipped
+            present = of_class.any(axis=0)
+            recall_RK = (weights_RN @ (right_N[:, None] * of_class)) / (weights_RN @ of_class.astype(float))
+            return recall_RK[:, present].mean(axis=1)
+
+    def only(self, columns: NDArray[np.bool_]) -> Cases:
+        """With some of its findings."""
+        return Cases(self.statistic, self.keys, self.patients_N, self.scores_NL[:, columns], self.labels_NL[:, columns])
+
+
+def cases_of(outcome: Outcome, variant: str = "") -> Cases:
+    """The cases of one variant of an outcome. Raises EvalError where there is none."""
+    scores = outcome.scores
+    rows = None if scores is None else scores[scores["variant"] == variant]
+    if rows is None or not len(rows):
+        raise EvalError(
+            f"{outcome.protocol} of task {outcome.task} has no per-case scores"
+            + (f" of {variant!r}" if variant else ""),
+            why="a paired difference is computed case by case",
+            fix="score it again with --out; results of another program have none",
+        )
+    classes = outcome.headline in ("auroc", "acc1", "balanced_accuracy")
+    column = rows["of"] if classes else rows["of"].map(lambda _: "all")
+    long = rows.assign(column=column, case=rows["key"] if classes else rows["key"] + "/" + rows["of"])
+    wide = long.pivot(index="case", columns="column", values=["score", "label"])
+    names = sorted(set(wide.columns.get_level_values(1)))
+    patient = long.drop_duplicates("case").set_index("case")["patient"].reindex(wide.index)
+    return Cases(
+        outcome.headline,
+        tuple(map(str, wide.index)),
+        patient.to_numpy().astype(str),
+        wide["score"][names].to_numpy(dtype=np.float64),
+        wide["label"][names].to_numpy(dtype=np.float64),
+    )
+
+
+def require_comparable(ours: Outcome, theirs: Outcome) -> None:
+    """Raise EvalError where two outcomes are not of the same cases asked the same."""
+    name = f"{ours.protocol} of task {ours.task}"
+    if ours.headline != theirs.headline:
+        raise EvalError(
+            f"{name}: one result is about {ours.headline}, the other about {theirs.headline}",
+            why="their difference would mean nothing",
+            fix="score both with the same task file",
+        )
+    differ = [k for k in SAME if ours.provenance.get(k) != theirs.provenance.get(k)]
+    if differ:
+        raise EvalError(
+            f"{name}: the two results differ in {', '.join(differ)}",
+            why="a difference between them could be one of data or wording, not of models",
+            fix="score both models with the same command on the same shards",
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """ours - theirs of one task. p: two-sided, from the same resamples, at least 1 / (resamples + 1).
+
+    skipped: resamples in which a class is lost. low, high: None where half of them are, or all agree (`reason`).
+    """
+
+    statistic: str
+    ours: float
+    theirs: float
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    level: float
+    method: Method
+    resamples: int
+    skipped: int
+    cases: int
+    patients: int
+    reason: str | None = None
+
+    @property
+    def mark(self) -> str:
+        """win, loss or tie: on which side of 0 the whole interval is ("tie" where there is none)."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return "tie"
+        return "win" if self.low > 0 else "loss"
+
+
+def paired_difference(
+    ours: Cases, theirs: Cases, *, resamples: int = 1000, seed: int = 0, level: float = 0.95, method: Method = "bca"
+) -> tuple[Difference, Array]:
+    """(the difference with its interval, its value in each resample).
+
+    Patients are drawn with replacement, all cases of one together, the same draw for both models. percentile: of the
+    resampled differences. bca: bias-corrected and accelerated (Efron, JASA 1987, 82:171), acceleration by leaving each
+    patient out. Raises EvalError where the cases differ.
+    """
+    if ours.keys != theirs.keys or ours.scores_NL.shape != theirs.scores_NL.shape:
+        raise EvalError(
+            "the two results are not of the same cases and classes",
+            why="a paired difference needs both models' score of every case",
+            fix="score both models with the same command on the same shards",
+        )
+    n = len(ours.keys)
+    if ours.statistic == "auroc":
+        known = ours.labels_NL
+        usable = np.array([len(np.unique(c[~np.isnan(c)])) == 2 for c in known.T], dtype=bool)
+        if not usable.any():
+            raise EvalError("no finding has both classes", why="an AUROC needs both", fix="choose another split")
+        ours, theirs = ours.only(usable), theirs.only(usable)
+    _, patient_N = np.unique(ours.patients_N, return_inverse=True)
+    n_patients = int(patient_N.max()) + 1
+    everyone = np.ones((1, n))
+    one, other = float(ours.value(everyone)[0]), float(theirs.value(everyone)[0])
+    rng = np.random.Generator(np.random.Philox(seed))
+    drawn = []
+    block = max(1, _CHUNK // max(n, n_patients))
+    for start in range(0, resamples, block):
+        counts_RP = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=min(block, resamples - start))
+        weights_RN = counts_RP[:, patient_N].astype(np.float64)
+        drawn.append(ours.value(weights_RN) - theirs.value(weights_RN))
+    drawn_R = np.concatenate(drawn) if drawn else np.empty(0)
+    kept = drawn_R[~np.isnan(drawn_R)]
+    skipped = len(drawn_R) - len(kept)
+    low = high = p = None
+    reason = None
+    if n_patients < 2:
+        reason = "a single patient"
+    elif not len(kept) or 2 * skipped > resamples:
+        reason = f"{skipped} of {resamples} resamples lose a class"
+    elif np.ptp(kept) == 0 and kept[0] == one - other:
+        reason = "all resamples agree"
+    else:
+        tails = (1 - level) / 2, (1 + level) / 2
+        if method == "bca":
+            tails = _bca_tails(ours, theirs, one - other, kept, patient_N, tails)
+        low, high = (float(v) for v in np.quantile(kept, tails))
+        at_least = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
+        p = min(1.0, 2 * (at_least + 1) / (len(kept) + 1))
+    found = Difference(
+        ours.statistic, one, other, one - other, low, high, p, level, method, resamples, skipped, n, n_patients, reason
+    )
+    return found, drawn_R
+
+
+def _bca_tails(
+    ours: Cases, theirs: Cases, value: float, kept: Array, patient_N: NDArray, tails: tuple[float, float]
+) -> tuple[float, float]:
+    """The percentiles to read instead of `tails`."""
+    share = (float((kept < value).sum()) + 0.5 * float((kept == value).sum())) / len(kept)
+    bias = float(norm.ppf(np.clip(share, 1 / (len(kept) + 1), len(kept) / (len(kept) + 1))))
+    left_out = []
+    n, n_patients = len(patient_N), int(patient_N.max()) + 1
+    block = max(1, _CHUNK // n)
+    for start in range(0, n_patients, block):
+        numbers = np.arange(start, min(start + block, n_patients))
+        weights = (patient_N[None, :] != numbers[:, None]).astype(np.float64)
+        left_out.append(ours.value(weights) - theirs.value(weights))
+    jack = np.concatenate(left_out)
+    spread = np.nanmean(jack) - jack[~np.isnan(jack)]
+    scale = float(np.square(spread).sum()) ** 1.5
+    acceleration = 0.0 if scale == 0 else float((spread**3).sum()) / (6 * scale)
+    found = []
+    for tail in tails:
+        z = bias + float(norm.ppf(tail))
+        found.append(float(norm.cdf(bias + z / (1 - acceleration * z))))
+    return found[0], found[1]
+
+
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment (Scand J Statist 1979, 6:65); None stays None and does not count."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    out: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        out[i] = highest
+    return out
