@@ -178,7 +178,8 @@ class ShardSet:
                     array = blosc2.open(str(held[0]), mode="r", offset=int(self._at[0][at]))
                     return StoredVolume(array, held[1], lambda: self._array(row, at)), scans[i]
                 except (OSError, RuntimeError, ValueError):
-                    del held  # read whole below, which tells what is wrong
+                    pass  # read whole below, which tells what is wrong
+            del held  # a kept copy that went bad can be replaced only while nobody holds it
         return StoredVolume(self._array(row, at), None, lambda: self._array(row, at)), scans[i]
 
     def _good_in(self, path: Path, row: int, at: int) -> bool:
