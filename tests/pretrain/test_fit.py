@@ -36,7 +36,7 @@ def scored(make_fit: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 def test_a_run_leaves_recipe_environment_numbers_checkpoints_results_and_release(scored: Any) -> None:
     folder = scored.folder("run")
     assert {p.name for p in folder.iterdir()} == {
-        "recipe.yaml", "environment.json", "metrics.csv", "tensorboard", "checkpoints", "results", "release",
+        "recipe.yaml", "environment.json", "files.json", "metrics.csv", "tensorboard", "checkpoints", "results", "release",
         "report.html", "plots",
     }  # fmt: skip
     assert dump(load_recipe(str(folder / "recipe.yaml"))) == (folder / "recipe.yaml").read_text()
