@@ -1,0 +1,146 @@
+"""Every entry of a suite for every model, each kept as soon as it is there: a run that was stopped goes on.
+
+    OUT/cells/NAME-HASH/     one entry, one model: results.json, scores.parquet
+    OUT/results.json, scores.parquet, results.csv, comparison-MODEL.json, report.html
+
+The hash is of what determines a cell: entry, weights, data, task, and the code of this package. A cell that is there is
+not scored again, and one that no longer fits is not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from eval_zero_shot.errors import EvalError
+from eval_zero_shot.feature_cache import code_sha256
+from eval_zero_shot.inputs import Inputs
+from eval_zero_shot.outcome import Outcome, read_results, write_results
+from eval_zero_shot.suite_file import Entry, Suite
+
+Protocols = Mapping[str, Callable[[Inputs, Any], Sequence[Outcome]]]
+Opener = Callable[[str, str | None], Inputs]  # model, data (None: the protocol needs no shards)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An entry that could not be scored for a model, and why."""
+
+    model: str
+    entry: str
+    reason: str
+
+
+def run_suite(
+    suite: Suite,
+    models: Sequence[str],
+    out: Path,
+    open_inputs: Opener,
+    protocols: Protocols,
+    tell: Callable[[str], None],
+) -> tuple[list[Outcome], list[Failed]]:
+    """Outcomes in the order of models and entries, and what could not be scored; the rest goes on."""
+    outcomes: list[Outcome] = []
+    failed: list[Failed] = []
+    total, number = len(models) * len(suite.entries), 0
+    for model in models:
+        for entry in suite.entries:
+            number += 1
+            name = entry_name(entry)
+            try:
+                inputs = open_inputs(model, suite.data_of(entry))
+                folder = out / "cells" / cell_name(entry, inputs)
+                known = (folder / "results.json").is_file()
+                tell(f"[{number}/{total}] {inputs.name}: {name}{' (kept)' if known else ''}")
+                if not known:
+                    found = [
+                        replace(one, task=entry.name) if entry.name else one
+                        for one in protocols[_protocol(entry)](inputs, entry)
+                    ]
+                    write_results(folder, found, {"entry": entry.model_dump(mode="json")})
+                outcomes += [replace(one, model=inputs.name) for one in read_results(folder)]
+            except ValueError as error:  # EvalError, DataError, ReleaseError: told, and the other entries go on
+                tell(f"[{number}/{total}] {model}: {name} FAILED")
+                failed.append(Failed(model, name, str(error)))
+    _require_names(outcomes)
+    return outcomes, failed
+
+
+def _protocol(entry: Entry) -> str:
+    return str(entry.protocol)  # type: ignore[attr-defined]
+
+
+def entry_name(entry: Entry) -> str:
+    """How progress and errors call an entry."""
+    what = getattr(entry, "task", None) or getattr(entry, "items", None) or ""
+    return " ".join(filter(None, (_protocol(entry), entry.name or (Path(what).stem if what else ""))))
+
+
+def cell_name(entry: Entry, inputs: Inputs) -> str:
+    """A folder's name: readable, and another one where anything that determines the scores is another."""
+    from eval_zero_shot.tasks import load_task
+
+    task = getattr(entry, "task", None)
+    files = [getattr(entry, name, None) for name in ("draws", "items")]
+    whole = {
+        "entry": entry.model_dump(mode="json", exclude={"data", "draws", "items", "images", "train"}),
+        "model": inputs.loaded.sha256,
+        "geometry": inputs.loaded.geometry.identity,
+        "view": inputs.loaded.view.identity,
+        "data": None if inputs.shards is None else inputs.shards.manifest_hash,
+        "train": list(getattr(entry, "train", ())),
+        "task": load_task(task).identity if task else None,
+        "files": [hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None for file in files],
+        "precision": inputs.precision,
+        "code": [code_sha256(), own_code_sha256()],
+    }
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{inputs.name}-{entry_name(entry)}")[:60]
+    return f"{readable}-{digest[:12]}"
+
+
+@lru_cache(maxsize=1)
+def own_code_sha256() -> str:
+    """Of this package's source: a protocol that was changed is run again."""
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(here.rglob("*.py")):
+        digest.update(f"{file.relative_to(here)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _require_names(outcomes: Sequence[Outcome]) -> None:
+    """Two models, or two entries, of one name would be one row of a table."""
+    seen: dict[tuple[str, str, str], str] = {}
+    for o in outcomes:
+        before = seen.setdefault((o.protocol, o.task, o.model), o.model_sha256)
+        if before != o.model_sha256:
+            raise EvalError(f"two models are called {o.model}", why="their rows would be one", fix="rename a folder")
+    names = [(o.protocol, o.task, o.model) for o in outcomes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise EvalError(
+            f"two entries give {twice[0][0]} of task {twice[0][1]}",
+            why="their rows would be one",
+            fix="give one of them a name: in the suite",
+        )
+
+
+def comparisons(outcomes: Sequence[Outcome], reference: str | None, seed: int = 0) -> Iterator[tuple[str, list[Any]]]:
+    """(model, its comparisons with the reference) of every other model. Raises EvalError for a reference not there."""
+    from eval_zero_shot.compare import compare
+
+    models = list(dict.fromkeys(o.model for o in outcomes))
+    base = reference or (models[0] if models else "")
+    if models and base not in models:
+        raise EvalError(f"the reference {base!r} is no model here", why="there is nothing to compare with",
+                        fix=f"name one of: {', '.join(models)}")  # fmt: skip
+    theirs = [o for o in outcomes if o.model == base]
+    for model in models:
+        if model != base:
+            yield model, compare([o for o in outcomes if o.model == model], theirs, seed=seed)

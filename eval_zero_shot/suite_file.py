@@ -1,0 +1,158 @@
+"""What a suite asks of every model: a YAML file of entries, each one protocol on one set of studies. Never imports torch.
+
+    name: chest
+    data: shards/chest                  # of every entry that names none
+    entries:
+      - {protocol: classification, task: ct_rate_18}
+      - {protocol: retrieval, texts: [findings, impression], pools: [64, full]}
+      - {protocol: probe, labels: [effusion, nodule], shots: [1, 4, 16]}
+      - {protocol: vqa, items: slake.jsonl, images: slake/imgs, mapping: slake}
+      - {protocol: audit, task: ct_rate_18, train: [shards/chest]}
+
+Relative paths start at the file's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
+
+from eval_zero_shot.errors import EvalError
+
+
+class Entry(BaseModel):
+    """What every protocol has. name: how tables call it, where two entries would have one name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: StrictStr | None = None
+    data: StrictStr | None = None
+    split: StrictStr = "test"
+    max_studies: int | None = Field(None, ge=2)
+    seed: int = 0
+    resamples: int = Field(1000, ge=100)
+
+
+class Classification(Entry):
+    """threshold_split, None: no threshold is fitted, and prompt sets are not chosen."""
+
+    protocol: Literal["classification"]
+    task: StrictStr
+    threshold_split: StrictStr | None = "val"
+
+
+class Retrieval(Entry):
+    protocol: Literal["retrieval"]
+    texts: tuple[Literal["report", "findings", "impression"], ...] = Field(("report",), min_length=1)
+    pools: tuple[int | Literal["full"], ...] = Field((32, 64, 128, "full"), min_length=1)
+    ks: tuple[int, ...] = (1, 5, 10, 50, 100)
+    repeats: int = Field(100, ge=1)
+
+
+class Probe(Entry):
+    """labels: of the shards; none and no task: all of them."""
+
+    protocol: Literal["probe"]
+    labels: tuple[StrictStr, ...] = ()
+    task: StrictStr | None = None
+    train_split: StrictStr = "train"
+    validation_split: StrictStr = "val"
+    fractions: tuple[float, ...] = ()
+    shots: tuple[int, ...] = ()
+    draws: StrictStr | None = None
+    knn: int = 20
+
+
+class Vqa(Entry):
+    protocol: Literal["vqa"]
+    items: StrictStr
+    images: StrictStr | None = None
+    mapping: StrictStr = "own"
+
+
+class Audit(Entry):
+    protocol: Literal["audit"]
+    task: StrictStr
+    train: tuple[StrictStr, ...] = ()
+    train_split: StrictStr = "train"
+    max_train: int | None = Field(None, ge=2)
+
+
+AnyEntry = Annotated[Classification | Retrieval | Probe | Vqa | Audit, Field(discriminator="protocol")]
+PATHS = ("data", "draws", "items", "images")
+
+
+class Suite(BaseModel):
+    """Entries in the order of the file. reference: the model that the others are compared with (none: the first)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: StrictStr = Field(min_length=1)
+    about: StrictStr = ""
+    data: StrictStr | None = None
+    reference: StrictStr | None = None
+    entries: tuple[AnyEntry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _placed(self) -> Suite:
+        for i, entry in enumerate(self.entries):
+            if entry.data is None and self.data is None and not isinstance(entry, Vqa):
+                raise ValueError(f"entries.{i}: no data is named, neither here nor for the whole suite")
+        return self
+
+    def data_of(self, entry: Entry) -> str | None:
+        return entry.data or self.data
+
+
+def load_suite(path: str | Path) -> Suite:
+    """Read a suite, its relative paths made to start at its folder.
+
+    Raises EvalError where there is no such file, or listing every mistake in it with its key.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = str(error) if isinstance(error, yaml.YAMLError) else type(error).__name__
+        raise EvalError(
+            f"suite {path.name} cannot be read: {why}", why="nothing can be scored", fix="correct it"
+        ) from None
+    try:
+        found = Suite.model_validate(raw)
+    except ValidationError as error:
+        told = "\n    ".join(f"{_key(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        raise EvalError(
+            f"suite {path.name} has {len(error.errors())} mistake(s):\n    {told}",
+            why="an entry that is not understood would be left out in silence",
+            fix="correct the keys named above; docs/suite.md has the form",
+        ) from None
+    return found.model_copy(
+        update={
+            "data": found.data and _from(path.parent, found.data),
+            "entries": tuple(_entry_from(path.parent, entry) for entry in found.entries),
+        }
+    )
+
+
+def _entry_from(folder: Path, entry: Entry) -> Entry:
+    update: dict[str, Any] = {
+        name: _from(folder, value) for name in PATHS if (value := getattr(entry, name, None)) is not None
+    }
+    if isinstance(entry, Audit):
+        update["train"] = tuple(_from(folder, where) for where in entry.train)
+    task = getattr(entry, "task", None)
+    if task and task.endswith((".yaml", ".yml")):
+        update["task"] = _from(folder, task)
+    return entry.model_copy(update=update)
+
+
+def _from(folder: Path, where: str) -> str:
+    return where if "://" in where or Path(where).expanduser().is_absolute() else str(folder / where)
+
+
+def _key(where: tuple[int | str, ...]) -> str:
+    protocols = ("classification", "retrieval", "probe", "vqa", "audit")
+    return ".".join(str(part) for part in where if part not in protocols) or "the file"
