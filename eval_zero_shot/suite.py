@@ -59,10 +59,7 @@ def run_suite(
                 known = (folder / "results.json").is_file()
                 tell(f"[{number}/{total}] {inputs.name}: {name}{' (kept)' if known else ''}")
                 if not known:
-                    found = [
-                        replace(one, task=entry.name) if entry.name else one
-                        for one in protocols[_protocol(entry)](inputs, entry)
-                    ]
+                    found = _named(protocols[_protocol(entry)](inputs, entry), entry.name)
                     write_results(folder, found, {"entry": entry.model_dump(mode="json")})
                 outcomes += [replace(one, model=inputs.name) for one in read_results(folder)]
             except ValueError as error:  # EvalError, DataError, ReleaseError: told, and the other entries go on
@@ -70,6 +67,13 @@ def run_suite(
                 failed.append(Failed(model, name, str(error)))
     _require_names(outcomes)
     return outcomes, failed
+
+
+def _named(found: Sequence[Outcome], name: str | None) -> list[Outcome]:
+    """With the entry's own name as the task's, where it has one."""
+    if name is None:
+        return list(found)
+    return [replace(one, task=name if len(found) == 1 else f"{name} {one.task}") for one in found]
 
 
 def _protocol(entry: Entry) -> str:

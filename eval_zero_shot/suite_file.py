@@ -1,4 +1,4 @@
-"""What a suite asks of every model: a YAML file of entries, each one protocol on one set of studies. Never imports torch.
+"""What a suite asks of every model: a YAML file of entries, each one protocol on some studies. Never imports torch.
 
     name: chest
     data: shards/chest                  # of every entry that names none
