@@ -5,7 +5,7 @@
     entries:
       - {protocol: classification, task: ct_rate_18}
       - {protocol: retrieval, texts: [findings, impression], pools: [64, full]}
-      - {protocol: probe, labels: [effusion, nodule], shots: [1, 4, 16]}
+      - {protocol: probe, labels: "effusion,nodule", shots: [1, 4, 16]}
       - {protocol: vqa, items: slake.jsonl, images: slake/imgs, mapping: slake}
       - {protocol: audit, task: ct_rate_18, train: [shards/chest]}
 
@@ -37,10 +37,12 @@ class Entry(BaseModel):
 
 
 class Classification(Entry):
-    """threshold_split, None: no threshold is fitted, and prompt sets are not chosen."""
+    """prompt_set: the one that stands for the task (none: its first). threshold_split: where thresholds are fitted and
+    prompt sets scored for choosing (none: neither; a set that the data has not is no mistake)."""
 
     protocol: Literal["classification"]
     task: StrictStr
+    prompt_set: StrictStr | None = None
     threshold_split: StrictStr | None = "val"
 
 
@@ -53,17 +55,18 @@ class Retrieval(Entry):
 
 
 class Probe(Entry):
-    """labels: of the shards; none and no task: all of them."""
+    """labels: as `eval_zero_shot.probe --labels` ("a,b", or "organ=liver|spleen"); none: the task's, else all."""
 
     protocol: Literal["probe"]
-    labels: tuple[StrictStr, ...] = ()
+    labels: StrictStr | None = None
     task: StrictStr | None = None
     train_split: StrictStr = "train"
     validation_split: StrictStr = "val"
     fractions: tuple[float, ...] = ()
     shots: tuple[int, ...] = ()
     draws: StrictStr | None = None
-    knn: int = 20
+    draws_count: int = Field(5, ge=1)
+    knn: int = Field(20, ge=0)
 
 
 class Vqa(Entry):

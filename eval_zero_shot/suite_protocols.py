@@ -1,0 +1,108 @@
+"""How each protocol of a suite is asked: from an entry of the file to outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval_zero_shot.outcome import Outcome
+from eval_zero_shot.suite_file import Audit, Classification, Probe, Retrieval, Vqa
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from eval_zero_shot.inputs import Inputs
+
+
+def classification(inputs: Inputs, entry: Classification) -> Sequence[Outcome]:
+    from eval_zero_shot.classification import score_classification
+    from eval_zero_shot.tasks import load_task
+
+    held = entry.threshold_split
+    return [
+        score_classification(
+            inputs, inputs.rows(entry.split, entry.max_studies), load_task(entry.task), split=entry.split,
+            threshold_rows=_known_rows(inputs, held) if held else None, threshold_split=held or "",
+            prompt_set=entry.prompt_set, resamples=entry.resamples, seed=entry.seed,
+        )
+    ]  # fmt: skip
+
+
+def retrieval(inputs: Inputs, entry: Retrieval) -> Sequence[Outcome]:
+    from eval_zero_shot.retrieval.protocol import score_retrieval
+
+    rows = inputs.rows(entry.split, entry.max_studies)
+    return [
+        score_retrieval(
+            inputs, rows, split=entry.split, text=text, pools=entry.pools, ks=entry.ks, repeats=entry.repeats,
+            resamples=entry.resamples, seed=entry.seed,
+        )
+        for text in entry.texts
+    ]  # fmt: skip
+
+
+def probe(inputs: Inputs, entry: Probe) -> Sequence[Outcome]:
+    from eval_zero_shot.probe.draws import Labelled, make_draws, read_draws
+    from eval_zero_shot.probe.protocol import Rows, score_probe
+    from eval_zero_shot.probe.split import question
+    from eval_zero_shot.tasks import load_task
+
+    task = load_task(entry.task) if entry.task else None
+    asked = question(entry.labels, inputs.shards.label_names, () if task is None else task.names)
+    rows = Rows(
+        inputs.rows(entry.train_split),
+        _known_rows(inputs, entry.validation_split),
+        inputs.rows(entry.split, entry.max_studies),
+    )
+    draws = None
+    if entry.draws:
+        draws = read_draws(Path(entry.draws), asked, inputs.shards.manifest_hash)
+    elif entry.shots or entry.fractions:
+        held = None if rows.validation is None else Labelled.of(inputs.shards, rows.validation, asked)
+        draws = make_draws(
+            Labelled.of(inputs.shards, rows.train, asked), held, asked, inputs.shards.manifest_hash,
+            shots=entry.shots, fractions=[f for f in entry.fractions if f < 1], draws=entry.draws_count,
+            seed=entry.seed,
+        )  # fmt: skip
+    return [
+        score_probe(
+            inputs, rows, asked, split=entry.split, task=task, draws=draws, knn=entry.knn, resamples=entry.resamples,
+            seed=entry.seed,
+        )
+    ]  # fmt: skip
+
+
+def vqa(inputs: Inputs, entry: Vqa) -> Sequence[Outcome]:
+    from eval_zero_shot.vqa.protocol import score_vqa
+    from eval_zero_shot.vqa.read import read_items
+
+    return [
+        score_vqa(
+            inputs, read_items(Path(entry.items), entry.mapping), Path(entry.images) if entry.images else None,
+            task=Path(entry.items).stem, resamples=entry.resamples, seed=entry.seed,
+        )
+    ]  # fmt: skip
+
+
+def audit(inputs: Inputs, entry: Audit) -> Sequence[Outcome]:
+    from data_shards.opening import open_studies
+    from eval_zero_shot.audit.protocol import score_audit, training_set
+    from eval_zero_shot.tasks import load_task
+
+    training = [
+        training_set(open_studies(where), entry.train_split, entry.max_train, entry.seed) for where in entry.train
+    ]
+    found = score_audit(
+        inputs, inputs.rows(entry.split, entry.max_studies), load_task(entry.task), training, split=entry.split,
+        resamples=entry.resamples, seed=entry.seed,
+    )  # fmt: skip
+    return [found.outcome]
+
+
+PROTOCOLS = {"classification": classification, "retrieval": retrieval, "probe": probe, "vqa": vqa, "audit": audit}
+
+
+def _known_rows(inputs: Inputs, split: str) -> NDArray | None:
+    """Rows of a split that may not be there."""
+    return inputs.rows(split) if inputs.shards.manifest["splits"].get(split) else None
