@@ -67,8 +67,10 @@ class Sweep:
         found = []
         for other, end in ((base, 0.0), (tuned, 1.0)):
             interval = macro_difference([merged], [other], resamples=resamples, seed=seed)
-            same = self.chosen == end
-            found.append(replace(interval, low=None, high=None, reason="the same weights") if same else interval)
+            if self.chosen == end or interval.low == interval.high:
+                reason = "the same weights" if self.chosen == end else "all resamples agree"
+                interval = replace(interval, low=None, high=None, reason=reason)
+            found.append(interval)
         return found[0], found[1]
 
 
@@ -219,17 +221,17 @@ def print_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: st
     console = Console()
     curve = ", ".join(f"{p.alpha:g}: {p.mean:.3f}" for p in found.points)
     console.print(f"validation ('{validation}'), mean AUROC by a: {curve}", highlight=False)
-    table = Table("task", title=f"a = {found.chosen:g}, on split '{test}'", box=SIMPLE_HEAD)
-    for heading in ("base", "tuned", "merged", "merged − base", "merged − tuned"):
+    table = Table("task", "model", title=f"a = {found.chosen:g}, AUROC on split '{test}'", box=SIMPLE_HEAD)
+    for heading in ("macro AUROC", "merged − it"):
         table.add_column(heading, justify="right")
     forgotten = []
     for task in found.results:
-        base, merged, tuned = [o for o in made if o.task == task]
+        base, merged, tuned = (o for o in made if o.task == task)
         if tuned.main.value < base.main.value:  # type: ignore[operator]
             forgotten.append(task)
-        cells = [_cell(o.main) for o in (base, tuned, merged)]
-        differences = [merged.metric("auroc_difference", parent.model) for parent in (base, tuned)]
-        table.add_row(task, *cells, *(_cell(d, "+") for d in differences if d is not None))
+        for name, outcome in ((task, base), ("", tuned), ("", merged)):
+            difference = merged.metric("auroc_difference", outcome.model)
+            table.add_row(name, outcome.model, _cell(outcome.main), _cell(difference, "+") if difference else "")
     console.print(table)
     if forgotten:
         console.print(f"tuning lost on {len(forgotten)} of {len(found.results)} tasks: {', '.join(forgotten)}")
