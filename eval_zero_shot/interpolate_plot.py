@@ -35,7 +35,7 @@ def plot_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: str
         for x, outcome in zip((0.0, found.chosen, 1.0), (o for o in made if o.task == task)):
             main = outcome.main
             if main.low is not None and main.high is not None:
-                axis.vlines(x, main.low, main.high, color=BLUE, lw=4, alpha=0.3)
+                axis.vlines(x, main.low, main.high, color=BLUE, lw=4, alpha=0.3, zorder=1)
         axis.set_title(task.replace("$", r"\$"), fontsize=10)
         axis.set_xlabel("a   (0: base, 1: tuned)")
         axis.set_ylabel("macro AUROC")

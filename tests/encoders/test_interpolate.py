@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import encoders
 from data_shards.preprocess import Geometry, View
-from encoders.dual import DualEncoder
+from encoders.dual import DualEncoder, build_dual
 from encoders.errors import ReleaseError
 from encoders.folder import inspect, read_json
 from encoders.interpolate import Pair, mix
@@ -135,3 +135,27 @@ def test_a_release_is_not_written_over(parents: tuple[Path, Path], tmp_path: Pat
     assert json.loads((tmp_path / "merged" / "release.json").read_text()) == before
     pair.write(tmp_path / "merged", 0.6, overwrite=True)
     assert read_json(tmp_path / "merged" / "open_clip_config.json")["provenance"]["merged"]["alpha"] == 0.6
+
+
+def test_a_hugging_face_tower_keeps_its_files(tmp_path: Path, model_cfg: Any, planar: Any) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
+    bert = tmp_path / "tiny-bert"
+    bert.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "left", "effusion", "."]
+    (bert / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast.from_pretrained(bert).save_pretrained(bert)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **size)).save_pretrained(bert)
+    text = {"hf_model_name": str(bert), "hf_tokenizer_name": str(bert), "hf_pooler_type": "cls_pooler"}
+    config = {**model_cfg("resnet10t"), "text_cfg": {**text, "context_length": 16}}
+    dual = build_dual(config)
+    folders = [write_release(tmp_path / "base", dual.clip.state_dict(), config, planar, View("resize"))]
+    with torch.no_grad():
+        for parameter in dual.parameters():
+            parameter += 0.1
+    folders.append(write_release(tmp_path / "tuned", dual.clip.state_dict(), config, planar, View("resize")))
+    loaded = encoders.load(str(Pair(*folders).write(tmp_path / "merged", 0.5)))
+    assert loaded.tokenizer is not None and len(loaded.tokenizer("no left effusion .")) == 6
+    merged, base = loaded.model.clip.state_dict(), load_file(folders[0] / WEIGHTS)
+    name = "text.transformer.embeddings.word_embeddings.weight"
+    torch.testing.assert_close(merged[name], base[name] + 0.05)

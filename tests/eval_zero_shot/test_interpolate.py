@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import encoders
+import eval_zero_shot
 from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.dual import build_dual
 from encoders.release import write_release
@@ -25,6 +27,7 @@ from eval_zero_shot.tasks import load_task
 
 from .conftest import GEOMETRY, TASK, VIEW, study
 
+SCHEMA = Path(eval_zero_shot.__file__).with_name("outcome.schema.json")
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VISION = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
 CONFIG = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**VISION, "image_size": 8}, "text_cfg": TEXT}
@@ -84,6 +87,8 @@ def test_the_sweep_chooses_on_validation_and_shows_both_ends(
     assert "merged − it" in told and "validation ('val')" in told
     made = {(o.task, o.model): o for o in read_results(out)}
     assert set(made) == {(task, model) for task in ("toy", "words") for model in ("base", "merged", "tuned")}
+
+    jsonschema.validate(json.loads((out / "results.json").read_text()), json.loads(SCHEMA.read_text()))
 
     merged = made["toy", "merged"]
     sweep = {(m.at["alpha"], m.at["split"]): m.value for m in merged.metrics if "alpha" in m.at}

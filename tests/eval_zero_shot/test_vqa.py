@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import nibabel
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 import encoders
+import eval_zero_shot
 from data_shards.geometry import PlanarGeometry
 from data_shards.preprocess import View
 from data_shards.shard_set import ShardSet
@@ -91,6 +93,8 @@ def write(path: Path, items: list[dict[str, Any]]) -> Path:
 def answer(release: Path, items: Path, out: Path, *more: object) -> Outcome:
     words = ["--model", release, "--items", items, "--out", out, "--device", "cpu", "--no-cache", *more]
     assert main([str(w) for w in words]) == 0
+    schema = Path(eval_zero_shot.__file__).with_name("outcome.schema.json")
+    jsonschema.validate(json.loads((out / "results.json").read_text()), json.loads(schema.read_text()))
     (outcome,) = read_results(out)
     return outcome
 
