@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from eval_zero_shot.tasks import Task, load_task
 if TYPE_CHECKING:
     from encoders.interpolate import Pair
     from encoders.loading import Loaded
+    from eval_zero_shot.embedding import StudyFeatures
     from eval_zero_shot.feature_cache import FeatureCache
     from eval_zero_shot.results import Results
     from eval_zero_shot.statistics import Interval
@@ -80,14 +82,29 @@ def choose(points: Sequence[Point]) -> float:
     return min(point.alpha for point in points if point.mean >= best - 1e-12)
 
 
+class Memory:
+    """Features of this run alone, in memory: several tasks and the last scoring share them (a `FeatureCache` that keeps
+    nothing). Small beside the model: a vector a study, split and point."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, StudyFeatures] = {}
+
+    def get_or_make(self, identity: dict[str, Any], make: Callable[[], StudyFeatures]) -> StudyFeatures:
+        name = json.dumps(identity, sort_keys=True)
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
+
+
 class Scorer:
     """Headlines of interpolated models on the splits of a shard set; `loaded` gets their weights one after another."""
 
     def __init__(
-        self, pair: Pair, loaded: Loaded, shards: Any, rows: Mapping[str, Any], cache: FeatureCache | None, **how: Any
+        self, pair: Pair, loaded: Loaded, shards: Any, rows: Mapping[str, Any], cache: FeatureCache | Memory, **how: Any
     ) -> None:
         self.pair, self.loaded, self.shards, self.rows = pair, loaded, shards, rows
-        self.cache, self.how = cache, how
+        self.cache: Any = cache  # `evaluate` asks no more of it than get_or_make
+        self.how = how
 
     def identity(self, alpha: float) -> str:
         """The parent's own at the ends, so that features are shared with other commands."""
@@ -285,7 +302,7 @@ def _interpolate(args: argparse.Namespace) -> None:
 
     pair = Pair(args.base, args.tuned)
     loaded = load_dual(args.tuned, args.device)
-    cache = None if args.no_cache else FeatureCache(args.cache)
+    cache = Memory() if args.no_cache else FeatureCache(args.cache)
     how = {"batch_size": args.batch_size, "precision": args.precision, "seed": args.seed}
     scorer = Scorer(pair, loaded, shards, rows, cache, **how)
     found = sweep(scorer, tasks, args.alphas, args.validation_split, args.split, args.resamples)
