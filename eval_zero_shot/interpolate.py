@@ -229,39 +229,6 @@ def _scores(results: Results) -> Any:
     )  # fmt: skip
 
 
-def print_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: str) -> None:
-    """The choice, and what it gains and forgets on test, a row a task."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    curve = ", ".join(f"{p.alpha:g}: {p.mean:.3f}" for p in found.points)
-    console.print(f"validation ('{validation}'), mean AUROC by a: {curve}", highlight=False)
-    table = Table("task", "model", title=f"a = {found.chosen:g}, AUROC on split '{test}'", box=SIMPLE_HEAD)
-    for heading in ("macro AUROC", "merged − it"):
-        table.add_column(heading, justify="right")
-    forgotten = []
-    for task in found.results:
-        base, merged, tuned = (o for o in made if o.task == task)
-        if tuned.main.value < base.main.value:  # type: ignore[operator]
-            forgotten.append(task)
-        for name, outcome in ((task, base), ("", tuned), ("", merged)):
-            difference = merged.metric("auroc_difference", outcome.model)
-            table.add_row(name, outcome.model, _cell(outcome.main), _cell(difference, "+") if difference else "")
-    console.print(table)
-    if forgotten:
-        console.print(f"tuning lost on {len(forgotten)} of {len(found.results)} tasks: {', '.join(forgotten)}")
-
-
-def _cell(metric: Metric, sign: str = "") -> str:
-    if metric.value is None:
-        return "–"
-    if metric.low is None or metric.high is None:
-        return f"{metric.value:{sign}.3f}"
-    return f"{metric.value:{sign}.3f} ({metric.low:{sign}.3f} to {metric.high:{sign}.3f})"
-
-
 def _names(args: argparse.Namespace) -> tuple[str, str, str]:
     """How tables call base, merged and tuned; told apart where their folders have one name."""
     from eval_zero_shot.release import model_name
@@ -297,7 +264,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         rows[split] = choose_rows(shards.rows(split), args.max_studies, args.seed)
     from encoders.interpolate import Pair
     from eval_zero_shot.feature_cache import FeatureCache
-    from eval_zero_shot.interpolate_plot import plot_sweep
+    from eval_zero_shot.interpolate_show import plot_sweep, print_sweep
     from eval_zero_shot.release import load_dual
 
     pair = Pair(args.base, args.tuned)

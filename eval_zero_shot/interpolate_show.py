@@ -1,4 +1,4 @@
-"""The sweep of an interpolation as a picture: a panel a task, validation and test over a, and the a that was chosen."""
+"""The sweep of an interpolation as a table on the terminal and as a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval_zero_shot.outcome import Outcome
+from eval_zero_shot.outcome import Metric, Outcome
 
 if TYPE_CHECKING:
     from eval_zero_shot.interpolate import Sweep
@@ -16,7 +16,10 @@ BLUE, ORANGE = "#1f5fa8", "#c65d00"
 
 
 def plot_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: str, path: Path) -> None:
-    """Write a PNG. `made`: outcomes of base, merged and tuned of each task, whose test intervals are drawn."""
+    """Write a PNG: a panel a task, validation and test over a, and the a that was chosen.
+
+    made: outcomes of base, merged and tuned of each task, whose test intervals are drawn.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,3 +52,36 @@ def plot_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: str
         figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
     finally:
         plt.close(figure)
+
+
+def print_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: str) -> None:
+    """The choice, and what it gains and forgets on test, a row a task."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    curve = ", ".join(f"{p.alpha:g}: {p.mean:.3f}" for p in found.points)
+    console.print(f"validation ('{validation}'), mean AUROC by a: {curve}", highlight=False)
+    table = Table("task", "model", title=f"a = {found.chosen:g}, AUROC on split '{test}'", box=SIMPLE_HEAD)
+    for heading in ("macro AUROC", "merged − it"):
+        table.add_column(heading, justify="right")
+    forgotten = []
+    for task in found.results:
+        base, merged, tuned = (o for o in made if o.task == task)
+        if tuned.main.value < base.main.value:  # type: ignore[operator]
+            forgotten.append(task)
+        for name, outcome in ((task, base), ("", tuned), ("", merged)):
+            difference = merged.metric("auroc_difference", outcome.model)
+            table.add_row(name, outcome.model, _cell(outcome.main), _cell(difference, "+") if difference else "")
+    console.print(table)
+    if forgotten:
+        console.print(f"tuning lost on {len(forgotten)} of {len(found.results)} tasks: {', '.join(forgotten)}")
+
+
+def _cell(metric: Metric, sign: str = "") -> str:
+    if metric.value is None:
+        return "–"
+    if metric.low is None or metric.high is None:
+        return f"{metric.value:{sign}.3f}"
+    return f"{metric.value:{sign}.3f} ({metric.low:{sign}.3f} to {metric.high:{sign}.3f})"
