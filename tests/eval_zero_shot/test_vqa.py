@@ -1,0 +1,364 @@
+"""Closed VQA through its command: the answers are those of a plain loop, controls show what needs no image, and what
+cannot be scored is refused or counted."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import encoders
+import eval_zero_shot
+from data_shards.geometry import PlanarGeometry
+from data_shards.preprocess import View
+from data_shards.shard_set import ShardSet
+from encoders.dual import build_dual
+from encoders.release import write_release
+from eval_zero_shot.outcome import Outcome, read_results
+from eval_zero_shot.vqa import main
+from eval_zero_shot.vqa_answers import hits, majority_hits, mean_intervals, position_hits
+from eval_zero_shot.vqa_items import Item
+
+from .conftest import GEOMETRY, VIEW
+
+TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+
+
+@pytest.fixture(scope="module")
+def planar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained encoder of images that looks at colours, so that images differ in their answers."""
+    torch.manual_seed(3)
+    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": vision, "text_cfg": TEXT}
+    folder = tmp_path_factory.mktemp("planar") / "toy2d"
+    weights = build_dual(config).clip.state_dict()
+    weights["visual.class_embedding"] *= 0.1
+    weights["visual.transformer.resblocks.0.attn.in_proj_weight"] *= 5
+    return write_release(folder, weights, config, PlanarGeometry(size=(16, 16)), View("resize"))
+
+
+@pytest.fixture(scope="module")
+def volumetric(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(4)
+    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": TEXT}
+    folder = tmp_path_factory.mktemp("volumetric") / "toy3d"
+    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
+
+
+ORGANS = ("liver", "spleen", "lung", "heart")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        pixels = (rng.integers(0, 200, 3) + rng.integers(0, 56, (20, 24, 3))).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"jane_doe_{i}.png")
+    return folder
+
+
+def rows() -> list[dict[str, Any]]:
+    """Twelve images, two questions each: four options, and yes or no."""
+    found: list[dict[str, Any]] = []
+    for i in range(12):
+        image, patient = f"jane_doe_{i}.png", f"Jane Doe {i // 2}"
+        organ = {"question": "Which organ is shown?", "options": list(ORGANS), "answer": ORGANS[i % 4]}
+        effusion = {
+            "question": "Is there a pleural effusion?",
+            "options": ["Yes", "No"],
+            "answer": int(i % 3 > 0),
+        }
+        found.append({"image": image, "patient": patient, "category": "organ", **organ})
+        found.append({"image": image, "patient": patient, "category": "effusion", **effusion})
+    return found
+
+
+def write(path: Path, items: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def answer(release: Path, items: Path, out: Path, *more: object) -> Outcome:
+    words = ["--model", release, "--items", items, "--out", out, "--device", "cpu", "--no-cache", *more]
+    assert main([str(w) for w in words]) == 0
+    schema = Path(eval_zero_shot.__file__).with_name("outcome.schema.json")
+    jsonschema.validate(json.loads((out / "results.json").read_text()), json.loads(schema.read_text()))
+    (outcome,) = read_results(out)
+    return outcome
+
+
+def unit(x: torch.Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(x.double(), dim=-1).numpy()
+
+
+def said(loaded: Any, sentence: str) -> np.ndarray:
+    ids = loaded.tokenizer(sentence)
+    return unit(loaded.model.encode_units(torch.tensor(ids), [len(ids)]))[0]
+
+
+def plain_accuracy(release: Path, images: Path, sentences: Any, image_is: float = 1, blank_is: float = 0) -> float:
+    """One item after another, with nothing but the release. Scores: image_is * image's + blank_is * black image's."""
+    loaded = encoders.load(str(release))
+    right = []
+    with torch.no_grad():
+        for row in rows():
+            image, blank = (
+                unit(loaded.model.encode_image(loaded.preprocess(scan)[None]).study_BD)[0]
+                for scan in (images / row["image"], np.zeros((16, 16, 3), np.uint8))
+            )
+            scores = [float((image_is * image + blank_is * blank) @ said(loaded, s)) for s in sentences(row)]
+            correct = row["options"].index(row["answer"]) if isinstance(row["answer"], str) else row["answer"]
+            right.append(int(np.argmax(scores)) == correct)
+    return float(np.mean(right))
+
+
+def default_sentences(row: dict[str, Any]) -> list[str]:
+    if len(row["options"]) == 2:
+        return ["There is a pleural effusion.", "There is no pleural effusion."]
+    return [f"Which organ is shown? {organ}." for organ in row["options"]]
+
+
+def test_answers_are_those_of_a_plain_loop(planar: Path, images: Path, tmp_path: Path) -> None:
+    outcome = answer(planar, write(tmp_path / "q.jsonl", rows()), tmp_path / "out", "--images", images)
+    assert (outcome.protocol, outcome.headline, outcome.task) == ("vqa", "accuracy", "q")
+    assert (outcome.studies, outcome.patients, outcome.main.n) == (12, 6, 24)
+    assert outcome.main.value == pytest.approx(plain_accuracy(planar, images, default_sentences))
+    blank = outcome.metric("blank_accuracy")
+    assert blank is not None and blank.value == pytest.approx(plain_accuracy(planar, images, default_sentences, 0, 1))
+    corrected = outcome.metric("corrected_accuracy")
+    assert corrected is not None
+    assert corrected.value == pytest.approx(plain_accuracy(planar, images, default_sentences, 1, -1))
+    gain = outcome.metric("image_gain")
+    assert gain is not None and gain.value != 0 and gain.value == pytest.approx(outcome.main.value - blank.value)
+    values = {(m.name, m.of, m.at.get("options")): m for m in outcome.metrics}
+    assert values["chance", "", None].value == pytest.approx((0.25 + 0.5) / 2)
+    assert values["accuracy", "", 2].value == values["accuracy", "effusion", None].value
+    assert values["accuracy", "organ", None].n == 12
+    assert values["majority_accuracy", "", None].value == pytest.approx((3 / 12 + 8 / 12) / 2)
+    assert outcome.main.low is not None and outcome.main.low <= outcome.main.value <= outcome.main.high
+    assert outcome.prompts["option_counts"] == {"2": 12, "4": 12}
+    assert outcome.prompts["caption_rules"] == {"question and option": 12, "statement": 12}
+
+
+def test_the_order_of_options_and_of_items_changes_nothing(planar: Path, images: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shuffled = rows()
+    for row in shuffled:
+        correct = row["options"][row["answer"]] if isinstance(row["answer"], int) else row["answer"]
+        row["options"], row["answer"] = [row["options"][j] for j in rng.permutation(len(row["options"]))], correct
+    one = answer(planar, write(tmp_path / "q.jsonl", rows()), tmp_path / "one", "--images", images)
+    two = answer(planar, write(tmp_path / "s.jsonl", shuffled), tmp_path / "two", "--images", images, "--name", "q")
+    for name in ("accuracy", "blank_accuracy", "corrected_accuracy", "majority_accuracy"):
+        assert one.metric(name) is not None and one.metric(name).value == two.metric(name).value
+    assert one.provenance["items_sha256"] == two.provenance["items_sha256"]
+    a, b = (o.scores.sort_values(["variant", "key", "of"])["score"].to_numpy() for o in (one, two))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_two_runs_write_the_same_bytes_and_no_name_of_a_patient(planar: Path, images: Path, tmp_path: Path) -> None:
+    items = write(tmp_path / "q.jsonl", rows())
+    for name in ("one", "two"):
+        answer(planar, items, tmp_path / name, "--images", images)
+    for file in ("results.json", "scores.parquet", "items.jsonl"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert b"jane" not in (tmp_path / "one" / file).read_bytes().lower()
+    kept = [json.loads(line) for line in (tmp_path / "one" / "items.jsonl").read_text().splitlines()]
+    assert [row["n_options"] for row in kept[:2]] == [4, 2]
+    assert kept[1]["captions"] == ["There is a pleural effusion.", "There is no pleural effusion."]
+
+
+def test_images_that_show_nothing_gain_nothing(planar: Path, images: Path, tmp_path: Path) -> None:
+    for file in images.iterdir():
+        pixels = np.zeros((16, 16, 3), np.uint8)
+        pixels[0, 0] = 1  # one constant value would be refused as unreadable
+        Image.fromarray(pixels).save(file)
+    outcome = answer(planar, write(tmp_path / "q.jsonl", rows()), tmp_path / "out", "--images", images)
+    gain = outcome.metric("image_gain")
+    assert gain is not None and gain.value == 0 and gain.low is None and gain.reason == "all resamples agree"
+
+
+def test_captions_and_templates(planar: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
+    items = rows()
+    for row in items:
+        row["captions"] = [f"caption {j} of {row['category']}" for j in range(len(row["options"]))]
+    given = answer(planar, write(tmp_path / "q.jsonl", items), tmp_path / "given", "--images", images)
+    assert given.main.value == pytest.approx(
+        plain_accuracy(planar, images, lambda r: [f"caption {j} of {r['category']}" for j in range(len(r["options"]))])
+    )
+    plain = write(tmp_path / "p.jsonl", rows())
+    filled = answer(planar, plain, tmp_path / "t", "--images", images, "--template", "a scan with {option}")
+    expected = plain_accuracy(planar, images, lambda r: [f"a scan with {o}" for o in r["options"]])
+    assert filled.main.value == pytest.approx(expected)
+    assert main(["--model", str(planar), "--items", str(plain), "--template", "a scan"]) == 1
+    assert "{option}" in capsys.readouterr().err
+
+
+def test_sentences_cut_to_the_same_tokens_tie(planar: Path, images: Path, tmp_path: Path) -> None:
+    long = "very " * 40
+    items = [{**row, "captions": [f"{long}{j}" for j in range(len(row["options"]))]} for row in rows()]
+    outcome = answer(planar, write(tmp_path / "q.jsonl", items), tmp_path / "out", "--images", images)
+    assert outcome.main.value == pytest.approx(outcome.metric("chance").value)
+    assert any("24 items two sentences are the same" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"options": ["Liver", "liver "]}, "two options are the same"),
+        ({"options": ["Liver", "Lung"], "answer": "Spleen"}, "the answer is not among the options"),
+        ({"options": ["Liver", "Lung"], "answer": 2}, "the answer is not among the options"),
+        ({"options": ["Liver"], "answer": "Liver"}, "one option only"),
+        ({"options": []}, "no options"),
+        ({"captions": ["a", "b"]}, "captions are not one different sentence for each option"),
+        ({"captions": ["a", "a", "b", "c"]}, "captions are not one different sentence for each option"),
+        ({"n_options": 3}, "n_options is not the number of options"),
+        ({"choices": ["a", "b"]}, "unknown field 'choices'"),
+    ],
+)
+def test_wrong_items_are_refused_with_their_line(
+    change: dict[str, Any], reason: str, images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    items = rows()
+    items[2] |= change
+    path = write(tmp_path / "q.jsonl", items)
+    assert main(["--model", "nowhere", "--items", str(path), "--images", str(images)]) == 1
+    told = capsys.readouterr().err
+    assert f"line 000003: {reason}" in told and "jane" not in told.lower()
+
+
+def test_missing_and_unreadable_images(planar: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
+    (images / "jane_doe_0.png").unlink()
+    (images / "jane_doe_1.png").write_bytes(b"no image")
+    items = write(tmp_path / "q.jsonl", rows())
+    words = ["--model", str(planar), "--items", str(items), "--images", str(images), "--device", "cpu"]
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert "2 of 12 images are missing or unreadable (1 unreadable)" in told and "jane" not in told.lower()
+    outcome = answer(planar, items, tmp_path / "out", "--images", images, "--max-missing", 2)
+    assert outcome.main.n == 20 and outcome.provenance["missing_images"] == 2
+    assert any("4 items are left out" in note for note in outcome.notes)
+
+
+def test_volumes_in_files_and_studies_of_shards(volumetric: Path, toy_folder: Path, tmp_path: Path) -> None:
+    for i in range(4):
+        array = np.random.default_rng(i).normal(0, 300, (9, 9, 6)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / f"v{i}.nii.gz")
+    question = {"question": "Is the scan bright?", "options": ["yes", "no"]}
+    files = [{"image": f"v{i}.nii.gz", "answer": i % 2, **question} for i in range(4)]
+    outcome = answer(volumetric, write(tmp_path / "q.jsonl", files), tmp_path / "files")
+    assert outcome.main.n == 4 and outcome.provenance["data_sha256"] is None
+
+    shards = ShardSet.open(toy_folder)
+    keyed = [{"image": shards.key(int(row)), "answer": int(row) % 2, **question} for row in shards.rows("test")]
+    outcome = answer(volumetric, write(tmp_path / "k.jsonl", keyed), tmp_path / "keys", "--data", toy_folder)
+    assert outcome.main.n == 24 and outcome.provenance["data_sha256"] == shards.manifest_hash
+
+
+def test_published_fields(planar: Path, images: Path, tmp_path: Path) -> None:
+    """Rows in the shape each benchmark publishes."""
+    names = [f"jane_doe_{i}.png" for i in range(4)]
+
+    def counted(mapping: str, file: str, text: str) -> Outcome:
+        (tmp_path / file).write_text(text)
+        return answer(planar, tmp_path / file, tmp_path / mapping, "--images", images, "--mapping", mapping)
+
+    with (tmp_path / "raw.csv").open("w", newline="") as out:
+        table = csv.writer(out)
+        table.writerow(
+            ["Figure_path", "Question", "Choice A", "Choice B", "Choice C", "Choice D", "Answer", "Answer_label"]
+        )
+        table.writerow([names[0], "What, exactly?", " A:CT ", " B: MRI", "C: PET", "D: X-ray", "MRI", "B"])
+        table.writerow([names[1], "Modality?", "A:CT", "B:MRI", "C:PET", "D:X-ray", "C", ""])
+        table.writerow([names[2], "Modality?", "A:CT", "B:MRI", "C:CT", "D:X-ray", "B: MRI", ""])
+    outcome = counted("pmc_vqa", "pmc.csv", (tmp_path / "raw.csv").read_text())
+    assert outcome.main.n == 2 and outcome.provenance["rejected_items"] == {"two options are the same": 1}
+    kept = [json.loads(line) for line in (tmp_path / "pmc_vqa" / "items.jsonl").read_text().splitlines()]
+    assert [(row["options"][row["answer"]], row["n_options"]) for row in kept] == [("MRI", 4), ("PET", 4)]
+
+    def slake(image: int, kind: str, answer: str, closed: str = "CLOSED", lang: str = "en") -> dict[str, Any]:
+        question = {"question": "Which is larger?", "content_type": kind, "answer": answer, "answer_type": closed}
+        return {"img_name": names[image], "qid": image, "q_lang": lang, **question}
+
+    rows_ = [slake(0, "Size", "Liver"), slake(1, "Size", "Lung"), slake(2, "Size", "yes"), slake(3, "Shape", "Round")]
+    rows_ += [slake(0, "Size", "Heart", "OPEN"), slake(0, "Size", "是", lang="zh")]
+    outcome = counted("slake", "slake.json", json.dumps(rows_))
+    assert outcome.main.n == 3
+    assert outcome.provenance["rejected_items"] == {"not English": 1, "one option only": 1, "open question": 1}
+    assert outcome.prompts["option_counts"] == {"2": 3}
+
+    def rad(image: int, answer: str, kind: str) -> dict[str, Any]:
+        return {"image_name": names[image], "question": "Is it?", "answer": answer, "answer_type": kind, "qid": 1}
+
+    given = [rad(0, "Yes", "CLOSED "), rad(1, "no", "CLOSED"), rad(2, "left", "CLOSED"), rad(3, "Yes", "OPEN")]
+    outcome = counted("vqa_rad", "rad.json", json.dumps(given))
+    assert outcome.main.n == 2 and sum(outcome.provenance["rejected_items"].values()) == 2
+
+    question = "How is the spleen? A: Normal (no splenomegaly) B: Mild C: Severe, vitamin C: low"
+    tumour = {"image_id": names[0], "question": "How is the spleen?", "mc_question": question, "correct_option": "A"}
+    free = {"image_id": names[1], "question": "How large?", "answer": "3.2", "mc_question": None}
+    outcome = counted("deeptumor", "tumour.json", json.dumps({"version": 2, "questions": [tumour, free]}))
+    assert outcome.main.n == 1 and outcome.prompts["option_counts"] == {"3": 1}
+
+    stain = {"question": "Stain?", "options": ["H&E", "none of the above"], "answer": "H&E", "answer_idx": 0, "id": "1"}
+    told = {"stain": ["stained with H&E", "another stain"]}
+    lines = [{"image_id": "jane_doe_0", "questions": {"stain": stain, "modality": None}, "captions": told}]
+    lines += [{"image_id": "jane_doe_1", "questions": {"stain": stain, "domain": {"question": "?"}}}]
+    for text in ("\n".join(json.dumps(line) for line in lines), json.dumps(lines[0])):
+        outcome = counted("ubench", "ubench.jsonl", text)
+        assert outcome.main.n == text.count("image_id")
+        assert outcome.prompts["caption_rules"]["given"] == 1
+        assert outcome.metric("accuracy", "stain").n == outcome.main.n
+
+
+def test_ties_share_the_answer() -> None:
+    scores = np.array([0.3, 0.1, 0.5, 0.5, 0.5, 0.2, 0.9])
+    np.testing.assert_array_equal(hits(scores, np.array([0, 2, 5]), np.array([0, 3, 5])), [1, 1 / 3, 0])
+
+
+def test_majority_is_no_leak_where_every_answer_is_its_own() -> None:
+    unique = [Item(str(i), "x", "q", (f"a{i}", f"b{i}", f"c{i}", f"d{i}"), i % 4, category="k") for i in range(40)]
+    assert majority_hits(unique).mean() == pytest.approx((1 + 39 / 4) / 40)
+    few = [Item(str(i), "x", "q", ("yes", "no"), 0, category=f"k{i}") for i in range(8)]
+    mixed = [*few, *(Item("n", "x", "q", ("yes", "no"), 1, category=f"n{i}") for i in range(8))]
+    assert majority_hits(mixed).mean() == 0.5  # each category alone would be known with certainty
+    assert position_hits(unique).mean() == 0.25
+
+
+def test_intervals_resample_patients() -> None:
+    """Twenty items of one patient are one draw: the interval is that of the patients, wider than that of items."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(30), 20)
+    values = np.repeat(rng.integers(0, 2, 30), 20).astype(float)[:, None]
+    (clustered,) = mean_intervals(values, patients.astype(str))
+    (single,) = mean_intervals(values, np.arange(600).astype(str))
+    width = 2 * 1.96 * values[::20].std() / np.sqrt(30)
+    assert clustered.high - clustered.low == pytest.approx(width, rel=0.15)
+    assert single.high - single.low < 0.35 * (clustered.high - clustered.low)
+    (alone,) = mean_intervals(values, ["p"] * 600)
+    assert alone.low is None and alone.reason == "a single patient or image"
+
+
+def test_scores_are_what_comparisons_read(planar: Path, images: Path, tmp_path: Path) -> None:
+    from eval_zero_shot.paired import cases_of, paired_difference, require_comparable
+
+    items = write(tmp_path / "q.jsonl", rows())
+    one = answer(planar, items, tmp_path / "one", "--images", images)
+    require_comparable(one, one)
+    ours, blank = cases_of(one), cases_of(one, "blank")
+    difference, _ = paired_difference(ours, blank)
+    assert difference.value == pytest.approx(one.metric("image_gain").value)
+    options = one.scores[one.scores["variant"] == "options"]
+    assert options.groupby("key")["label"].sum().eq(1).all() and len(options) == 12 * 6
+    assert isinstance(options, pd.DataFrame)
