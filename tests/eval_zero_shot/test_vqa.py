@@ -24,9 +24,9 @@ from data_shards.shard_set import ShardSet
 from encoders.dual import build_dual
 from encoders.release import write_release
 from eval_zero_shot.outcome import Outcome, read_results
-from eval_zero_shot.vqa import main
-from eval_zero_shot.vqa_answers import hits, majority_hits, mean_intervals, position_hits
-from eval_zero_shot.vqa_items import Item
+from eval_zero_shot.vqa.__main__ import main
+from eval_zero_shot.vqa.answers import hits, majority_hits, mean_intervals, position_hits
+from eval_zero_shot.vqa.items import Item
 
 from .conftest import GEOMETRY, VIEW
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eval_zero_shot.vqa_items import Item, Map, Rejected, Rows, make_item, own_items
+from eval_zero_shot.vqa.items import Item, Map, Rejected, Rows, make_item, own_items
 
 Makers = Iterator[tuple[str, Callable[[], Item]]]
 OPEN = "open question"

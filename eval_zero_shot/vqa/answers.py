@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_zero_shot.statistics import Interval, percentile_interval
-from eval_zero_shot.vqa_items import Item
+from eval_zero_shot.vqa.items import Item
 
 Array = NDArray[np.float64]
 FEW = 10  # a category with fewer items has no majority answer of its own: it would be known from a handful

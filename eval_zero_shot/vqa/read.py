@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.vqa_items import Item, ItemFile, Rejected, Rows
-from eval_zero_shot.vqa_mappings import MAPPINGS
+from eval_zero_shot.vqa.items import Item, ItemFile, Rejected, Rows
+from eval_zero_shot.vqa.mappings import MAPPINGS
 
 
 def read_items(path: str | Path, mapping: str = "own") -> ItemFile:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.vqa_items import Item
+from eval_zero_shot.vqa.items import Item
 
 RULES = ("given", "template", "statement", "question and option")
 _IMAGE = r"(?:the|this) (?:image|picture|scan|ct|mri|mr|x-?ray|radiograph|photo|slide|volume|study)(?: (?:image|scan))?"

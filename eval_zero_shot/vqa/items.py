@@ -8,7 +8,7 @@ image: a file below --images (an image, or a volume), or with --data the key of 
     number from 0. Optional: `captions` (a sentence for each option, in their order), `category` (accuracy is also given
     for each), `patient` (what is resampled together; the image where it is missing), `n_options` (checked).
 
-Published benchmarks: `eval_zero_shot.vqa_mappings`. Files: `eval_zero_shot.vqa_read`.
+Published benchmarks: `eval_zero_shot.vqa.mappings`. Files: `eval_zero_shot.vqa.read`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Item:
     """One closed question.
 
     key: the number of its line or row (and what else tells it apart). answer: index of the right option. captions: one
-    for each option, or none: `eval_zero_shot.vqa_captions` says them. group: what is resampled together, the patient or
+    for each option, or none: `eval_zero_shot.vqa.captions` says them. group: what is resampled together, the patient or
     else the image.
     """
 
