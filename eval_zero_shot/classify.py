@@ -1,4 +1,6 @@
-"""Zero-shot classification with positive and negative prompts, each side an ensemble.
+"""Zero-shot classification by prompts: the command, and the arithmetic from vectors to scores.
+
+    python -m eval_zero_shot.classify --model MODEL --data SHARDS --task TASK [--threshold-split val] [--out DIR]
 
 Shapes: N studies, D embedding, L findings, P prompts. Scores are cos(image, positive) - cos(image, negative): with two
 classes this orders studies exactly as CLIP's softmax does, without the saturated ties of a softmax in low precision.
@@ -7,14 +9,16 @@ Ensembles as in CLIP (Radford et al. 2021, arXiv 2103.00020 §3.1.4): mean of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.tasks import Task
+from eval_zero_shot.tasks import Task, load_task
 
 Array = NDArray[np.float64]
 
@@ -167,3 +171,51 @@ def classify(image_ND: ArrayLike, prompts: ClassEmbeddings, labels_NL: ArrayLike
 def _mean(values: object) -> float | None:
     known = [value for value in values if value is not None]  # type: ignore[attr-defined]
     return float(np.mean(known)) if known else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    from eval_zero_shot.inputs import add_inputs
+
+    parser = argparse.ArgumentParser(
+        prog="python -m eval_zero_shot.classify", description="Zero-shot classification by prompts."
+    )
+    add_inputs(parser)
+    add = parser.add_argument
+    add("--task", required=True, metavar="TASK", help="packaged task or YAML file of classes and prompts")
+    add("--threshold-split", metavar="NAME", help="fit thresholds here and score every prompt set, never on the test")
+    add("--prompt-set", metavar="NAME", help="the set that stands for the task (default: its first)")
+    add("--resamples", type=int, default=1000, metavar="N", help="patient bootstrap (default: 1000; 0: no intervals)")
+    add("--seed", type=int, default=0, help="of the resamples (default: 0)")
+    add("--out", metavar="DIR", help="folder for results.json and scores.parquet")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    task = load_task(args.task)  # fails fast, before torch is imported
+    task.known_set(args.prompt_set)
+    from eval_zero_shot.classification import score_classification
+    from eval_zero_shot.classification_table import print_classification
+    from eval_zero_shot.inputs import open_inputs
+    from eval_zero_shot.outcome import write_results
+
+    inputs = open_inputs(args)
+    fit_rows = inputs.rows(args.threshold_split) if args.threshold_split else None
+    outcome = score_classification(
+        inputs, inputs.rows(args.split, args.max_studies), task, split=args.split, threshold_rows=fit_rows,
+        threshold_split=args.threshold_split or "", prompt_set=args.prompt_set, resamples=args.resamples,
+        seed=args.seed,
+    )  # fmt: skip
+    print_classification(outcome)
+    if args.out:
+        print(f"wrote {write_results(args.out, [outcome])} and scores.parquet")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, or 1 with the reason on stderr."""
+    from eval_zero_shot.inputs import run_command
+
+    return run_command(_parser(), argv, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -113,7 +113,7 @@ def interval(
 
 
 def _numbered(patients_N: Sequence[str] | NDArray) -> tuple[NDArray[np.intp], int]:
-    names, patient_N = np.unique(np.asarray(patients_N), return_inverse=True)
+    names, patient_N = np.unique(np.asarray(patients_N).astype(str), return_inverse=True)
     return patient_N, len(names)
 
 
