@@ -1,7 +1,7 @@
 """Our zero-shot numbers against CLIP_benchmark's own functions: `python -m benchmarks.clip_benchmark_agreement`.
 
 The same seeded features (no two scores tie) go through its `evaluate`, prompt ensembles included, and through ours. Run
-it where clip_benchmark is importable (`make peers`, then .venv-peers/bin/python with --theirs prints its numbers alone);
+it where clip_benchmark is importable (`make peers`; .venv-peers/bin/python with --theirs prints its numbers alone);
 --write keeps them for the tests, which need no peer.
 """
 

@@ -85,6 +85,16 @@ def unit(vectors: ArrayLike, what: str) -> Array:
     return array / length
 
 
+def require_findings(task: Task) -> None:
+    """Raises EvalError where a command scores findings only and the task is of kind classes."""
+    if task.kind != "findings":
+        raise EvalError(
+            f"task {task.name} is of kind {task.kind}",
+            why="its classes have no negative prompts; exactly one of them is right",
+            fix="score it with python -m eval_zero_shot.classify",
+        )
+
+
 def class_embeddings(
     task: Task, text_vectors: Mapping[str, ArrayLike], prompt_set: str | None = None
 ) -> ClassEmbeddings:
@@ -92,12 +102,7 @@ def class_embeddings(
 
     text_vectors: every prompt -> vector D, see `embedding.embed_texts`. Raises EvalError for a task of kind classes.
     """
-    if task.kind != "findings":
-        raise EvalError(
-            f"task {task.name} is of kind {task.kind}",
-            why="its classes have no negative prompts; exactly one of them is right",
-            fix="score it with python -m eval_zero_shot.classify",
-        )
+    require_findings(task)
     positive_LD, negative_LD = side_vectors(task, text_vectors, prompt_set)
     return ClassEmbeddings(task.names, positive_LD, negative_LD)
 

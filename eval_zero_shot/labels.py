@@ -19,11 +19,11 @@ def task_labels(shards: Any, rows: NDArray, task: Task) -> NDArray[np.float64]:
     """
     if len(rows) == 0:
         raise EvalError("no study to evaluate", why="the split is empty", fix="name a split that the shard set has")
-    asked = dict.fromkeys(label for name in task.names for label in task.label_of(name))
-    known = [label for label in asked if label in shards.label_names]
+    known = [label for label in task.labels if label in shards.label_names]
     if not known:
+        first = ", ".join(task.labels[:5]) + (", ..." if len(task.labels) > 5 else "")
         raise EvalError(
-            f"no label of task {task.name} ({', '.join(list(asked)[:5])}...) is a label of these shards",
+            f"no label of task {task.name} ({first}) is a label of these shards",
             why="every score would be compared with nothing",
             fix=f"choose a task for their labels: {', '.join(shards.label_names) or '(they have none)'}",
         )
@@ -40,7 +40,7 @@ def task_labels(shards: Any, rows: NDArray, task: Task) -> NDArray[np.float64]:
 
 def require_labels(shards: Any, task: Task) -> None:
     """Raises EvalError naming what is missing where exactly one class is right but the shards lack some classes."""
-    missing = [label for name in task.names for label in task.label_of(name) if label not in shards.label_names]
+    missing = [label for label in task.labels if label not in shards.label_names]
     if task.kind == "classes" and missing:
         raise EvalError(
             f"the shards have no label {', '.join(missing)}, which task {task.name} asks for",

@@ -74,12 +74,13 @@ def evaluate(
     Raises:
         EvalError: geometries differ, the task names no label of the data, no study, features that are not finite.
     """
-    from eval_zero_shot.classify import class_embeddings, classify
+    from eval_zero_shot.classify import class_embeddings, classify, require_findings
     from eval_zero_shot.embedding import embed_images, embed_texts, study_texts
     from eval_zero_shot.results import Cases, FindingResult, Results
     from eval_zero_shot.retrieve import retrieve, text_hash
     from eval_zero_shot.statistics import Run, auroc_intervals
 
+    require_findings(task)
     require_same_geometry(stored_geometry, geometry, allow_geometry_mismatch)
     rows = np.asarray(rows)
     labels_NL = task_labels(shards, rows, task)

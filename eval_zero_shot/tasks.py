@@ -198,6 +198,11 @@ class Task(BaseModel):
         """Columns of the shards that hold this class; it is present where any of them is 1."""
         return self.classes[name].label or (name,)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every label column that the task asks for, once."""
+        return tuple(dict.fromkeys(label for name in self.names for label in self.label_of(name)))
+
     def prompts(self, name: str, prompt_set: str | None = None) -> tuple[tuple[str, ...], ...]:
         """Every prompt of a class in a set (None: the default), written out: (positive, negative) of a finding, or
         (prompts,) of kind classes. Raises EvalError where the task has no such set."""

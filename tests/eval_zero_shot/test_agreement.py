@@ -1,4 +1,4 @@
-"""Zero-shot numbers are CLIP_benchmark's where no scores tie. tests/eval_zero_shot/clip_benchmark.json holds what its own
+"""Zero-shot numbers are CLIP_benchmark's where no scores tie. clip_benchmark.json beside this file holds what its own
 functions (1.6.2) said of the same seeded features: benchmarks/clip_benchmark_agreement.py wrote it."""
 
 from __future__ import annotations
