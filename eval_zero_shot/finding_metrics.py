@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_zero_shot import metrics
-from eval_zero_shot.measured import Mean, Measure, measure
+from eval_zero_shot.measured import Mean, Measure, measure, once
 from eval_zero_shot.outcome import Metric, Value
 from eval_zero_shot.statistics import Run, finding_interval, weighted_auroc
 from eval_zero_shot.thresholds import RULES, SIGN, Rule, matching_prevalence, nearest_to_corner
@@ -106,8 +106,9 @@ def _of_finding(
     for rule, at_L in thresholds.items():
         at = at_L[j]
         said = np.zeros(len(s), bool) if at is None else s >= at
+        cells = once(_confusion(said, y))
         for name in DECISIONS:
-            compute = _unless(_unfitted(at, rule), _decision(said, y, name))
+            compute = _unless(_unfitted(at, rule), _decision(cells, name))
             found.append((name, {"threshold": rule}, compute, _unfitted(at, rule)))
     return found
 
@@ -119,11 +120,12 @@ def probability(scores: Array, scale: float) -> Array:
     return np.asarray(expit(scale * scores), dtype=np.float64)
 
 
-def _decision(said_N: NDArray, labels_N: Array, name: str) -> Callable[[Array], Array]:
-    def compute(weights_RN: Array) -> Array:
-        return np.asarray(getattr(metrics.confusion(said_N, labels_N, weights_RN), name))
+def _confusion(said_N: NDArray, labels_N: Array) -> Callable[[Array], metrics.Confusion]:
+    return lambda weights_RN: metrics.confusion(said_N, labels_N, weights_RN)
 
-    return compute
+
+def _decision(cells: Callable[[Array], metrics.Confusion], name: str) -> Callable[[Array], Array]:
+    return lambda weights_RN: np.asarray(getattr(cells(weights_RN), name))
 
 
 def _micro_auroc(scores_NL: Array, labels_NL: Array) -> Callable[[Array], Array]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +46,32 @@ class Mean(Number):
     reason: str | None = "no class has a value"
 
 
+def once(compute: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """The same, computed once for a block of weights that several measures ask about one after the other."""
+    last: list[Any] = [None, None]
+
+    def remembered(weights_RN: Array) -> Any:
+        if last[0] is not weights_RN:
+            last[:] = weights_RN, compute(weights_RN)
+        return last[1]
+
+    return remembered
+
+
 def measure(
     measures: Sequence[Measure], means: Sequence[Mean], patients_N: Sequence[str] | NDArray, *, resamples: int = 1000,
     seed: int = 0, level: float = 0.95, method: Method = "percentile",
 ) -> list[Metric]:  # fmt: skip
     """A metric of every measure, then of every mean, with intervals over patients (`eval_zero_shot.resample`)."""
     everyone = np.ones((1, len(patients_N)))
-    usable = [not np.isnan(m.compute(everyone)[0]) for m in measures]
-    members = [[i for i in mean.members if usable[i]] for mean in means]
+    values = [float(m.compute(everyone)[0]) for m in measures]
+    members = [[i for i in mean.members if not np.isnan(values[i])] for mean in means]
 
     def statistic(weights_RN: Array) -> Array:
-        each = [m.compute(weights_RN) for m in measures]
+        each = [  # what will have no interval is not computed again
+            np.full(len(weights_RN), value) if m.no_interval else m.compute(weights_RN)
+            for m, value in zip(measures, values, strict=True)
+        ]
         nothing = np.full(len(weights_RN), np.nan)
         joined = [np.mean([each[i] for i in inside], axis=0) if inside else nothing for inside in members]
         return np.stack([*each, *joined], axis=1)

@@ -112,7 +112,7 @@ def confusion(said_N: ArrayLike, labels_N: ArrayLike, weights_RN: ArrayLike) -> 
     labels, said = np.asarray(labels_N, dtype=np.float64), np.asarray(said_N, dtype=bool)
     weights_RN = np.atleast_2d(np.asarray(weights_RN, dtype=np.float64))
     cells = (said & (labels == 1), said & (labels == 0), ~said & (labels == 1), ~said & (labels == 0))
-    return Confusion(*(weights_RN @ cell.astype(np.float64) for cell in cells))
+    return Confusion(*(weights_RN @ np.stack(cells, axis=1).astype(np.float64)).T)
 
 
 def answers(scores_NK: ArrayLike) -> NDArray[np.intp]:
