@@ -1,4 +1,6 @@
-"""Zero-shot classification with positive and negative prompts, each side an ensemble.
+"""Zero-shot classification by prompts: the command, and the arithmetic from vectors to scores.
+
+    python -m eval_zero_shot.classify --model MODEL --data SHARDS --task TASK [--threshold-split val] [--out DIR]
 
 Shapes: N studies, D embedding, L findings, P prompts. Scores are cos(image, positive) - cos(image, negative): with two
 classes this orders studies exactly as CLIP's softmax does, without the saturated ties of a softmax in low precision.
@@ -7,21 +9,24 @@ Ensembles as in CLIP (Radford et al. 2021, arXiv 2103.00020 §3.1.4): mean of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.tasks import PromptSet, Task
+from eval_zero_shot.tasks import Task, load_task
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ClassEmbeddings:
-    """One unit vector a side and finding: `positive_LD`, `negative_LD`."""
+    """One vector a side and finding: `positive_LD`, `negative_LD`. Of length 1, but for the rule mean_cosine, where the
+    product with an image is the mean of its cosines with the prompts."""
 
     names: tuple[str, ...]
     positive_LD: Array
@@ -80,19 +85,37 @@ def unit(vectors: ArrayLike, what: str) -> Array:
     return array / length
 
 
+def require_findings(task: Task) -> None:
+    """Raises EvalError where a command scores findings only and the task is of kind classes."""
+    if task.kind != "findings":
+        raise EvalError(
+            f"task {task.name} is of kind {task.kind}",
+            why="its classes have no negative prompts; exactly one of them is right",
+            fix="score it with python -m eval_zero_shot.classify",
+        )
+
+
 def class_embeddings(
-    task: Task, text_vectors: Mapping[str, ArrayLike], which: PromptSet = "main", names: tuple[str, ...] | None = None
+    task: Task, text_vectors: Mapping[str, ArrayLike], prompt_set: str | None = None
 ) -> ClassEmbeddings:
-    """Ensembles of a task's prompts out of `text_vectors` (every prompt -> vector D, see `embed.embed_texts`)."""
-    names = task.names if names is None else names
-    sides: list[list[Array]] = [[], []]
-    for name in names:
-        for side, prompts in zip(sides, task.classes[name].prompts(which), strict=True):
-            if not prompts:
-                raise EvalError(f"finding {name} has no {which} prompts", why="it cannot be scored", fix="leave it out")
+    """Ensembles of the prompts of one set (None: the default) of a task of kind findings.
+
+    text_vectors: every prompt -> vector D, see `embedding.embed_texts`. Raises EvalError for a task of kind classes.
+    """
+    require_findings(task)
+    positive_LD, negative_LD = side_vectors(task, text_vectors, prompt_set)
+    return ClassEmbeddings(task.names, positive_LD, negative_LD)
+
+
+def side_vectors(task: Task, text_vectors: Mapping[str, ArrayLike], prompt_set: str | None = None) -> tuple[Array, ...]:
+    """A vector of every class [L, D] for each of the sides of `Task.prompts`, by the task's rule."""
+    sides: list[list[Array]] = [[] for _ in task.prompts(task.names[0], prompt_set)]
+    for name in task.names:
+        for side, prompts in zip(sides, task.prompts(name, prompt_set), strict=True):
             prompts_PD = unit([np.asarray(text_vectors[prompt]) for prompt in prompts], f"prompts of {name}")
-            side.append(unit(prompts_PD.mean(axis=0), f"prompt ensemble of {name}"))
-    return ClassEmbeddings(names, np.stack(sides[0]), np.stack(sides[1]))
+            mean_D = prompts_PD.mean(axis=0)
+            side.append(mean_D if task.rule == "mean_cosine" else unit(mean_D, f"prompt ensemble of {name}"))
+    return tuple(np.stack(side) for side in sides)
 
 
 def score_finding(scores_N: ArrayLike, labels_N: ArrayLike) -> FindingScore:
@@ -153,3 +176,51 @@ def classify(image_ND: ArrayLike, prompts: ClassEmbeddings, labels_NL: ArrayLike
 def _mean(values: object) -> float | None:
     known = [value for value in values if value is not None]  # type: ignore[attr-defined]
     return float(np.mean(known)) if known else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    from eval_zero_shot.inputs import add_inputs
+
+    parser = argparse.ArgumentParser(
+        prog="python -m eval_zero_shot.classify", description="Zero-shot classification by prompts."
+    )
+    add_inputs(parser)
+    add = parser.add_argument
+    add("--task", required=True, metavar="TASK", help="packaged task or YAML file of classes and prompts")
+    add("--threshold-split", metavar="NAME", help="fit thresholds here and score every prompt set, never on the test")
+    add("--prompt-set", metavar="NAME", help="the set that stands for the task (default: its first)")
+    add("--resamples", type=int, default=1000, metavar="N", help="patient bootstrap (default: 1000; 0: no intervals)")
+    add("--seed", type=int, default=0, help="of the resamples (default: 0)")
+    add("--out", metavar="DIR", help="folder for results.json and scores.parquet")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    task = load_task(args.task)  # fails fast, before torch is imported
+    task.known_set(args.prompt_set)
+    from eval_zero_shot.classification import score_classification
+    from eval_zero_shot.classification_table import print_classification
+    from eval_zero_shot.inputs import open_inputs
+    from eval_zero_shot.outcome import write_results
+
+    inputs = open_inputs(args)
+    fit_rows = inputs.rows(args.threshold_split) if args.threshold_split else None
+    outcome = score_classification(
+        inputs, inputs.rows(args.split, args.max_studies), task, split=args.split, threshold_rows=fit_rows,
+        threshold_split=args.threshold_split or "", prompt_set=args.prompt_set, resamples=args.resamples,
+        seed=args.seed,
+    )  # fmt: skip
+    print_classification(outcome)
+    if args.out:
+        print(f"wrote {write_results(args.out, [outcome])} and scores.parquet")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, or 1 with the reason on stderr."""
+    from eval_zero_shot.inputs import run_command
+
+    return run_command(_parser(), argv, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_zero_shot.classify import require_findings
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.scans import VIEW_HELP, VIEWS, with_view
 from eval_zero_shot.tasks import Task, load_task
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.overlap < 1:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
         task = load_task(args.prompts)
+        require_findings(task)
         for number, scan in enumerate(args.scans, 1):
             if not scan.exists():  # said before torch is imported
                 raise EvalError(

@@ -42,9 +42,15 @@ class ZeroShotTask:
                 "checkpoint, the last one is released",
                 file=sys.stderr,
             )
-        if not set(self.task.names) & set(data.shards.label_names):
+        if self.task.kind != "findings":
             raise ConfigError(
-                f"evaluate.task: no finding of task {self.task.name} is a label of the shard set",
+                f"evaluate.task: task {self.task.name} is of kind {self.task.kind}",
+                why="training is scored by findings, with positive and negative prompts",
+                fix="name a task of findings, and score this one afterwards (python -m eval_zero_shot.classify)",
+            )
+        if not set(self.task.labels) & set(data.shards.label_names):
+            raise ConfigError(
+                f"evaluate.task: no label of task {self.task.name} is a label of the shard set",
                 why="hours of training would end without a score",
                 fix=f"name a task for its labels ({', '.join(data.shards.label_names) or 'it has none'}), "
                 "or train without scores: --evaluate.task null",

@@ -1,0 +1,143 @@
+"""Intervals of any statistic that takes case weights: bootstrap over patients.
+
+Legend: N cases, P patients, R resamples, M statistics.
+A resample draws patients with replacement; all cases of a patient come and go together, so it is a vector of weights
+(multinomial over patients) over the cases. A statistic is a function of weights [R, N] that answers [R] or [R, M], nan
+where a resample says nothing (a class is lost); many statistics share one draw. The draw follows from the seed and the
+set of patients alone: runs on the same patients see the same resamples, in whatever order their cases are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from eval_zero_shot.errors import EvalError
+from eval_zero_shot.statistics import Interval
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+Method = Literal["percentile", "bca"]
+_CHUNK = 100_000  # weights in a block: 0.8 MB, which stays in a core's cache through all statistics
+
+
+def patient_weights(patients_N: Sequence[str] | NDArray, resamples: int, seed: int = 0) -> Iterator[Array]:
+    """Blocks of weights [r, N] float64, `resamples` rows in all; a row sums to about N, over patients exactly to P."""
+    patient_N, n_patients = _numbered(patients_N)
+    rng = np.random.Generator(np.random.Philox(seed))
+    for size in _blocks(resamples, max(len(patient_N), n_patients)):
+        counts_RP = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=size)
+        yield counts_RP[:, patient_N].astype(np.float64)
+
+
+def left_out_weights(patients_N: Sequence[str] | NDArray) -> Iterator[Array]:
+    """Blocks of weights [r, N]: row p is 1 but for the cases of patient p, in ascending order of patients."""
+    patient_N, n_patients = _numbered(patients_N)
+    done = 0
+    for size in _blocks(n_patients, len(patient_N)):
+        yield (patient_N[None, :] != np.arange(done, done + size)[:, None]).astype(np.float64)
+        done += size
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """estimate_M: on the data. drawn_RM: on each resample. jackknife_PM: with each patient left out, if asked for."""
+
+    estimate_M: Array
+    drawn_RM: Array
+    patients: int
+    jackknife_PM: Array | None = None
+
+    def interval(self, column: int = 0, level: float = 0.95, method: Method = "percentile") -> Interval:
+        """Interval of one statistic. None for low and high, with the reason, where the resamples cannot give one.
+
+        percentile: of the resamples that say something. bca: bias-corrected and accelerated (Efron, JASA 1987, 82:171).
+        """
+        value, drawn_R = float(self.estimate_M[column]), self.drawn_RM[:, column]
+        kept = drawn_R[~np.isnan(drawn_R)]
+        total, skipped = len(drawn_R), len(drawn_R) - len(kept)
+        low = high = None
+        reason = None
+        if np.isnan(value):
+            reason = "a class is missing"
+        elif total == 0:
+            reason = "no resamples asked for"
+        elif self.patients < 2:
+            reason = "a single patient"
+        elif 2 * skipped > total:
+            reason = f"{skipped} of {total} resamples lose a class"
+        elif np.ptp(kept) == 0 and np.isclose(kept[0], value, rtol=0, atol=1e-12):
+            reason = "all resamples agree, which says nothing of other patients"
+        else:
+            tails = ((1 - level) / 2, (1 + level) / 2)
+            if method == "bca":
+                if self.jackknife_PM is None:
+                    raise EvalError("bca without the values of left-out patients", fix="resample(..., jackknife=True)")
+                tails = _bca_tails(value, kept, self.jackknife_PM[:, column], tails)
+            low, high = (float(v) for v in np.quantile(kept, tails))
+        known = None if np.isnan(value) else value
+        return Interval(known, low, high, level, total, skipped, self.patients, method=method, reason=reason)
+
+
+def resample(
+    statistic: Statistic, patients_N: Sequence[str] | NDArray, *, resamples: int = 1000, seed: int = 0,
+    jackknife: bool = False,
+) -> Resampled:  # fmt: skip
+    """A statistic on the data, on each resample of patients and, for BCa, with each patient left out."""
+    n = len(patients_N)
+    if n == 0:
+        raise EvalError("no case to resample", why="there is nothing to state", fix="name a split that has studies")
+
+    def every(blocks: Iterator[Array]) -> Array:
+        values = [_columns(statistic(weights_RN)) for weights_RN in blocks]
+        return np.concatenate(values) if values else np.empty((0, len(estimate_M)))
+
+    estimate_M = _columns(statistic(np.ones((1, n))))[0]
+    drawn_RM = every(patient_weights(patients_N, resamples, seed))
+    left_out = every(left_out_weights(patients_N)) if jackknife else None
+    return Resampled(estimate_M, drawn_RM, len(np.unique(np.asarray(patients_N))), left_out)
+
+
+def interval(
+    statistic: Statistic, patients_N: Sequence[str] | NDArray, *, resamples: int = 1000, seed: int = 0,
+    level: float = 0.95, method: Method = "percentile",
+) -> Interval:  # fmt: skip
+    """Interval of one statistic, see `Resampled.interval`."""
+    drawn = resample(statistic, patients_N, resamples=resamples, seed=seed, jackknife=method == "bca")
+    return drawn.interval(0, level, method)
+
+
+def _numbered(patients_N: Sequence[str] | NDArray) -> tuple[NDArray[np.intp], int]:
+    names, patient_N = np.unique(np.asarray(patients_N).astype(str), return_inverse=True)
+    return patient_N, len(names)
+
+
+def _blocks(rows: int, width: int) -> Iterator[int]:
+    block = max(1, _CHUNK // max(width, 1))
+    for start in range(0, rows, block):
+        yield min(block, rows - start)
+
+
+def _columns(values: Array) -> Array:
+    return values[:, None] if values.ndim == 1 else values
+
+
+def _bca_tails(value: float, kept_R: Array, left_out_P: Array, tails: tuple[float, float]) -> tuple[float, float]:
+    """The quantiles to read instead of `tails`. A value below all resamples counts as half a resample below."""
+    r = len(kept_R)
+    share = (float((kept_R < value).sum()) + 0.5 * float((kept_R == value).sum())) / r
+    bias = float(norm.ppf(np.clip(share, 0.5 / r, 1 - 0.5 / r)))
+    known = left_out_P[~np.isnan(left_out_P)]
+    spread = known.mean() - known
+    scale = float(np.square(spread).sum()) ** 1.5
+    acceleration = 0.0 if scale == 0 else float((spread**3).sum()) / (6 * scale)
+    z_low, z_high = (bias + norm.ppf(tail) for tail in tails)
+    return (
+        float(norm.cdf(bias + z_low / (1 - acceleration * z_low))),
+        float(norm.cdf(bias + z_high / (1 - acceleration * z_high))),
+    )
