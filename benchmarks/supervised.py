@@ -19,7 +19,7 @@ from data_shards.progress import track
 from encoders.dual import DualEncoder
 from eval_zero_shot.embedding import evaluating, study_batches
 from eval_zero_shot.inputs import choose_rows
-from eval_zero_shot.run import task_labels
+from eval_zero_shot.labels import task_labels
 from eval_zero_shot.statistics import Run, bootstrap_aurocs
 from eval_zero_shot.tasks import Task
 from pretrain import build

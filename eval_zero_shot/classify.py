@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.tasks import PromptSet, Task
+from eval_zero_shot.tasks import Task
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ClassEmbeddings:
-    """One unit vector a side and finding: `positive_LD`, `negative_LD`."""
+    """One vector a side and finding: `positive_LD`, `negative_LD`. Of length 1, but for the rule mean_cosine, where the
+    product with an image is the mean of its cosines with the prompts."""
 
     names: tuple[str, ...]
     positive_LD: Array
@@ -81,18 +82,31 @@ def unit(vectors: ArrayLike, what: str) -> Array:
 
 
 def class_embeddings(
-    task: Task, text_vectors: Mapping[str, ArrayLike], which: PromptSet = "main", names: tuple[str, ...] | None = None
+    task: Task, text_vectors: Mapping[str, ArrayLike], prompt_set: str | None = None
 ) -> ClassEmbeddings:
-    """Ensembles of a task's prompts out of `text_vectors` (every prompt -> vector D, see `embed.embed_texts`)."""
-    names = task.names if names is None else names
-    sides: list[list[Array]] = [[], []]
-    for name in names:
-        for side, prompts in zip(sides, task.classes[name].prompts(which), strict=True):
-            if not prompts:
-                raise EvalError(f"finding {name} has no {which} prompts", why="it cannot be scored", fix="leave it out")
+    """Ensembles of the prompts of one set (None: the default) of a task of kind findings.
+
+    text_vectors: every prompt -> vector D, see `embedding.embed_texts`. Raises EvalError for a task of kind classes.
+    """
+    if task.kind != "findings":
+        raise EvalError(
+            f"task {task.name} is of kind {task.kind}",
+            why="its classes have no negative prompts; exactly one of them is right",
+            fix="score it with python -m eval_zero_shot.classify",
+        )
+    positive_LD, negative_LD = side_vectors(task, text_vectors, prompt_set)
+    return ClassEmbeddings(task.names, positive_LD, negative_LD)
+
+
+def side_vectors(task: Task, text_vectors: Mapping[str, ArrayLike], prompt_set: str | None = None) -> tuple[Array, ...]:
+    """A vector of every class [L, D] for each of the sides of `Task.prompts`, by the task's rule."""
+    sides: list[list[Array]] = [[] for _ in task.prompts(task.names[0], prompt_set)]
+    for name in task.names:
+        for side, prompts in zip(sides, task.prompts(name, prompt_set), strict=True):
             prompts_PD = unit([np.asarray(text_vectors[prompt]) for prompt in prompts], f"prompts of {name}")
-            side.append(unit(prompts_PD.mean(axis=0), f"prompt ensemble of {name}"))
-    return ClassEmbeddings(names, np.stack(sides[0]), np.stack(sides[1]))
+            mean_D = prompts_PD.mean(axis=0)
+            side.append(mean_D if task.rule == "mean_cosine" else unit(mean_D, f"prompt ensemble of {name}"))
+    return tuple(np.stack(side) for side in sides)
 
 
 def score_finding(scores_N: ArrayLike, labels_N: ArrayLike) -> FindingScore:

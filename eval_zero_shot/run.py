@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import choose_rows
+from eval_zero_shot.labels import task_labels
 from eval_zero_shot.tasks import Task, load_task
+
+SYNONYMS = "synonyms"  # a prompt set of this name is scored beside the default one
 
 if TYPE_CHECKING:
     from eval_zero_shot.classify import Classification
@@ -97,12 +100,9 @@ def evaluate(
     vectors = embed_texts(model, tokenizer, (*task.texts(), *(r for r in reports if r)), precision=precision)
 
     scored = classify(studies.features_ND, class_embeddings(task, vectors), labels_NL)
-    with_synonyms = tuple(name for name in task.names if task.classes[name].synonyms_positive)
-    columns = [task.names.index(name) for name in with_synonyms]
     synonyms: Classification | None = None
-    if with_synonyms:
-        prompts = class_embeddings(task, vectors, "synonyms", with_synonyms)
-        synonyms = classify(studies.features_ND, prompts, labels_NL[:, columns])
+    if SYNONYMS in task.prompt_sets:
+        synonyms = classify(studies.features_ND, class_embeddings(task, vectors, SYNONYMS), labels_NL)
 
     def intervals(scores_NL: NDArray, labels: NDArray) -> tuple[Sequence[Interval | None], Interval | None]:
         if resamples == 0:
@@ -111,7 +111,7 @@ def evaluate(
         return auroc_intervals(run, resamples=resamples, seed=seed, level=level)
 
     each, macro_interval = intervals(scored.scores_NL, labels_NL)
-    synonym_interval = intervals(synonyms.scores_NL, labels_NL[:, columns])[1] if synonyms else None
+    synonym_interval = intervals(synonyms.scores_NL, labels_NL)[1] if synonyms else None
     per_finding = {}
     for j, (name, score) in enumerate(scored.findings.items()):
         per_finding[name] = FindingResult(
@@ -119,7 +119,7 @@ def evaluate(
             score.n_pos, score.n_neg, score.n_unknown,
             pos_patients=len(np.unique(studies.patients[labels_NL[:, j] == 1])),
             neg_patients=len(np.unique(studies.patients[labels_NL[:, j] == 0])),
-            synonym_auroc=synonyms.findings[name].auroc if synonyms and name in with_synonyms else None,
+            synonym_auroc=synonyms.findings[name].auroc if synonyms else None,
             reason=score.reason,
             f1=score.f1,
             balanced_accuracy=score.balanced_accuracy,
@@ -135,9 +135,9 @@ def evaluate(
         )
 
     unscored_NL = np.full(labels_NL.shape, np.nan)
-    synonym_positive_NL, synonym_negative_NL = unscored_NL.copy(), unscored_NL.copy()
+    synonym_positive_NL = synonym_negative_NL = unscored_NL
     if synonyms:
-        synonym_positive_NL[:, columns], synonym_negative_NL[:, columns] = synonyms.positive_NL, synonyms.negative_NL
+        synonym_positive_NL, synonym_negative_NL = synonyms.positive_NL, synonyms.negative_NL
     results = Results(
         task=task.name,
         macro=scored.macro_auroc,
@@ -152,7 +152,7 @@ def evaluate(
         patients=len(np.unique(studies.patients)),
         provenance={
             "task_sha256": task.identity,
-            "prompts": task.model_dump(mode="json")["classes"],
+            "prompts": {s: task.written_out(s) for s in task.prompt_sets},
             "geometry_sha256": getattr(geometry, "identity", None),
             "stored_geometry_sha256": getattr(stored_geometry, "identity", None),
             "view_sha256": getattr(view, "identity", None),
@@ -171,25 +171,6 @@ def evaluate(
     if out is not None:
         results.write(out)
     return results
-
-
-def task_labels(shards: Any, rows: NDArray, task: Task) -> NDArray[np.float64]:
-    """Labels [N, L] in the task's order: 1, 0, nan where unknown or where the shards do not have the label.
-
-    Raises EvalError when the shards have none of the task's findings, or there is no row.
-    """
-    if len(rows) == 0:
-        raise EvalError("no study to evaluate", why="the split is empty", fix="name a split that the shard set has")
-    known = [name for name in task.names if name in shards.label_names]
-    if not known:
-        raise EvalError(
-            f"no finding of task {task.name} is a label of these shards",
-            why="every score would be compared with nothing",
-            fix=f"choose a task for their labels: {', '.join(shards.label_names) or '(they have none)'}",
-        )
-    labels_NL = np.full((len(rows), len(task.names)), np.nan)
-    labels_NL[:, [task.names.index(name) for name in known]] = shards.labels(tuple(known))[rows]
-    return labels_NL
 
 
 def require_same_geometry(stored: Any, asked: Any, allow_mismatch: bool = False) -> None:

@@ -1,21 +1,33 @@
-"""Zero-shot tasks: which findings are asked for, and in which words. Never imports torch.
+"""Zero-shot tasks: which classes are asked for, and in which words. Never imports torch.
 
-A task is a YAML file, packaged in `eval_zero_shot/tasks/` or anywhere on disk:
-
-    name: chest
-    classes:
-      pleural_effusion:                       # the label's name in the shards
-        positive: ["There is a pleural effusion."]
-        negative: ["There is no pleural effusion."]
-        synonyms_positive: ["Fluid in the pleural space."]      # optional; scored apart, never mixed in
-        synonyms_negative: ["The pleural space is dry."]
-
-With `templates`, prompts are words for their gap, and every word is said in every template, as CLIP's ensembles are:
+A task is a YAML file, packaged in `eval_zero_shot/tasks/` or anywhere on disk. Findings, each a yes or no of its own:
 
     name: chest
-    templates: ["There is {}.", "{} is seen."]
+    about: "Where the labels are from, how many cases, what must be stated with a score."
+    kind: findings                    # the default
+    rule: ensemble                    # prompts of a side: mean of unit vectors, of unit length again (CLIP); or
+                                      # mean_cosine: the mean of their cosines (Merlin)
+    threshold: sign                   # of F1 and the like, as the paper does: sign, or validation (fitted there)
     classes:
-      pleural_effusion: {positive: ["a pleural effusion", "pleural fluid"], negative: ["no pleural effusion"]}
+      lung_nodule: {label: "Lung nodule", words: ["lung nodule"]}      # label: column(s) of the shards, else the name
+      effusion: {label: "Pleural effusion", words: ["pleural effusion"]}
+    prompt_sets:                      # a pool; the first is the default and stands for the task
+      ct_clip: {positive: ["{} is present."], negative: ["{} is not present."]}
+      short: {positive: ["{}."], negative: ["Not {}."]}
+
+Several classes of which exactly one is right: `kind: classes`, and a prompt set is a list of templates:
+
+    name: tissue
+    kind: classes
+    classes:
+      adipose: {label: ADI, words: ["adipose tissue", "fat"]}
+      mucus: {label: MUC}             # words: else the name, with spaces
+    prompt_sets:
+      photo: ["a histopathology image of {}.", "{} on H&E stain."]
+
+Every word is said in every template; where the gap opens the prompt its first letter is made a capital. A class may say
+its own sentences in a set: `prompts: {SET: {positive: [...], negative: [...]}}`, or `prompts: {SET: [...]}` of
+`kind: classes`. `positive` and `negative` at a class itself, or a bare list `prompts`, are those of the set `main`.
 """
 
 from __future__ import annotations
@@ -30,9 +42,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, field_validator, model_validator
 
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.wording import GAP, Sides, Wording, clean, fill, sides_of
 
 PACKAGED = Path(__file__).with_name("tasks")
-PromptSet = Literal["main", "synonyms"]
+MAIN = "main"
 FORM = """
     name: chest
     classes: {effusion: {positive: ["There is an effusion."], negative: ["There is no effusion."]}}"""
@@ -42,98 +55,192 @@ SAID = {  # pydantic's kinds of mistakes, in the words of a task file; its own s
     "too_short": "is empty",
     "missing": "is missing",
     "extra_forbidden": "is not a key that a task knows",
-    "dict_type": "should be findings by name, as in the form below",
+    "dict_type": "should be classes or sets by name, as in the form below",
     "model_type": "should hold keys with values, as in the form below",
 }
 
 
 class Finding(BaseModel):
-    """The prompts of one finding. Several prompts of a side are an ensemble, see `eval_zero_shot.classify`."""
+    """One class of a task. label: columns of the shards, of which any makes it present (none: its own name). words: its
+    names in templates, synonyms of each other. prompts: sentences of its own, by prompt set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    positive: tuple[StrictStr, ...] = Field(min_length=1)
-    negative: tuple[StrictStr, ...] = Field(min_length=1)
-    synonyms_positive: tuple[StrictStr, ...] = ()
-    synonyms_negative: tuple[StrictStr, ...] = ()
+    label: tuple[StrictStr, ...] = ()
+    words: tuple[StrictStr, ...] = ()
+    prompts: dict[StrictStr, Wording] = Field(default_factory=dict)
 
-    @field_validator("positive", "negative", "synonyms_positive", "synonyms_negative")
+    @model_validator(mode="before")
     @classmethod
-    def _clean(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not prompt.strip() for prompt in prompts):
-            raise ValueError("a prompt is blank; it would be scored as the embedding of no text")
-        if len(set(prompts)) != len(prompts):
-            raise ValueError("a prompt is given twice; it would weigh twice in the ensemble")
+    def _short(cls, given: Any) -> Any:
+        """positive and negative, or a bare list of prompts, are those of the set main; one label needs no list."""
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
+        if isinstance(given.get("label"), str):
+            given["label"] = (given["label"],)
+        if isinstance(given.get("prompts"), (list, tuple, str)):
+            given["prompts"] = {MAIN: given["prompts"]}
+        sides = {side: given.pop(side) for side in ("positive", "negative") if side in given}
+        if sides and isinstance(given.setdefault("prompts", {}), dict):
+            given["prompts"] = {MAIN: sides, **given["prompts"]}
+        return given
+
+    @field_validator("label", "words")
+    @classmethod
+    def _cleaned(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return clean(texts)
+
+    @field_validator("prompts")
+    @classmethod
+    def _cleaned_lists(cls, prompts: dict[str, Any]) -> dict[str, Any]:
+        for said in prompts.values():
+            for texts in sides_of(said):
+                if any(GAP in text for text in clean(texts)):
+                    raise ValueError("a sentence of one class has a gap {}; templates belong into prompt_sets")
         return prompts
-
-    @model_validator(mode="after")
-    def _sides(self) -> Finding:
-        if bool(self.synonyms_positive) != bool(self.synonyms_negative):
-            raise ValueError("synonyms need both sides: a score is positive minus negative")
-        for positive, negative in (self.prompts("main"), self.prompts("synonyms")):
-            if set(positive) & set(negative):
-                raise ValueError("the same prompt is positive and negative; it would cancel in the score")
-        return self
-
-    def prompts(self, which: PromptSet = "main") -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(positive, negative) of the main prompts or of the synonyms."""
-        if which == "main":
-            return self.positive, self.negative
-        return self.synonyms_positive, self.synonyms_negative
 
 
 class Task(BaseModel):
-    """A named list of findings with prompts; `classes` keeps the file's order."""
+    """Classes with their labels and prompts, in the file's order. See the head of this module."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: StrictStr = Field(min_length=1)
-    templates: tuple[StrictStr, ...] = ()
+    about: StrictStr = ""
+    kind: Literal["findings", "classes"] = "findings"
+    rule: Literal["ensemble", "mean_cosine"] = "ensemble"
+    threshold: Literal["sign", "validation"] = "sign"
     classes: dict[StrictStr, Finding] = Field(min_length=1)
+    prompt_sets: dict[StrictStr, Wording | None] = Field(default_factory=dict)
+    groups: dict[StrictStr, tuple[StrictStr, ...]] = Field(default_factory=dict)
 
-    @field_validator("templates")
+    @field_validator("prompt_sets")
     @classmethod
-    def _gaps(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        if any(template.count("{}") != 1 for template in templates):
-            raise ValueError("a template needs one gap, written {}; without it every class would have the same prompt")
-        return templates
+    def _gaps(cls, sets: dict[str, Any]) -> dict[str, Any]:
+        for templates in (texts for said in sets.values() if said is not None for texts in sides_of(said)):
+            if any(template.count(GAP) != 1 for template in clean(templates)):
+                raise ValueError("a template needs one gap, written {}; without it every class has the same prompt")
+        return sets
 
-    def expanded(self) -> Task:
-        """The same task with every prompt written out: templates x words, first letters capital."""
-        if not self.templates:
-            return self
+    @model_validator(mode="after")
+    def _whole(self) -> Task:
+        """Every class has prompts in every set, of the form of its kind, and no prompt speaks for two sides."""
+        own = dict.fromkeys(name for finding in self.classes.values() for name in finding.prompts)
+        # Sets that only classes name come after those that the file lists; the first is the default.
+        object.__setattr__(
+            self, "prompt_sets", {**self.prompt_sets, **{s: None for s in own if s not in self.prompt_sets}}
+        )
+        for check in (self._forms, self._shared, self._labels):  # each presumes that the one before found nothing
+            if mistakes := check():
+                raise ValueError("\n    ".join(mistakes))
+        return self
 
-        def say(words: tuple[str, ...]) -> tuple[str, ...]:
-            said = (template.replace("{}", word) for word in words for template in self.templates)
-            return tuple(dict.fromkeys(prompt[0].upper() + prompt[1:] for prompt in said))
+    def _forms(self) -> list[str]:
+        if not self.prompt_sets:
+            return ["there is no prompt: give prompt_sets, or positive and negative of each class"]
+        wanted = Sides if self.kind == "findings" else tuple
+        form = "{positive: [...], negative: [...]}" if self.kind == "findings" else "a list"
+        found = []
+        if self.kind == "classes":
+            if len(self.classes) < 2:
+                found.append("classes: one class cannot be told from others; give two, or kind: findings")
+            if self.threshold != "sign":
+                found.append("threshold: kind classes has none, the best class is the answer")
+        for prompt_set, templates in self.prompt_sets.items():
+            if templates is not None and not isinstance(templates, wanted):
+                found.append(f"prompt_sets.{prompt_set}: should be {form}, as kind is {self.kind}")
+            for name, finding in self.classes.items():
+                said = finding.prompts.get(prompt_set, templates)
+                if said is None:
+                    found.append(f"classes.{name}: has no prompts in the set {prompt_set}")
+                elif prompt_set in finding.prompts and not isinstance(said, wanted):
+                    found.append(f"classes.{name}.prompts.{prompt_set}: should be {form}, as kind is {self.kind}")
+        return found
 
-        classes = {
-            name: Finding(**{side: say(getattr(finding, side)) for side in Finding.model_fields})
-            for name, finding in self.classes.items()
-        }
-        return Task(name=self.name, classes=classes)
+    def _shared(self) -> list[str]:
+        found = []
+        for prompt_set in self.prompt_sets:
+            if self.kind == "findings":
+                for name in self.names:
+                    if set.intersection(*map(set, self.prompts(name, prompt_set))):
+                        found.append(
+                            f"classes.{name}: in the set {prompt_set} the same prompt is positive and negative; "
+                            "it would cancel in the score"
+                        )
+                continue
+            owner: dict[str, str] = {}
+            for name in self.names:
+                for text in self.prompts(name, prompt_set)[0]:
+                    if owner.setdefault(text, name) != name:
+                        found.append(f"classes.{name}: {text!r} is also a prompt of {owner[text]}, set {prompt_set}")
+        return found
+
+    def _labels(self) -> list[str]:
+        strange = {name for members in self.groups.values() for name in members} - set(self.classes)
+        found = [f"groups: {name} is no class of this task" for name in sorted(strange)]
+        labels = [label for name in self.names for label in self.label_of(name)]
+        if self.kind == "classes":
+            twice = sorted({label for label in labels if labels.count(label) > 1})
+            found += [f"classes: label {label!r} belongs to two classes; one alone is right" for label in twice]
+        return found
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.classes)
 
     @property
-    def has_synonyms(self) -> bool:
-        return any(finding.synonyms_positive for finding in self.classes.values())
+    def default_set(self) -> str:
+        """The prompt set that stands for the task: the first."""
+        return next(iter(self.prompt_sets))
+
+    def label_of(self, name: str) -> tuple[str, ...]:
+        """Columns of the shards that hold this class; it is present where any of them is 1."""
+        return self.classes[name].label or (name,)
+
+    def prompts(self, name: str, prompt_set: str | None = None) -> tuple[tuple[str, ...], ...]:
+        """Every prompt of a class in a set (None: the default), written out: (positive, negative) of a finding, or
+        (prompts,) of kind classes. Raises EvalError where the task has no such set."""
+        prompt_set = self.known_set(prompt_set)
+        finding = self.classes[name]
+        if prompt_set in finding.prompts:
+            return sides_of(finding.prompts[prompt_set])
+        words = finding.words or (name.replace("_", " "),)
+        return tuple(fill(templates, words) for templates in sides_of(self.prompt_sets[prompt_set]))
+
+    def known_set(self, prompt_set: str | None = None) -> str:
+        """The name of a set that exists; None is the default. Raises EvalError with the names there are."""
+        if prompt_set is None or prompt_set in self.prompt_sets:
+            return prompt_set or self.default_set
+        raise EvalError(
+            f"task {self.name} has no prompt set {prompt_set!r}",
+            why="there are no words to score with",
+            fix=f"name one of: {', '.join(self.prompt_sets)}",
+        )
+
+    def texts(self, prompt_set: str | None = None) -> tuple[str, ...]:
+        """Every distinct prompt of one set, or of all (None), in file order."""
+        sets = self.prompt_sets if prompt_set is None else (self.known_set(prompt_set),)
+        said = (text for s in sets for name in self.names for side in self.prompts(name, s) for text in side)
+        return tuple(dict.fromkeys(said))
+
+    def written_out(self, prompt_set: str | None = None) -> dict[str, Any]:
+        """Class -> its prompts in one set, as JSON holds them: what a result says was asked."""
+        sides = {name: [list(side) for side in self.prompts(name, prompt_set)] for name in self.names}
+        if self.kind == "classes":
+            return {name: said[0] for name, said in sides.items()}
+        return {name: {"positive": said[0], "negative": said[1]} for name, said in sides.items()}
 
     @property
     def identity(self) -> str:
-        """sha256 of the task's canonical JSON: two scores compare only where findings and words are the same."""
-        canonical = json.dumps(self.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def texts(self) -> tuple[str, ...]:
-        """Every distinct prompt, synonyms included, in file order."""
-        seen: dict[str, None] = {}
-        for finding in self.classes.values():
-            for side in (*finding.prompts("main"), *finding.prompts("synonyms")):
-                seen.update(dict.fromkeys(side))
-        return tuple(seen)
+        """sha256 of what is asked and how it is scored: two scores compare only where it is the same. Templates and the
+        same prompts written out have one identity; `about` and `groups` are not part of it."""
+        asked = {
+            **{key: getattr(self, key) for key in ("name", "kind", "rule", "threshold")},
+            "labels": {name: list(self.label_of(name)) for name in self.names},
+            "prompts": [[prompt_set, self.written_out(prompt_set)] for prompt_set in self.prompt_sets],
+        }
+        return hashlib.sha256(json.dumps(asked, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -157,7 +264,7 @@ def packaged_tasks() -> tuple[str, ...]:
 
 
 def load_task(name_or_path: str | Path) -> Task:
-    """Read a task, templates written out: a YAML file as given, else a packaged name.
+    """Read a task: a YAML file as given, else a packaged name.
 
     Raises EvalError when there is no such task, or listing every mistake in it with its key path.
     """
@@ -179,15 +286,19 @@ def load_task(name_or_path: str | Path) -> Task:
             f"task {path.name} is not readable YAML: {error}", why="no prompt can be taken from it", fix="correct it"
         ) from None
     try:
-        return Task.model_validate(raw).expanded()
+        return Task.model_validate(raw)
     except ValidationError as error:
-        mistakes = [
-            f"{'.'.join(map(str, e['loc'])) or 'the file'}: "
-            + SAID.get(e["type"], e["msg"].removeprefix("Value error, "))
-            for e in error.errors()
-        ]
+        mistakes = [_said(mistake) for mistake in error.errors()]
         raise EvalError(
             f"task {path.name} has {len(mistakes)} mistake(s):\n    " + "\n    ".join(mistakes),
             why="a finding with missing or misspelt prompts would be scored on the wrong words",
-            fix=f"correct the keys named above; the form (more in docs/data.md, Prompts):{FORM}",
+            fix=f"correct the keys named above; the form (more in docs/benchmarks.md):{FORM}",
         ) from None
+
+
+def _said(mistake: Any) -> str:
+    """One mistake with the path of its key, as the file's author wrote it."""
+    place = ".".join(str(key) for key in mistake["loc"] if not str(key).startswith("~"))
+    place = place.replace(f".prompts.{MAIN}.", ".")
+    said = SAID.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
+    return f"{place}: {said}" if place or mistake["type"] != "value_error" else said

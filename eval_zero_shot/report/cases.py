@@ -162,7 +162,7 @@ def looked(
         cases.append(
             {
                 "finding": name.replace("_", " "),
-                "prompt": task.classes[name].positive[0],
+                "prompt": task.prompts(name)[0][0],
                 "auroc": found[name]["auroc"],
                 "size": list(shown.grey.shape[1:]),
                 "spacing": list(shown.spacing_mm),

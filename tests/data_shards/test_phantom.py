@@ -273,13 +273,12 @@ def test_main_prompts_are_withheld_but_made_of_known_words():
     training = {normal(s) for s in every_sentence()}
     vocabulary = set().union(*(words(s) for s in training))
     for name in FINDINGS:
-        finding = task.classes[name]
-        for prompts in finding.prompts("main"):
+        for prompts in task.prompts(name, "main"):
             assert len(prompts) >= 3
             for prompt in prompts:
                 assert normal(prompt) not in training
                 assert words(prompt) <= vocabulary
-        for prompts in finding.prompts("synonyms"):
+        for prompts in task.prompts(name, "synonyms"):
             assert prompts
             assert not {normal(p) for p in prompts} & training
 
@@ -302,7 +301,7 @@ def test_word_dropout_cannot_say_a_prompt():
     training = [in_words(s) for s in every_sentence()]
     task = load_task("phantom")
     for name in FINDINGS:
-        for prompt in itertools.chain(*task.classes[name].prompts("main")):
+        for prompt in itertools.chain(*task.prompts(name, "main")):
             asked = in_words(prompt)
             assert not [s for s in training if set(asked) <= set(s) and reachable(s, asked)], prompt
 

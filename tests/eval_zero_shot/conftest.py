@@ -20,17 +20,20 @@ from eval_zero_shot import Finding, Task
 GEOMETRY = Geometry(spacing_mm=None, windows=((-1000.0, 1000.0),))
 VIEW = View("centre", (4, 8, 8))
 WORDS = {"bright": 0, "dark": 1, "no": 2, "scan": 3}
+
+
+def finding(positive: str, negative: str, like_positive: str, like_negative: str) -> Finding:
+    """Main prompts and synonyms."""
+    synonyms = {"positive": [like_positive], "negative": [like_negative]}
+    return Finding(positive=[positive], negative=[negative], prompts={"synonyms": synonyms})
+
+
 TASK = Task(
     name="toy",
     classes={
-        "bright": Finding(positive=("bright scan",), negative=("dark scan",)),
-        "dark": Finding(
-            positive=("dark scan",),
-            negative=("bright scan",),
-            synonyms_positive=("dark",),
-            synonyms_negative=("bright",),
-        ),
-        "absent_from_the_shards": Finding(positive=("scan",), negative=("no scan",)),
+        "bright": finding("bright scan", "dark scan", "bright", "dark"),
+        "dark": finding("dark scan", "bright scan", "dark", "bright"),
+        "absent_from_the_shards": finding("scan", "no scan", "dark no scan", "bright no scan"),
     },
 )
 

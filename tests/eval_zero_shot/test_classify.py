@@ -27,10 +27,10 @@ def test_ensemble_is_the_normalised_mean_of_normalised_prompts() -> None:
     assert np.allclose(made.negative_LD, [[0.0, -1.0]])
 
 
-def test_synonyms_have_ensembles_of_their_own() -> None:
-    finding = Finding(positive=("p",), negative=("n",), synonyms_positive=("s",), synonyms_negative=("m",))
+def test_prompt_sets_have_ensembles_of_their_own() -> None:
+    finding = Finding(positive=("p",), negative=("n",), prompts={"other": {"positive": ["s"], "negative": ["m"]}})
     vectors = {"p": [1.0, 0.0], "n": [0.0, 1.0], "s": [-1.0, 0.0], "m": [0.0, -1.0]}
-    made = class_embeddings(Task(name="t", classes={"a": finding}), vectors, "synonyms")
+    made = class_embeddings(Task(name="t", classes={"a": finding}), vectors, "other")
     assert np.allclose(made.positive_LD, [[-1.0, 0.0]])
     assert np.allclose(made.negative_LD, [[0.0, -1.0]])
 

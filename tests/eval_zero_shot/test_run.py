@@ -40,7 +40,7 @@ def test_toy_task_is_solved(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> No
     assert out.per_finding["dark"].too_few
     assert out.excluded == {"absent_from_the_shards": "no study with a known label"}
     assert out.synonym_macro == 1.0
-    assert out.per_finding["bright"].synonym_auroc is None
+    assert out.per_finding["bright"].synonym_auroc == 1.0
     recall = out.recall("text_to_image", k=1, pool=8)
     assert recall is not None
     assert recall.value > recall.chance > recall.chance_plain
@@ -102,7 +102,7 @@ def test_another_geometry_is_refused_unless_told(toy_shards: ShardSet, toy_encod
 
 def test_task_for_other_labels_is_refused(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
     task = Task(name="other", classes={"stone": Finding(positive=("scan",), negative=("no scan",))})
-    with pytest.raises(EvalError, match=r"no finding of task other is a label.*\n.*\n.*bright, dark"):
+    with pytest.raises(EvalError, match=r"no label of task other.*\n.*\n.*bright, dark"):
         run(toy_shards, toy_encoder, task=task)
 
 
