@@ -44,6 +44,7 @@ def _build(args: argparse.Namespace) -> int:
     from data_shards.build_run import about, build, content, make_pool
     from data_shards.make_study import NO_TEXT, StudyMaker
     from data_shards.privacy import resolve_salt
+    from data_shards.private_keys import write_private_keys
     from data_shards.quality import check_accept
     from data_shards.shard_write import require_free
     from data_shards.sources.choose import open_source
@@ -74,8 +75,9 @@ def _build(args: argparse.Namespace) -> int:
     if args.dry_run:
         from data_shards.dry_run import dry_run
 
-        dry_run(rows, refused, make, args.max_rejects)
-        return 0
+        return REFUSED if dry_run(rows, refused, make, args.max_rejects) else 0
+    if args.private_keys:
+        write_private_keys(Path(args.private_keys), out, make, rows, opened.listing.refused)
     options = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_CONTENT}
     source = Path(args.source)
     root = Path(args.root or (source if source.is_dir() else source.parent))
@@ -148,7 +150,8 @@ def _tell(out: Path, rejected: int) -> None:
     else:
         print("texts are stored as they are (--keep-text-as-is)")
     if without := [name for name in ("val", "test") if not manifest["splits"].get(name)]:
-        print(f"no study in {' and '.join(without)}: val chooses a run's checkpoint, test scores it (--test-fraction)")
+        print(f"no study in {' and '.join(without)}: val chooses a run's checkpoint, test scores it")
+        print("  draw them with --val-fraction and --test-fraction (--split-by patient where the table has splits)")
     if rejected:
         print(f"{rejected} studies were left out: see {REJECTED}")
     print(f"train on it: python -m pretrain.fit --config YOURS.yaml --data.source.kind shards --data.source.path {out}")

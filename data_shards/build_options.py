@@ -9,7 +9,18 @@ from data_shards.sources.dicom_options import add_dicom_options
 from data_shards.sources.options import add_choice_options, add_preset_options, add_table_options
 
 # Options that do not change what is built, only how: a build is gone on with whatever they are.
-NOT_CONTENT = {"out", "source", "root", "reports", "workers", "engine", "resume", "max_rejects", "dry_run"}
+NOT_CONTENT = {
+    "private_keys",
+    "out",
+    "source",
+    "root",
+    "reports",
+    "workers",
+    "engine",
+    "resume",
+    "max_rejects",
+    "dry_run",
+}
 
 EPILOG = """example: chest CTs with reports
   reads.csv:  id,image,patient,split,findings,impression,effusion
@@ -38,7 +49,8 @@ Identifiers leave only as salted hashes. The salt is $VOXCLIP_SALT, or is made o
 (.voxclip-salt): keep it private, do not hand it on with the shards. Names, dates, numbers and addresses in texts are
 replaced by marks; image files lose EXIF, comments and tags.
 A study that cannot be used is listed in OUT/rejected.csv by line and hashed key, and the rest goes on; with more than
---max-rejects of them OUT is not made, and what was done is kept for the next start.
+--max-rejects of them OUT is not made, and what was done is kept for the next start. Which study a key is,
+--private-keys writes into a file of your own.
 """
 
 
@@ -61,6 +73,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     run("--engine", choices=("local", "ray"), default="local", help="ray: on the Ray cluster of $RAY_ADDRESS")
     run("--resume", action="store_true", help="also succeed where the build is finished already (for job scripts)")
     run("--max-rejects", type=int, default=0, metavar="N", help="unusable studies to tolerate (default: 0)")
+    run(
+        "--private-keys",
+        metavar="FILE",
+        help="also write which study each key of rejected.csv and the shards is (CSV: key, line, id, patient); for you "
+        "alone, never hand it on",
+    )
     run("--dry-run", action="store_true", help="tell what would be built, read a few studies, write nothing")
     run("--max-samples", type=int, default=256, metavar="N", help="studies in a shard (default: 256)")
     what = parser.add_argument_group("what is stored").add_argument

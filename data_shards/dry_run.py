@@ -16,8 +16,9 @@ TEXTS = 200  # studies whose texts are searched for identifiers
 SHOWN = 8
 
 
-def dry_run(rows: Sequence[StudyRow], refused: Sequence[Rejection], make: StudyMaker, max_rejects: int) -> None:
-    """Print counts per split, modality and label, missing texts, what cannot be used, and size and time to expect."""
+def dry_run(rows: Sequence[StudyRow], refused: Sequence[Rejection], make: StudyMaker, max_rejects: int) -> bool:
+    """Print counts per split, modality and label, missing texts, what cannot be used, and size and time to expect.
+    Whether the build would stop on what was found so far."""
     patients: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         patients[row.split].add(row.patient)
@@ -40,9 +41,14 @@ def dry_run(rows: Sequence[StudyRow], refused: Sequence[Rejection], make: StudyM
     problems = sorted({*listed, *found}, key=lambda r: r.line)
     for problem in problems[:SHOWN]:
         print(f"  line {problem.line} cannot be used: {problem.reason}")
-    if listed:
-        state = f"{len(listed)} studies cannot be used, as the listing shows already; --max-rejects is {max_rejects}"
-        print(state + (": the build would stop" if len(listed) > max_rejects else ""))
+    unread = len(rows) - READ
+    if unread > 0:
+        print(f"  {unread} studies were not opened: what is wrong inside their files shows when they are built")
+    stop = len(problems) > max_rejects
+    if problems:
+        state = f"{len(problems)} studies cannot be used; --max-rejects is {max_rejects}"
+        print(state + (": the build would stop" if stop else ""))
+    return stop
 
 
 def _tell_masks(rows: Sequence[StudyRow], make: StudyMaker) -> None:

@@ -31,7 +31,8 @@ def read_manifest(store: Storage) -> tuple[dict[str, Any], str]:
         raise DataError(
             "no manifest.json at this place",
             "without it nobody can tell whether the shards are whole",
-            "give a folder (or its s3://, https:// or hf:// address) made by data_shards.build or data_shards.phantom",
+            "give a folder (or its s3://, https:// or hf:// address) made by data_shards.build or data_shards.phantom; "
+            "tars of somebody else's are looked at by python -m data_shards.foreign (--verify checks them)",
         ) from None
     except OSError as error:
         raise _unread(NAME, error) from None

@@ -118,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _say(dump(recipe), 0)
         folder = resume or runs.name_run(recipe)
         if resume is None and launch.alone():
+            runs.remove_smoke(folder)
             runs.refuse_existing(folder)  # said once and at once, not by one rank while the others wait for it
         if launch.needed(recipe.train.devices):
             from pretrain.build import make_phantoms
@@ -128,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
+    if launch.rank() == 0:
+        print("starting: torch, model and shards are being loaded", file=sys.stderr, flush=True)
     from data_shards.errors import DataError
     from encoders.errors import ReleaseError
     from eval_zero_shot.errors import EvalError
@@ -136,7 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pretrain.training import train
 
     try:
-        return train(recipe, folder, resume is not None, ZeroShotTask(recipe) if recipe.evaluate.task else None)
+        try:
+            return train(recipe, folder, resume is not None, ZeroShotTask(recipe) if recipe.evaluate.task else None)
+        finally:
+            if args.smoke and folder.is_dir():
+                (folder / runs.SMOKE).touch()
     except (ConfigError, DataError, ReleaseError, EvalError, CheckpointError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -160,4 +167,8 @@ def _say(text: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before or after the training, which saves itself
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

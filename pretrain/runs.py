@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from datetime import datetime
 from importlib import metadata
@@ -21,6 +22,7 @@ from pretrain.schema import Recipe
 
 RECIPE, ENVIRONMENT, FILES = "recipe.yaml", "environment.json", "files.json"
 CHECKPOINTS, RESULTS, RELEASE, REPORT = "checkpoints", "results", "release", "report.html"
+SMOKE = "smoke"  # marks a run of --smoke: the next run of its name takes its place
 RUN_VARIABLE = "VOXCLIP_RUN"  # the ranks of one run share the folder's name through it
 # What a resumed run may do otherwise: the weights do not depend on it. (Moved shards are known by their manifest.)
 MAY_CHANGE = re.compile(
@@ -39,6 +41,13 @@ def name_run(recipe: Recipe) -> Path:
     if job and recipe.output.run is None:
         label = f"{recipe.name}-slurm{job}"  # ranks that SLURM started cannot pass a time of day to each other
     return Path(recipe.output.root) / label
+
+
+def remove_smoke(folder: Path) -> None:
+    """Remove a run of --smoke that was left under this name."""
+    if (folder / SMOKE).exists():
+        print(f"{folder} holds a smoke run: it is replaced", file=sys.stderr)
+        shutil.rmtree(folder)
 
 
 def refuse_existing(folder: Path) -> None:

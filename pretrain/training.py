@@ -112,6 +112,8 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         stream.load_state_dict(state["stream"])
     if len(stream):
         trainer.fit(module, stream)
+    elif first:
+        print(f"{folder} is finished ({recipe.train.steps} steps): it is released and scored again")
     if preemption.requested:
         if first:
             resume_words = f"python -m pretrain.fit --resume {folder}"

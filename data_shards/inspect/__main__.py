@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import DataError
+from data_shards.sources.records import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
     from data_shards.sources.dicom_choice import Series
@@ -34,10 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _shards(path, args.study, out, args.geometry)
         if args.study:
             raise DataError("--study is for shard sets", fix="give the folder that data_shards.build made")
+        if not path.exists():
+            raise DataError("there is nothing at this path", fix="check it")
+        _refuse_no_scan(path)
         return _file(path, out, args)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _refuse_no_scan(path: Path) -> None:
+    """Raise DataError for what is looked at by another command."""
+    if path.suffix == ".tar" or (path.is_dir() and any(next(path.glob(p), None) for p in ("*.tar", "*/*.tar"))):
+        raise DataError("these are tars, not scans", fix="python -m data_shards.foreign tells what they hold")
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        fix = "give one scan of it; python -m data_shards.build --dry-run tells what the whole table becomes"
+        raise DataError("this is a table, not a scan", fix=fix)
 
 
 def _file(path: Path, out: Path, args: argparse.Namespace) -> int:

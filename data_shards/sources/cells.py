@@ -11,6 +11,7 @@ from data_shards.schema import Caption, Texts
 from data_shards.sources.records import Records
 from data_shards.sources.values import UNKNOWN, label_value
 
+NO_TEXT = {"nan", "null", "n/a", "na", "<na>"}  # what programs write for a cell that holds nothing
 SHOWN = 8  # line numbers named per mistake
 Mistakes = dict[str, list[int]]
 Labels = Mapping[str, tuple[str, str | None]]  # label -> (column, value that means present, or None for 0/1)
@@ -52,8 +53,8 @@ def labels_of(cells: Mapping[str, str], labels: Labels, mistakes: Mistakes, line
 
 
 def texts_of(cells: Mapping[str, str], columns: Mapping[str, str]) -> Texts:
-    """columns: text field of a study -> its column."""
-    text = {name: cells[column] for name, column in columns.items()}
+    """columns: text field of a study -> its column. A cell that is one of NO_TEXT alone is blank."""
+    text = {name: "" if (cell := cells[column]).lower() in NO_TEXT else cell for name, column in columns.items()}
     caption = text.pop("caption", "")
     return Texts(**text, captions=(Caption(caption),) if caption else ())
 

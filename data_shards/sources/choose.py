@@ -46,10 +46,10 @@ def open_source(args: argparse.Namespace) -> Opened:
         raise DataError("the source does not exist", fix="check --source")
     if (source / "manifest.json").is_file():
         raise DataError("the source is a shard set already", fix="train on it; python -m data_shards.select thins it")
-    if args.reports:
-        return _dicom(source, args)
     tables = _tables(source)
     tars = next(source.glob("*.tar"), None) is not None
+    if args.reports:
+        return _tars(args) if tars else _dicom(source, args)
     if tars and any(_names_images(table, args) for table in tables):
         raise DataError(
             "the source is a folder with a table of images and with tars",
@@ -83,10 +83,18 @@ def _folder(source: Path, tables: list[Path], args: argparse.Namespace) -> Opene
         opened = open_known(tables[0], args)
         assert opened is not None
         return opened
+    images = sum(1 for _ in islice((p for p in source.rglob("*") if p.name.lower().endswith(_IMAGES)), 1000))
+    if tables and images:
+        raise DataError(
+            f"the source is a folder with {images}{' or more' if images == 1000 else ''} images, and its table has no "
+            f"column {', '.join(table_spec(args, tables[0]).image_columns)}",
+            "which image belongs to which row is unknown",
+            "name the column of the image paths with --image-column (or --image-template), of "
+            + ", ".join(read_columns(tables[0])),
+        )
     if tables:
         args.reports = str(tables[0])
         return _dicom(source, args)
-    images = sum(1 for _ in islice((p for p in source.rglob("*") if p.name.lower().endswith(_IMAGES)), 1000))
     if images:
         raise DataError(
             f"the source is a folder with {images}{' or more' if images == 1000 else ''} images and no table",

@@ -16,6 +16,7 @@ from data_shards.sources.dicom_index import Header, read_headers
 from data_shards.sources.report_table import JOINS, ReportTable, Words, normal_key, read_reports
 from data_shards.sources.values import drawn_split, identifiers
 
+LINES = 8  # of a table, named in a note
 STUDY_IDS = ("study", "accession")
 
 
@@ -42,7 +43,8 @@ def read_dicom_tree(
             the table has no split column.
         val_fraction, test_fraction: otherwise drawn by a hash of the patient.
         workers: processes that read headers; the listing is the same for any number.
-    The line of a row is the number of its study in the order of ids. Patients are PatientID, with its issuer where
+    The line of a row is that of its report in the table; without one, the number of its study in the order of ids.
+    Patients are PatientID, with its issuer where
     any file of the export tells one. A report is found by the numbers in the headers of the kept scans.
     Raises: DataError for a folder without DICOM, a table with mistakes, reports none of which is for any study, a study
     that `splits` does not name, and a patient in two splits.
@@ -62,7 +64,9 @@ def read_dicom_tree(
     rows: list[StudyRow] = []
     refused: list[Refused] = []
     used: Counter[tuple[str, ...]] = Counter()
-    for line, (name, members) in enumerate(sorted(studies.items()), 1):
+    for number, (name, members) in enumerate(sorted(studies.items()), 1):
+        own = [words[key].line for key in _keys(members, reports.by) if key in words] if reports else []
+        line = min(own, default=number)
         if _is_other(members, modalities):
             told.other_modality += 1
             continue
@@ -94,7 +98,7 @@ def read_dicom_tree(
             row = replace(row, split=drawn_split(row.patient, val_fraction, test_fraction))
         rows.append(row)
     if reports:
-        told.reports(len(words), used, blank)
+        told.reports(words, used, blank)
         if not used and told.without_report:
             raise DataError(
                 f"none of the {told.without_report} studies has a report: no {' and '.join(JOINS[reports.by])} of the "
@@ -149,7 +153,8 @@ def _scan(series: Series, root: Path, role: str) -> ScanFile:
 
 def _joined(row: StudyRow, words: Words) -> StudyRow:
     known = tuple(dict.fromkeys((*row.known, *words.known)))
-    return replace(row, texts=words.texts, labels=words.labels, split=words.split, meta=words.meta, known=known)
+    row = replace(row, line=words.line, known=known, texts=words.texts)
+    return replace(row, labels=words.labels, split=words.split, meta=words.meta)
 
 
 def _is_other(members: Sequence[Header], modalities: Sequence[str]) -> bool:
@@ -227,11 +232,13 @@ class _Told:
             self._left_out[reason][0] += 1
             self._left_out[reason][1] += files
 
-    def reports(self, total: int, used: Counter[tuple[str, ...]], blank: int) -> None:
+    def reports(self, words: dict[tuple[str, ...], Words], used: Counter[tuple[str, ...]], blank: int) -> None:
         if blank:
             self._reports.append(f"{blank} rows of the table have nothing to join them by")
-        if unmatched := total - len(used):
-            self._reports.append(f"{unmatched} of {total} reports belong to no study of the tree")
+        if unmatched := sorted(one.line for key, one in words.items() if key not in used):
+            lines = ", ".join(map(str, unmatched[:LINES])) + (", ..." if len(unmatched) > LINES else "")
+            state = f"{len(unmatched)} of {len(words)} reports belong to no study of the tree"
+            self._reports.append(f"{state} (lines {lines} of the table)")
         if shared := sum(count for count in used.values() if count > 1):
             self._reports.append(f"{shared} studies share their report with another study")
 

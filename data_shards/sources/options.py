@@ -24,6 +24,8 @@ from data_shards.sources.table_spec import (
 if TYPE_CHECKING:
     from data_shards.selection import Choice
 
+VAL_FRACTION, TEST_FRACTION = 0.1, 0.0  # of patients, where splits are drawn
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -72,8 +74,12 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
         "--split-by", choices=("patient", "column"), help="draw by patient even where there is a split column, or not"
     )
     split("--group-column", metavar="COL", help="draw by another column than the patient, such as the site")
-    split("--val-fraction", type=float, default=0.1, metavar="F", help="of patients, where drawn (default: 0.1)")
-    split("--test-fraction", type=float, default=0.0, metavar="F", help="of patients, where drawn (default: 0)")
+    split(
+        "--val-fraction", type=float, default=VAL_FRACTION, metavar="F", help="of patients, where drawn (default: 0.1)"
+    )
+    split(
+        "--test-fraction", type=float, default=TEST_FRACTION, metavar="F", help="of patients, where drawn (default: 0)"
+    )
 
 
 def add_preset_options(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +128,15 @@ def table_spec(args: argparse.Namespace, table: Path) -> TableSpec:
     by_column = args.split_column or (None if drawn or "split" not in columns else "split")
     if args.split_by == "column" and not by_column:
         raise DataError("--split-by column, and the table has no column split", fix="name it with --split-column")
+    shares = (args.val_fraction, args.test_fraction)
+    if (by_column or args.split_file) and shares != (VAL_FRACTION, TEST_FRACTION):
+        raise DataError(
+            "--val-fraction and --test-fraction draw splits, and the "
+            + ("split file" if args.split_file else f"column {by_column!r}")
+            + " says them already",
+            "the fractions would be ignored",
+            "leave them out, or draw in spite of it: --split-by patient",
+        )
     return TableSpec(
         root=Path(args.root) if args.root else table.parent,
         images=images,

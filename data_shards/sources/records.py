@@ -23,6 +23,7 @@ from data_shards.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".xlsx")
+SCANS = (".nii", ".npy", ".npz", ".dcm", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 LIST_SEPARATOR = ";"
 
 
@@ -70,6 +71,12 @@ def read_columns(path: Path) -> list[str]:
 def table_suffix(path: Path) -> str:
     """The suffix that says how to read it, without .gz. Raises: DataError for known formats that are not read."""
     suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    if suffix in SCANS:
+        raise DataError(
+            f"a {suffix} file alone is no source",
+            "its patient, split and report would be unknown",
+            "write a table with the columns id, image, patient, report, a row a scan, and give that as --source",
+        )
     if suffix in (".xls", ".ods", ".json", ".feather", ".sas7bdat", ".dta", ".pkl", ".pickle"):
         raise DataError(f"tables of type {suffix} are not read", fix=f"save it as one of {', '.join(TABLE_SUFFIXES)}")
     return suffix

@@ -298,7 +298,7 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     (folder / "reads.csv").write_text("\n".join(text))
     (folder / "0.nii.gz").write_bytes((folder / "0.nii.gz").read_bytes()[:-40])
     before = sorted(tmp_path.rglob("*"))
-    assert build(folder, tmp_path / "out", "--dry-run", "--label-columns", "concept=a", "--val-fraction", "0.4") == 0
+    assert build(folder, tmp_path / "out", "--dry-run", "--label-columns", "concept=a", "--val-fraction", "0.4") == 1
     told = capsys.readouterr().out
     for line in (
         "12 studies, 12 scans",
@@ -309,7 +309,8 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
         "date 1",
         "line 2 cannot be used: the volume cannot be read",
         "line 4 cannot be used: the study has no text",
-        "1 studies cannot be used, as the listing shows already; --max-rejects is 0: the build would stop",
+        "7 studies were not opened",
+        "2 studies cannot be used; --max-rejects is 0: the build would stop",
     ):
         assert line in told, f"{line!r} is not in\n{told}"
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"

@@ -36,8 +36,8 @@ def scored(make_fit: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 def test_a_run_leaves_recipe_environment_numbers_checkpoints_results_and_release(scored: Any) -> None:
     folder = scored.folder("run")
     assert {p.name for p in folder.iterdir()} == {
-        "recipe.yaml", "environment.json", "files.json", "metrics.csv", "tensorboard", "checkpoints", "results", "release",
-        "report.html", "plots",
+        "recipe.yaml", "environment.json", "files.json", "metrics.csv", "tensorboard", "checkpoints", "results",
+        "release", "report.html", "plots",
     }  # fmt: skip
     assert dump(load_recipe(str(folder / "recipe.yaml"))) == (folder / "recipe.yaml").read_text()
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
@@ -132,7 +132,8 @@ def test_the_same_seed_gives_the_same_bits_for_any_number_of_workers(tiny: Any, 
 
 def test_a_line_of_progress_where_there_is_no_terminal(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny("a", train__steps=4) == 0
-    lines = capsys.readouterr().err.splitlines()
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.startswith("starting: ")
     assert lines[0].startswith("step 1/4  loss ")
     assert lines[-1].startswith("step 4/4  loss ")
     assert all(word in lines[-1] for word in ("volumes/s", "data wait", "ETA 0:00"))
@@ -205,3 +206,16 @@ def test_what_cannot_run_here_leaves_no_folder(tiny: Any, capsys: pytest.Capture
     ])  # fmt: skip
     assert planar == 1
     assert "the shard set holds volumes" in capsys.readouterr().err and not tiny.folder("planar").exists()
+
+
+def test_a_smoke_run_makes_room_for_the_run_of_its_name(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = tiny.argv("again", train__steps=3)
+    assert fit.main([*argv, "--smoke"]) == 0
+    assert (tiny.folder("again") / "smoke").is_file()
+    assert fit.main(argv) == 0
+    assert "holds a smoke run: it is replaced" in capsys.readouterr().err
+    assert not (tiny.folder("again") / "smoke").exists()
+    assert fit.main(argv) == 1
+    assert "a run exists at" in capsys.readouterr().err
+    assert tiny.resume("again") == 0
+    assert "is finished (3 steps)" in capsys.readouterr().out

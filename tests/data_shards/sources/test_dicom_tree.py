@@ -89,8 +89,9 @@ def test_any_number_of_workers_gives_the_same_listing(export: Path) -> None:
 def test_unmatched_reports_and_studies_without_one_are_counted(export: Path, tmp_path: Path) -> None:
     listing = read_dicom_tree(export, reports(tmp_path, [1, 2, 7, 8, 9]))
     assert [row.texts.report for row in listing.rows] == ["Report 1.", "Report 2."]
+    assert [row.line for row in listing.rows] == [2, 3], "where their reports stand in the table"
     assert "left out: 2 studies without a report" in listing.notes
-    assert "3 of 5 reports belong to no study of the tree" in listing.notes
+    assert "3 of 5 reports belong to no study of the tree (lines 4, 5, 6 of the table)" in listing.notes
     with pytest.raises(DataError, match=r"none of the 4 studies has a report: no accession(.|\n)*join by study"):
         read_dicom_tree(export, reports(tmp_path, [7, 8]))
 
