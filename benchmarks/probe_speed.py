@@ -71,7 +71,10 @@ def scikit_learn(x: Any, labels: Any, strengths: Sequence[float], tolerance: flo
             model.fit(x, labels)
         wall, used = _clock() - began
         found.append((wall, used, model.coef_.copy(), model.intercept_.copy(), int(model.n_iter_[0])))
-        print(f"  scikit-learn{' warm' if warm else ''}, C {c:g}: {wall:.1f} s, {model.n_iter_[0]} iterations", file=sys.stderr)
+        print(
+            f"  scikit-learn{' warm' if warm else ''}, C {c:g}: {wall:.1f} s, {model.n_iter_[0]} iterations",
+            file=sys.stderr,
+        )
     return found
 
 
@@ -109,7 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = scikit_learn(x, labels, strengths, args.tolerance, warm)
             theirs = np.sum([seconds[:2] for seconds in found], axis=0)
             print(f"{name}: {theirs[0]:.1f} s ({theirs[1]:.1f} s of processor), iterations {[n for *_, n in found]}")
-            print(f"ours is {theirs[0] / ours[0]:.1f} x as fast ({theirs[1] / ours[1]:.1f} x by processor time)", flush=True)
+            print(
+                f"ours is {theirs[0] / ours[0]:.1f} x as fast ({theirs[1] / ours[1]:.1f} x by processor time)",
+                flush=True,
+            )
             rows[name] = [gradient(x, labels, w, b, c) for (_, _, w, b, _), c in zip(found, strengths, strict=True)]
     print("\nC          gradient: largest component / length, float64")
     for i, c in enumerate(strengths):
