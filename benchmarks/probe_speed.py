@@ -1,9 +1,10 @@
 """The probe's L-BFGS against scikit-learn's: `python -m benchmarks.probe_speed`.
 
 100,000 studies x 768 features (correlated, unit length, then z-scored, as a probe's are), 20 classes, 13 strengths
-C = 1e-6 ... 1e6, float32, two threads each. scikit-learn's lbfgs stops where the largest component of the gradient of
-its objective (mean loss + |w|²/(2 C N)) is below `--tolerance` (its default is 1e-4), and so does ours. Afterwards both gradients are measured in float64 on that objective.
-scikit-learn is given two ways: a fit a strength from zero, and warm_start from the strength before, small to large.
+C = 1e-6 ... 1e6, float32, two threads each. Both stop where the largest component of the gradient of scikit-learn's
+objective (mean loss + |w|²/(2 C N)) is at most `--tolerance` (scikit-learn's default: 1e-4). Afterwards both gradients
+are measured in float64 on that objective. scikit-learn is given two ways: a fit a strength from zero, and warm_start
+from the strength before, small to large.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _table(outcome: Outcome) -> None:
         other.add_column(heading, justify="right")
     for metric in outcome.metrics:
         if metric.name == outcome.headline and not metric.of:
-            size = outcome.metric("train_studies", **dict(metric.at))
+            size = next((m for m in outcome.metrics if m.name == "train_studies" and m.at == metric.at), None)
             said = ", ".join(f"{k} {v}" for k, v in metric.at.items()) or "all training labels"
             other.add_row(said, _cell(metric), "" if size is None else f"{size.value:.0f}")
     console = Console()

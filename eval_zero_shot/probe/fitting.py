@@ -79,7 +79,7 @@ def fit_and_score(
 
 
 def merit(scores_NL: Array, labels_NL: Array, exclusive: bool) -> float:
-    """What C is chosen by: macro AUROC over the labels with both classes, or balanced accuracy; nan where neither is."""
+    """What C is chosen by: macro AUROC over the labels with both classes, or balanced accuracy; nan where none is."""
     if exclusive:
         known = ~np.isnan(labels_NL).all(1)
         scores, truth = np.where(np.isnan(scores_NL[known]), -np.inf, scores_NL[known]), labels_NL[known] == 1

@@ -13,8 +13,8 @@ Hessian. Logits along a search direction are linear in the step, so a line searc
 Strengths are solved from small to large, each from the optimum before it.
 With fewer studies than features, all of it happens in the span of the studies, where the optimum lies.
 
-Legend: N studies, D features, R ≤ D directions, P problems solved side by side, K logits a problem (1: a label),
-H history.
+Legend: N studies, D features, R ≤ D directions, S strengths, L labels, P problems solved side by side, K logits a
+problem (1: a label).
 """
 
 from __future__ import annotations
@@ -27,36 +27,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.probe.lbfgs import Basis, Solver
 
 Array = NDArray[Any]
-HISTORY = 12
 COLUMNS = 32  # logits side by side at most (or one problem's): beyond, a product with the features gains nothing
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Features ready to be fitted: `a_NR` = (x - mean) · axes, `spread_R` the eigenvalues of a'a / N."""
-
-    a_NR: Any
-    axes_DR: Any
-    mean_D: Any
-    spread_R: Any
-
-    def take(self, rows: ArrayLike) -> Basis:
-        """The same axes with some of the studies."""
-        import torch
-
-        rows = torch.as_tensor(np.asarray(rows), device=self.a_NR.device)
-        return Basis(self.a_NR[rows], self.axes_DR, self.mean_D, self.spread_R)
 
 
 @dataclass(frozen=True)
 class Fits:
     """One fit a strength and problem: weights [S, P·K, D], intercepts [S, P·K] for the features as they were given.
 
-    gradient_SP: largest component of the objective's gradient at the end (features as given, intercept included). iterations_SP: of L-BFGS. converged: all are
-    at or below the tolerance that was asked for.
+    gradient_SP: largest component of the objective's gradient at the end (features as given, intercept included).
+    iterations_SP: of L-BFGS. converged: every gradient is at or below the tolerance that was asked for.
     """
 
     strengths: tuple[float, ...]
@@ -175,8 +158,6 @@ def _path(
         # In the fit's own coordinates the given start is an offset of the logits, and what is fitted a change of it.
         shift_K = intercepts0_K + basis.mean_D @ weights0_DK
         offset = (a @ (basis.axes_DR.T @ weights0_DK) + shift_K).view(len(a), problems, width)
-        if a.shape[1] < len(basis.mean_D):  # the part of the start outside the studies' span moves none of their logits
-            offset = offset.contiguous()
     order = np.argsort(strengths, kind="stable")
     together = max(1, COLUMNS // (problems * width))
     found: dict[int, tuple[Any, Any, Any]] = {}
@@ -185,11 +166,11 @@ def _path(
         chosen = order[first : first + together]
         each = len(chosen)
 
-        def spread(x: Any) -> Any:
+        def spread(x: Any, each: int = each) -> Any:
             return None if x is None else x.repeat(1, each, 1)
 
         penalty = torch.cat([1 / (strengths[i] * tensor(known_NP.sum(0))) for i in chosen])
-        solver = _Solver(basis, spread(target), spread(mask), spread(offset), penalty)
+        solver = Solver(basis, spread(target), spread(mask), spread(offset), penalty)
         solved, gradient_P, iterations_P = solver.solve(spread(warm), tolerance, max_iterations)
         for j, i in enumerate(chosen):
             part = slice(j * problems, (j + 1) * problems)
@@ -209,143 +190,3 @@ def _path(
         intercepts.append(b_K.cpu().numpy())
     gradient, iterations = (np.stack([found[i][j].cpu().numpy() for i in range(len(strengths))]) for j in (1, 2))
     return Fits(tuple(strengths), np.stack(weights), np.stack(intercepts), gradient, iterations, tolerance)
-
-
-class _Solver:
-    """P problems on the features of a basis. Unknowns [R + 1, P, K], the intercept last. penalty_P: 1 / (C n)."""
-
-    def __init__(self, basis: Basis, target: Any, mask: Any, offset: Any, penalty_P: Any) -> None:
-        self.basis, self.a, self.target, self.mask, self.offset = basis, basis.a_NR, target, mask, offset
-        self.penalty = penalty_P
-        self.share = 1 / len(self.a) if mask is None else 1 / mask.sum(0)  # [P, 1] where masked
-
-    def logits(self, w: Any, offset: bool = True) -> Any:
-        z = (self.a @ w[:-1].reshape(w.shape[0] - 1, -1) + w[-1].reshape(-1)).view(-1, *w.shape[1:])
-        return z + self.offset if offset and self.offset is not None else z
-
-    @staticmethod
-    def probabilities(z: Any) -> Any:
-        return z.sigmoid() if z.shape[2] == 1 else z.softmax(2)
-
-    def residual(self, z: Any) -> Any:
-        """d loss / d logits [N, P, K]."""
-        r = self.probabilities(z).sub_(self.target).mul_(self.share)
-        return r if self.mask is None else r.mul_(self.mask)
-
-    def gradient(self, w: Any, r: Any) -> Any:
-        import torch
-
-        flat = r.view(len(r), -1)
-        body = (flat.T @ self.a).T.reshape(-1, *w.shape[1:]) + self.penalty[:, None] * w[:-1]
-        return torch.cat([body, r.sum(0)[None]])
-
-    def largest(self, g: Any) -> Any:
-        """Largest component [P] of a gradient in the coordinates of the features as they were given."""
-        import torch
-
-        body = self.basis.axes_DR @ g[:-1].reshape(len(g) - 1, -1)
-        body = body + self.basis.mean_D[:, None] * g[-1].reshape(-1)
-        return torch.maximum(body.view(-1, *g.shape[1:]).abs().amax((0, 2)), g[-1].abs().amax(1))
-
-    def inverse(self, p: Any) -> Any:
-        """Inverse of the Hessian's diagonal in the eigenbasis, curvature p (1 - p) taken as equal for all studies."""
-        import torch
-
-        curve = p * (1 - p)
-        curve = (curve * self.mask).sum(0) if self.mask is not None else curve.sum(0)
-        curve = (curve * self.share).clamp_min(1e-6)  # [P, K]
-        body = curve * self.basis.spread_R[:, None, None] + self.penalty[:, None]
-        return 1 / torch.cat([body, curve[None]])
-
-    def solve(self, w: Any, tolerance: float, max_iterations: int) -> tuple[Any, Any, Any]:
-        """(unknowns, largest gradient component [P], iterations [P]). A problem that is done leaves the batch."""
-        import torch
-
-        problems = w.shape[1]
-        out, done = w.clone(), torch.zeros(problems, dtype=torch.int64)
-        size = torch.full((problems,), torch.inf, dtype=torch.float64)
-        live = torch.arange(problems, device=w.device)
-        z = self.logits(w)
-        g, inverse = self.gradient(w, self.residual(z)), self.inverse(self.probabilities(z))
-        steps: list[Any] = []
-        turns: list[Any] = []
-        exact = True  # z was computed from w, not carried along
-        for iteration in range(max_iterations + 1):
-            largest = self.largest(g)
-            finished = largest <= tolerance
-            if bool(finished.any()) and not exact:
-                z, exact = self.logits(w), True
-                g = self.gradient(w, self.residual(z))
-                largest = self.largest(g)
-                finished = largest <= tolerance
-            out[:, live], done[live.cpu()], size[live.cpu()] = w, iteration, largest.double().cpu()
-            if bool(finished.all()) or iteration == max_iterations:
-                break
-            if bool(finished.any()):
-                keep = ~finished
-                live, w, g, z, inverse = live[keep], w[:, keep], g[:, keep], z[:, keep], inverse[:, keep]
-                steps, turns = [s[:, keep] for s in steps], [y[:, keep] for y in turns]
-                self._keep(keep)
-            d = -_two_loops(g, steps, turns, inverse)
-            zd = self.logits(d, offset=False)
-            t, z, r = self._step(w, d, z, zd, g)
-            exact = False
-            w_next = w + t[:, None] * d
-            g_next = self.gradient(w_next, r)
-            steps.append(w_next - w)
-            turns.append(g_next - g)
-            steps, turns = steps[-HISTORY:], turns[-HISTORY:]
-            w, g = w_next, g_next
-        return out, size, done
-
-    def _keep(self, keep: Any) -> None:
-        self.target, self.penalty = self.target[:, keep], self.penalty[keep]
-        if self.mask is not None:
-            self.mask, self.share = self.mask[:, keep], self.share[keep]
-        if self.offset is not None:
-            self.offset = self.offset[:, keep]
-
-    def _step(self, w: Any, d: Any, z: Any, zd: Any, g: Any) -> tuple[Any, Any, Any]:
-        """(step length [P], logits and residual there). Slope within [-0.9, 0.5] of the first one's size. The objective is convex, so its slope
-        rises along the line and can be bracketed; only logits are needed, no product with the features."""
-        import torch
-
-        wd, dd = (w[:-1] * d[:-1]).sum((0, 2)) * self.penalty, d[:-1].square().sum((0, 2)) * self.penalty
-        first = (g * d).sum((0, 2))
-        low, high = torch.zeros_like(first), torch.full_like(first, torch.inf)
-        slope_low, slope_high = first.clone(), torch.full_like(first, torch.inf)
-        t = torch.ones_like(first)
-        for tries in range(30):
-            ahead = torch.addcmul(z, t[None, :, None], zd)
-            r = self.residual(ahead)
-            slope = (r * zd).sum((0, 2)) + wd + t * dd
-            short, long = slope < 0.9 * first, slope > -0.5 * first
-            if tries == 29 or not bool((short | long).any()):
-                break
-            low, slope_low = torch.where(short, t, low), torch.where(short, slope, slope_low)
-            high, slope_high = torch.where(long, t, high), torch.where(long, slope, slope_high)
-            cut = low + (high - low) * (slope_low / (slope_low - slope_high)).clamp(0.1, 0.9)
-            t = torch.where(short | long, torch.where(torch.isinf(high), 3 * t, cut), t)
-        return t, ahead, r
-
-
-def _two_loops(g: Any, steps: list[Any], turns: list[Any], inverse: Any) -> Any:
-    """Inverse Hessian times gradient (Nocedal 1980), every problem on its own. A pair without curvature is skipped."""
-    import torch
-
-    q, kept = g.clone(), []
-    for s, y in zip(reversed(steps), reversed(turns), strict=True):
-        sy = (s * y).sum((0, 2))
-        usable = sy > 0
-        rho = torch.where(usable, 1 / torch.where(usable, sy, 1), 0)
-        alpha = rho * (s * q).sum((0, 2))
-        q -= alpha[:, None] * y
-        kept.append((alpha, rho, s, y, sy))
-    q = q * inverse
-    if kept:
-        *_, y, sy = kept[0]
-        scale = sy / (y * y * inverse).sum((0, 2))
-        q *= torch.where(scale > 0, scale, 1)[:, None]
-    for alpha, rho, s, y, _ in reversed(kept):
-        q += (alpha - rho * (y * q).sum((0, 2)))[:, None] * s
-    return q

@@ -40,7 +40,9 @@ def weighted_average_precision(scores_N: ArrayLike, labels_N: ArrayLike, weights
         return (right_RG * precision_RG).sum(1) / right_RG.sum(1)
 
 
-def values(scores_NL: Array, labels_NL: Array, names: tuple[str, ...], exclusive: bool, base_L: Array, weights_RN: Array) -> Values:  # fmt: skip
+def values(
+    scores_NL: Array, labels_NL: Array, names: tuple[str, ...], exclusive: bool, base_L: Array, weights_RN: Array
+) -> Values:
     """Every metric under each row of weights. Macro values are over the labels that have a value on the data."""
     scores_NL = np.where(np.isnan(scores_NL), UNSEEN, scores_NL) if exclusive else scores_NL
     found: Values = {}
@@ -75,9 +77,9 @@ def values(scores_NL: Array, labels_NL: Array, names: tuple[str, ...], exclusive
     return found
 
 
-def _share(right_N: NDArray, of_N: NDArray[np.bool_], weights_RN: Array) -> Array:
+def _share(right_N: NDArray, of_N: ArrayLike, weights_RN: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (weights_RN @ (right_N * of_N)) / (weights_RN @ of_N.astype(np.float64))
+        return (weights_RN @ (right_N * np.asarray(of_N))) / (weights_RN @ np.asarray(of_N, dtype=np.float64))
 
 
 def patient_weights(patients_N: NDArray[np.str_], resamples: int, seed: int = 0) -> Iterator[Array]:

@@ -48,7 +48,8 @@ class _Bench:
     """The studies of one question, scaled, and every score that was given to the test ones."""
 
     def __init__(self, inputs: Inputs, rows: Rows, asked: Question, seed: int, resamples: int, level: float) -> None:
-        self.asked, self.how = asked, {"seed": seed, "resamples": resamples, "level": level}
+        self.asked = asked
+        self.how: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
         every_NL = asked.labels(inputs.shards)
         self.keys: dict[str, NDArray] = {}
 
@@ -81,7 +82,7 @@ class _Bench:
         found = measure(
             scores_NL, self.test.labels_NL, self.test.patients_N, self.asked.names, self.asked.exclusive, base_L,
             **self.how,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         return [replace(metric, at=dict(at)) for metric in found]
 
     def values(self, scores_NL: Array, base_L: Array, variant: str) -> Values:
@@ -126,7 +127,7 @@ def score_probe(
     start = None
     if task is not None:
         start = start_at(zero_shot_directions(inputs, task, asked), bench.mean_D, bench.spread_D)
-    how = {"device": bench.device, "finer": finer}
+    how: dict[str, Any] = {"device": bench.device, "finer": finer}
     main = probe(bench.scaled, bench.held, bench.scored_ND, asked.exclusive, **how)
     found = bench.metrics(main.logits_NL, main.base_L, {}, "")
     learnt_from = bench.scaled.with_(bench.held)
