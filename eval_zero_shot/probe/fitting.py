@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 Start = tuple[Array, Array]
 STRENGTHS = tuple(10.0**power for power in range(-6, 7))
 FIXED = 1.0  # C where nothing may be or can be chosen
+GRADIENT = 1e-6  # at which fits stop: scikit-learn's default is 1e-4
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ def fit_and_score(
     basis = prepare(x, device)
     begin = None if start is None else (start[0][use], start[1][use])
     if exclusive and len(use) > 2:
-        fits = fit_classes(basis, y.argmax(1), strengths, start=begin)
+        fits = fit_classes(basis, y.argmax(1), strengths, start=begin, tolerance=GRADIENT)
     elif exclusive:  # softmax of two classes is one label, whose logit is the difference of theirs
         begin = begin and tuple((part[1] - part[0])[None] for part in begin)
-        fits = fit_labels(basis, y[:, 1:], strengths, start=begin)
+        fits = fit_labels(basis, y[:, 1:], strengths, start=begin, tolerance=GRADIENT)
     else:
-        fits = fit_labels(basis, y, strengths, start=begin)
+        fits = fit_labels(basis, y, strengths, start=begin, tolerance=GRADIENT)
     if not fits.converged:
         raise EvalError(
             f"a fit stopped at a gradient of {fits.gradient_SP.max():.1e}, above {fits.tolerance:.0e}",
@@ -158,6 +159,6 @@ def probe(
     together = train.with_(validation) if refit else train
     start, device = how.get("start"), how.get("device", "cpu")
     logits_NL = fit_and_score(together, scored_ND, exclusive, [strength], start, device)[0]
-    with np.errstate(divide="ignore"):
-        base_L = np.log((together.labels_NL == 1).sum(0)) - np.log((together.labels_NL == 0).sum(0))
+    positive_L, negative_L = ((together.labels_NL == side).sum(0) for side in (1, 0))
+    base_L = np.log(np.maximum(positive_L, 0.5)) - np.log(np.maximum(negative_L, 0.5))
     return Fitted(logits_NL, strength, chosen_on, base_L)
