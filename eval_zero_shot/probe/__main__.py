@@ -103,7 +103,7 @@ def _table(outcome: Outcome) -> None:
     console = Console()
     console.print(table, other)
     for note in outcome.notes:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 def _cell(metric: Metric | None) -> str:
