@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from data_shards.shard_set import ShardSet
     from eval_zero_shot.probe import Split, probe
+    from eval_zero_shot.probe.measures import measure
+    from eval_zero_shot.probe.split import require_apart, scaling
 
     shards, labels = ShardSet.open(args.shards), tuple(args.labels.split(","))
     every_NL = shards.labels(labels)
@@ -49,14 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         features = np.stack([thumbnail_of(shards, int(row)) for row in rows])
         return Split(features, every_NL[rows], np.array([shards.patient(int(row)) for row in rows]))
 
-    found, macro, _ = probe(split(args.train_split), None, split(args.test_split), labels)
+    train, test = split(args.train_split), split(args.test_split)
+    require_apart(train=train.patients_N, test=test.patients_N)
+    scale = scaling(train)
+    found = probe(train.scaled(*scale), None, test.scaled(*scale).features_ND)
+    metrics = measure(found.logits_NL, test.labels_NL, test.patients_N, labels, False, found.base_L)
     print("| label | thumbnail AUROC | 95 % interval | test + / - |\n|---|---|---|---|")
-    for p in found:
-        span = p.interval.reason or f"{p.interval.low:.2f}–{p.interval.high:.2f}"
-        value = "–" if p.auroc is None else f"{p.auroc:.3f}"
-        print(f"| {p.label} | {value} | {span} | {p.test_positive}/{p.test_negative} |")
-    if macro is not None and macro.value is not None:
-        print(f"| **macro** | {macro.value:.3f} | | |")
+    for metric in (m for m in metrics if m.name == "auroc"):
+        span = metric.reason if metric.low is None else f"{metric.low:.2f}–{metric.high:.2f}"
+        value = "–" if metric.value is None else f"{metric.value:.3f}"
+        column_N = test.labels_NL[:, labels.index(metric.of)] if metric.of else None
+        counts = "" if column_N is None else f"{int((column_N == 1).sum())}/{int((column_N == 0).sum())}"
+        print(f"| {metric.of or '**macro**'} | {value} | {span} | {counts} |")
     return 0
 
 

@@ -1,0 +1,119 @@
+"""Probes of a model's frozen features.
+
+    python -m eval_zero_shot.probe --model RELEASE_DIR --data SHARDS [--labels A,B | --labels organ=liver|spleen|lung]
+        [--task TASK] [--fractions 0.01 0.1] [--shots 1 2 4 8 16] [--draws FILE] [--knn 20] [--out DIR]
+
+What each probe is: docs/probe.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval_zero_shot.errors import EvalError
+from eval_zero_shot.inputs import add_inputs, open_inputs, run_command
+from eval_zero_shot.outcome import Metric, Outcome, write_results
+from eval_zero_shot.probe.draws import Labelled, add_draws, make_draws, read_draws
+from eval_zero_shot.probe.protocol import Rows, score_probe
+from eval_zero_shot.probe.split import question
+from eval_zero_shot.tasks import load_task
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, or 1 with the reason on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval_zero_shot.probe", description="Logistic regression and neighbours on frozen features."
+    )
+    add_inputs(parser)
+    add_draws(parser)
+    add = parser.add_argument
+    add("--task", metavar="TASK", help="prompts of the labels: also a probe that starts at the zero-shot classifier")
+    add("--draws", type=Path, metavar="FILE", help="of eval_zero_shot.probe.draws: shots and fractions to learn from")
+    add("--shot-strength", choices=("fixed", "validation"), default="fixed",
+        help="C of few shots: 1, or chosen on min(k, 4) shots of the validation split (default: fixed)")  # fmt: skip
+    add("--finer", action="store_true", help="C by CLIP's search of 96 steps instead of the 13 decades 1e-6 ... 1e6")
+    add("--knn", type=int, default=20, metavar="K", help="neighbours (default: 20; 0: none)")
+    add("--resamples", type=int, default=1000, metavar="N", help="patient bootstrap (default: 1000)")
+    add("--out", type=Path, metavar="DIR", help="folder for results.json and scores.parquet")
+    return run_command(parser, argv, _probe)
+
+
+def _probe(args: argparse.Namespace) -> None:
+    if args.draws and (args.shots or args.fractions):
+        raise EvalError(
+            "--draws with --shots or --fractions", why="the file says which there are", fix="give one or the other"
+        )
+    if args.knn < 0 or args.resamples < 0:
+        raise EvalError("--knn or --resamples below 0", why="nothing can be drawn", fix="give 0 or more")
+    task = load_task(args.task) if args.task else None
+    inputs = open_inputs(args, texts=task is not None)
+    asked = question(args.labels, inputs.shards.label_names, () if task is None else task.names)
+    if args.split in (args.train_split, args.validation_split):
+        raise EvalError(
+            f"split '{args.split}' is learnt from and scored", why="its score would be memory", fix="name another"
+        )
+    has = inputs.shards.manifest["splits"].get(args.validation_split)
+    rows = Rows(
+        inputs.rows(args.train_split),
+        inputs.rows(args.validation_split) if has and args.validation_split != args.train_split else None,
+        inputs.rows(args.split, args.max_studies),
+    )
+    draws = None
+    if args.draws:
+        draws = read_draws(args.draws, asked, inputs.shards.manifest_hash)
+    elif args.shots or args.fractions:
+        held = None if rows.validation is None else Labelled.of(inputs.shards, rows.validation, asked)
+        draws = make_draws(
+            Labelled.of(inputs.shards, rows.train, asked), held, asked, inputs.shards.manifest_hash,
+            shots=args.shots, fractions=[f for f in args.fractions if f < 1], draws=args.draws_count,
+            seed=args.draws_seed,
+        )  # fmt: skip
+    outcome = score_probe(
+        inputs, rows, asked, split=args.split, task=task, draws=draws, shot_strength=args.shot_strength, knn=args.knn,
+        finer=args.finer, resamples=args.resamples, progress=True,
+    )  # fmt: skip
+    _table(outcome)
+    if args.out:
+        print(f"wrote {write_results(args.out, [outcome])} and scores.parquet")
+
+
+def _table(outcome: Outcome) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = ("auroc", "auprc", "recall" if outcome.headline == "balanced_accuracy" else "balanced_accuracy")
+    table = Table("label", title=f"Probe of {outcome.task}, all training labels", box=SIMPLE_HEAD)
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="right")
+    for of in (*outcome.classes, ""):
+        cells = [_cell(outcome.metric(name, of)) for name in shown]
+        table.add_row(of or "macro", *cells, style=None if of else "bold")
+    other = Table("probe", title=outcome.headline.replace("_", " "), box=SIMPLE_HEAD)
+    for heading in ("value", "train studies"):
+        other.add_column(heading, justify="right")
+    for metric in outcome.metrics:
+        if metric.name == outcome.headline and not metric.of:
+            size = next((m for m in outcome.metrics if m.name == "train_studies" and m.at == metric.at), None)
+            said = ", ".join(f"{k} {v}" for k, v in metric.at.items()) or "all training labels"
+            other.add_row(said, _cell(metric), "" if size is None else f"{size.value:.0f}")
+    console = Console()
+    console.print(table, other)
+    for note in outcome.notes:
+        console.print(note, highlight=False, soft_wrap=True)
+
+
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
+        return ""
+    if metric.value is None:
+        return metric.reason or "–"
+    span = "" if metric.low is None else f" ({metric.low:.3f}–{metric.high:.3f})"
+    return f"{metric.value:.3f}{span}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
