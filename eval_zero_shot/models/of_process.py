@@ -31,7 +31,7 @@ class Worker:
     """The process and its pipe. It ends with this process, or when its stdin closes."""
 
     def __init__(self, python: str, wrapper: Path, argument: str, device: str) -> None:
-        words = [python, str(PEER / "serve.py"), str(wrapper), argument, device]
+        words = [python, str(PEER / "serve.py"), "--", str(wrapper), argument, device]
         try:
             self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         except OSError as error:

@@ -39,10 +39,10 @@ def build(folder: Path) -> tuple[Model, int]:
 
 class Colipri:
     def __init__(self, argument: str, device: str) -> None:
-        folder, _, fine = argument.partition(",")
+        place, _, fine = argument.partition(",")
         if fine not in ("", "1mm"):
             raise ValueError(f"'{fine}' is unknown: FOLDER or FOLDER,1mm")
-        folder = Path(folder).expanduser()
+        folder = Path(place).expanduser()
         weights = folder / "model.safetensors"
         for needed in (weights, folder / "cxr-bert" / "config.json", folder / "cxr-bert" / "vocab.txt"):
             if not needed.is_file():

@@ -12,9 +12,10 @@ says so raw little-endian float32. Nothing is pickled.
     any failure                                               -> {"error": "TypeName: message"}
 """
 
+import argparse
+import importlib.util
 import json
 import os
-import runpy
 import sys
 
 import numpy as np
@@ -32,7 +33,11 @@ def main(wrapper: str, argument: str, device: str) -> None:
         answers.flush()
 
     try:
-        model = runpy.run_path(wrapper)["load"](argument, device)
+        spec = importlib.util.spec_from_file_location("voxclip_wrapper", wrapper)
+        assert spec and spec.loader, "the wrapper is no Python file"
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model = module.load(argument, device)
     except Exception as error:  # whatever it is, the other side has to hear of it
         answer({"error": f"{type(error).__name__}: {error}"})
         return
@@ -59,4 +64,7 @@ def main(wrapper: str, argument: str, device: str) -> None:
 if __name__ == "__main__":
     # The wrapper's imports must not find files of this folder.
     sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
-    main(*sys.argv[1:4])
+    parser = argparse.ArgumentParser(description="Answer for a model over stdin and stdout; docs/models.md.")
+    for word in ("wrapper", "argument", "device"):
+        parser.add_argument(word)
+    main(**vars(parser.parse_args()))
