@@ -34,13 +34,13 @@ class Adapter(nn.Module):
     """A foreign dual encoder. A subclass gives `images` and `texts`, and what `Loaded` needs beside it."""
 
     clip = SimpleNamespace(visual=None)  # the report's heat maps ask here for a tower's tokens; there are none
-    logit_bias: Tensor | None = None
     pad_id = 0
 
     def __init__(self, logit_scale: float) -> None:
         """logit_scale: natural logarithm of the inverse temperature."""
         super().__init__()
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)), requires_grad=False)
+        self.logit_bias: Tensor | None = None
 
     def images(self, images: Tensor) -> Tensor:
         """[B, C, (D,) H, W] as the geometry gives them, to [B, D]."""

@@ -1,10 +1,10 @@
-"""Models of other packages, end to end over real shards, with weights drawn here in the packages' own formats."""
+"""Any open_clip model, with random weights in open_clip's own formats, gives open_clip's own numbers."""
 
 from __future__ import annotations
 
 import io
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from data_shards.preprocess import apply_planar
-from data_shards.schema import Scan, Study, Texts
-from data_shards.shard_set import ShardSet, ShardWriter
+from data_shards.preprocess import View, apply_planar
+from data_shards.shard_set import ShardSet
 from eval_zero_shot import EvalError
-from eval_zero_shot.embed import main as embed
 from eval_zero_shot.embedding import embed_texts
-from eval_zero_shot.models import KINDS, short_name, split_spec
-from eval_zero_shot.models.__main__ import main as models
+from eval_zero_shot.models.of_open_clip import planar_geometry
 from eval_zero_shot.release import load_dual, load_release, model_name
-from eval_zero_shot.run import main as run
 
 TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "interpolation": "bilinear", "resize_mode": "squash"}
-TASK = {
-    "name": "toy",
-    "classes": {"bright": {"positive": ["a bright scan"], "negative": ["a dark scan"]}},
-}
-
-
-def png(grey: int, size: tuple[int, int] = (40, 56), seed: int = 0) -> bytes:
-    rng = np.random.default_rng(seed)
-    out = io.BytesIO()
-    Image.fromarray(np.clip(rng.normal(grey, 40, (*size, 3)), 0, 255).astype(np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
-@pytest.fixture(scope="session")
-def image_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images") / "shards"
-    with ShardWriter(folder) as writer:
-        for i in range(12):
-            scan = Scan(image=png(180 if i % 2 else 70, seed=i), modality="OT")
-            texts = Texts(report=f"a {'bright' if i % 2 else 'dark'} scan, number {i}")
-            labels = {"bright": i % 2}
-            writer.write(Study(f"{i:016x}", f"{i + 100:016x}", "test", (scan,), texts, labels))
-    return folder
-
-
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.yaml"
-    path.write_text(json.dumps(TASK))
-    return path
 
 
 def local_dir(folder: Path, seed: int = 0, **changes: Any) -> Path:
@@ -72,16 +38,11 @@ def local_dir(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def score(model: str, shards: Path, task: Path, tmp_path: Path) -> dict[str, Any]:
-    out = tmp_path / "out"
-    words = ["--model", model, "--data", str(shards), "--task", str(task), "--out", str(out), "--resamples", "20"]
-    assert run([*words, "--pool", "4", "--cache", str(tmp_path / "cache"), "--device", "cpu"]) == 0
-    return json.loads((out / "results.json").read_text())
-
-
-def test_open_clip_folder_is_scored_as_open_clip_itself_would(image_shards: Path, task: Path, tmp_path: Path) -> None:
+def test_open_clip_folder_is_scored_as_open_clip_itself_would(
+    image_shards: Path, score: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     folder = local_dir(tmp_path / "tiny")
-    found = score(f"open_clip:local-dir:{folder}", image_shards, task, tmp_path)
+    found = score(f"open_clip:local-dir:{folder}", image_shards)
 
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokenizer, shards = open_clip.get_tokenizer(f"local-dir:{folder}"), ShardSet.open(image_shards)
@@ -103,9 +64,6 @@ def test_open_clip_folder_is_scored_as_open_clip_itself_would(image_shards: Path
 def test_open_clip_preprocessing_is_bit_exact(resize_mode: str, interpolation: str, shared_data: Path) -> None:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    from eval_zero_shot.models.of_open_clip import planar_geometry
-    from data_shards.preprocess import View
-
     files = sorted(f for f in shared_data.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
     images = [f.read_bytes() for f in files[:: max(1, len(files) // 6)]][:6]
     images = [b for b in images if not Image.open(io.BytesIO(b)).mode.startswith(("I", "F"))]
@@ -119,8 +77,6 @@ def test_open_clip_preprocessing_is_bit_exact(resize_mode: str, interpolation: s
 
 
 def test_padding_that_open_clip_fills_is_refused() -> None:
-    from eval_zero_shot.models.of_open_clip import planar_geometry
-
     with pytest.raises(EvalError, match="cannot be repeated"):
         planar_geometry({**PREPROCESS, "size": 32, "resize_mode": "longest", "fill_color": 127})
 
@@ -147,7 +103,7 @@ def test_every_open_clip_text_tower_gives_open_clips_own_numbers(kind: str, tmp_
         ids = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
         theirs = model.encode_text(ids, normalize=True).numpy()
         images = torch.rand(2, 3, 32, 32)
-        assert torch.equal(loaded.model.encode_image(images).study_BD, model.encode_image(images))
+        assert torch.allclose(loaded.model.encode_image(images).study_BD, model.encode_image(images), atol=1e-6)
     assert np.allclose(ours, theirs, atol=1e-6)
     assert torch.equal(loaded.model.logit_scale, model.logit_scale)
     assert (loaded.model.logit_bias is None) == (kind != "siglip")
@@ -186,68 +142,3 @@ def test_the_same_weights_read_otherwise_are_another_model(tmp_path: Path) -> No
     assert one.sha256 != two.sha256
     moved = load_release(f"open_clip:local-dir:{plain.rename(tmp_path / 'c')}", "cpu")
     assert moved.sha256 == one.sha256, "a folder may be moved"
-
-
-def test_what_is_not_there_is_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "open_clip_config.json").write_text("{}")
-    for spec, match in (
-        ("open_clip:ViT-B-32", "names no weights"),
-        ("open_clip:ViT-B-32/nonsense", "neither a pretrained tag"),
-        ("open_clip:ViT-Q-9/openai", "no architecture"),
-        (f"open_clip:local-dir:{tmp_path / 'empty'}", "no open_clip_config.json"),
-        (f"open_clip:local-dir:{tmp_path / 'half'}", "no weights"),
-        (f"hf:{tmp_path / 'empty'}", "cannot be loaded"),
-        ("random:nothing_of_this_name", "cannot be loaded"),
-        ("pixels:sound", "images or volumes"),
-        ("merlin:/nowhere.pt", "no Merlin checkpoint"),
-        ("colipri:/nowhere", "names no Python"),
-        ("process:/nowhere.py@/bin/python", "no wrapper"),
-        ("clip:ViT-B-32", "names no model"),
-    ):
-        with pytest.raises(EvalError, match=match) as error:
-            load_release(spec, "cpu")
-        assert "fix: " in str(error.value), spec
-    assert models(["--check", "open_clip:ViT-B-32"]) == 1
-    assert "laion2b_s34b_b79k" in capsys.readouterr().err
-
-
-def test_image_towers_alone_have_no_zero_shot() -> None:
-    with pytest.raises(EvalError, match="image tower alone"):
-        load_dual("random:test_vit", "cpu")
-
-
-def test_timm_and_controls_give_features(image_shards: Path, toy_folder: Path, tmp_path: Path) -> None:
-    import timm
-    from timm.models import save_for_hf
-
-    save_for_hf(timm.create_model("test_vit"), tmp_path / "tower", safe_serialization=True)
-    seen = {}
-    for spec, data in (
-        (f"timm:{tmp_path / 'tower'}", image_shards),
-        ("random:test_vit", image_shards),
-        ("pixels:image", image_shards),
-    ):
-        out = tmp_path / f"{len(seen)}.parquet"
-        assert embed(["--model", spec, "--input", str(data), "--out", str(out)]) == 0
-        import pyarrow.parquet as pq
-
-        seen[spec] = np.stack(pq.read_table(out)["features"].to_pylist())
-    assert seen["pixels:image"].shape == (12, 256)
-    assert load_release("random:test_vit", "cpu").sha256 == load_release("random:test_vit", "cpu").sha256
-    assert load_release("pixels:volume", "cpu").geometry.kind == "volume"
-
-
-def test_names_and_the_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert models([]) == 0
-    told = capsys.readouterr().out
-    assert all(f"{kind}:" in told for kind in KINDS)
-    assert models(["--check", "random:test_vit", "--device", "cpu"]) == 0
-    told = capsys.readouterr().out
-    assert "image tower alone" in told and "image, 3 x 160 x 160" in told
-    assert split_spec("release/dir") is None and split_spec("s3://bucket") is None
-    assert split_spec("open_clip:ViT-B-32/openai") == ("open_clip", "ViT-B-32/openai")
-    assert short_name("open_clip", "ViT-B-32/openai") == "open_clip:ViT-B-32/openai"
-    assert short_name("colipri", f"{tmp_path},1mm@/x/python") == f"colipri:{tmp_path.name},1mm"
-    assert short_name("hf", "openai/clip-vit-base-patch32") == "hf:openai/clip-vit-base-patch32"
