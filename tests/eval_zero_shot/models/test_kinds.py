@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,18 @@ def test_what_is_not_there_is_refused_with_what_to_do(tmp_path: Path, capsys: py
         assert "fix: " in str(error.value), spec
     assert models(["--check", "open_clip:ViT-B-32"]) == 1
     assert "laion2b_s34b_b79k" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("package", "extra"), [("transformers", "hf"), ("merlin", "merlin")])
+def test_a_package_that_is_not_installed_is_named(
+    package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # what an import finds where it is not installed
+    monkeypatch.delitem(sys.modules, "merlin.models.i3res", raising=False)
+    (tmp_path / "file.pt").touch()
+    spec = f"hf:{tmp_path}" if extra == "hf" else f"merlin:{tmp_path / 'file.pt'}"
+    with pytest.raises(EvalError, match=f"{package}.*\n.*\n.*pip install 'voxclip.{extra}.'"):
+        load_release(spec, "cpu")
 
 
 def test_image_towers_alone_have_no_zero_shot() -> None:

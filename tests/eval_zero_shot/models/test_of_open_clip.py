@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,23 @@ VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_s
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "interpolation": "bilinear", "resize_mode": "squash"}
 
 
+def bert(folder: Path) -> None:
+    """The config of a small BERT and its tokenizer."""
+    transformers = pytest.importorskip("transformers", reason="extra hf is not installed")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    transformers.BertConfig(vocab_size=16, **sizes).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "scan", "much", "longer", "text", "chest", "bright"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+
+
 def local_dir(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A model in open_clip's own folder format, with random weights."""
     cfg = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT, **changes}
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": PREPROCESS}))
     torch.manual_seed(seed)
-    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=False)
+    model = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
 
@@ -56,6 +67,13 @@ def test_open_clip_folder_is_scored_as_open_clip_itself_would(
     ours = np.array([float(line.split(",")[column]) for line in lines[1:]])
     assert np.corrcoef(ours, theirs)[0, 1] > 0.9999
     assert found["studies"] == 12
+
+    # Other weights under the same name: the cache of the first run is not taken for theirs.
+    before = (tmp_path / "out" / "scores.csv").read_bytes()
+    state = {name: value + 0.1 * torch.randn_like(value) for name, value in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    score(f"open_clip:local-dir:{folder}", image_shards)
+    assert (tmp_path / "out" / "scores.csv").read_bytes() != before
     assert model_name(f"open_clip:local-dir:{folder}") == "open_clip:tiny"
 
 
@@ -81,7 +99,7 @@ def test_padding_that_open_clip_fills_is_refused() -> None:
         planar_geometry({**PREPROCESS, "size": 32, "resize_mode": "longest", "fill_color": 127})
 
 
-@pytest.mark.parametrize("kind", ["not causal", "custom text", "siglip", "coca"])
+@pytest.mark.parametrize("kind", ["not causal", "custom text", "siglip", "coca", "hf tokenizer", "hf tower"])
 def test_every_open_clip_text_tower_gives_open_clips_own_numbers(kind: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "not causal": {"text_cfg": {**TEXT, "no_causal_mask": True, "pool_type": "last", "context_length": 24}},
@@ -93,12 +111,23 @@ def test_every_open_clip_text_tower_gives_open_clips_own_numbers(kind: str, tmp_
             "text_cfg": {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
             "custom_text": True,
         },
-    }[kind]
+        "hf tokenizer": {"text_cfg": {**TEXT, "hf_tokenizer_name": "in this folder", "context_length": 20}},
+        "hf tower": {
+            "text_cfg": {
+                "hf_model_name": str(tmp_path / "bert"), "hf_tokenizer_name": "in this folder", "context_length": 20,
+                "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler",
+            },
+        },
+    }[kind]  # fmt: skip
+    if kind.startswith("hf"):
+        bert(tmp_path / "bert")
     folder = local_dir(tmp_path / "tiny", **changes)
+    if kind.startswith("hf"):
+        shutil.copytree(tmp_path / "bert", folder, dirs_exist_ok=True)
     loaded = load_dual(f"open_clip:local-dir:{folder}", "cpu")
     texts = ["a scan", "a much longer text about a bright scan of the chest, " * 4]
     ours = np.stack(list(embed_texts(loaded.model, loaded.tokenizer, texts).values()))
-    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    model = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
     with torch.no_grad():
         ids = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
         theirs = model.encode_text(ids, normalize=True).numpy()
