@@ -31,7 +31,7 @@ KINDS = {
     "colipri": Kind("of_process", "FOLDER[,1mm]@PYTHON", "Microsoft's COLIPRI (CT) in an environment of its own"),
     "process": Kind("of_process", "WRAPPER.py[,ARGUMENT]@PYTHON", "your own model, in whatever Python it needs"),
     "random": Kind("of_random", "ARCH", "a control: an open_clip or timm architecture with weights nobody trained"),
-    "pixels": Kind("of_random", "image | volume", "a control: the study itself, 16 x 16 (image) or 8 x 8 x 8 (volume)"),
+    "pixels": Kind("of_random", "image | ct | volume", "a control: the study itself, averaged to a small grid"),
 }
 
 

@@ -15,7 +15,7 @@ from eval_zero_shot.models.adapter import building, loaded
 if TYPE_CHECKING:
     from encoders.loading import Loaded
 
-GRIDS: dict[str, tuple[int, ...]] = {"image": (16, 16), "volume": (8, 8, 8)}  # averages that are the features
+GRIDS: dict[str, tuple[int, ...]] = {"image": (16, 16), "ct": (8, 8, 8), "volume": (8, 8, 8)}
 
 
 class Pixels(nn.Module):
@@ -31,7 +31,7 @@ class Pixels(nn.Module):
 
 
 def load(kind: str, rest: str, device: str) -> Loaded:
-    """`random:ARCH` or `pixels:image|volume`. Raises EvalError for a name that nobody knows."""
+    """`random:ARCH` or `pixels:image|ct|volume`. Raises EvalError for a name that nobody knows."""
     return _pixels(rest, device) if kind == "pixels" else _random(rest, device)
 
 
@@ -50,12 +50,17 @@ def _random(name: str, device: str) -> Loaded:
 
 def _pixels(what: str, device: str) -> Loaded:
     if what not in GRIDS:
-        raise EvalError(f"pixels:{what}", why="studies are images or volumes", fix="pixels:image or pixels:volume")
+        raise EvalError(
+            f"pixels:{what}",
+            why="studies are images or volumes",
+            fix="pixels:image, pixels:ct or pixels:volume (percentiles)",
+        )
     geometry: Geometry | PlanarGeometry
     if what == "image":
         geometry, view = PlanarGeometry(mean=(0.5,), std=(0.5,), mode="L", resize_mode="squash"), View("centre")
     else:
-        geometry = Geometry(spacing_mm=None, windows=((0.5, 99.5),), windows_in="percentile")
+        windows_in, window = ("unit", (-1000.0, 1000.0)) if what == "ct" else ("percentile", (0.5, 99.5))
+        geometry = Geometry(spacing_mm=None, windows=(window,), windows_in=windows_in)
         view = View("resize", (64, 64, 64))
     about = {"package": "pixels", "grid": GRIDS[what]}
     return loaded(Pixels(GRIDS[what]), geometry, view, None, about, device)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_shards.schema import Scan, Study, Texts
 from data_shards.shard_set import ShardWriter
+from eval_zero_shot.report.__main__ import main as report
 from eval_zero_shot.run import main as run
 
 TASK = {
@@ -50,12 +51,14 @@ def task(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def score(task: Path, tmp_path: Path) -> Callable[[str, Path], dict[str, Any]]:
-    """`score(model, shards)`: results.json of a whole evaluation from the command line."""
+    """`score(model, shards)`: results.json of a whole evaluation from the command line, and its page."""
 
     def scored(model: str, shards: Path) -> dict[str, Any]:
         out = tmp_path / "out"
         words = ["--model", model, "--data", str(shards), "--task", str(task), "--out", str(out), "--resamples", "20"]
         assert run([*words, "--pool", "4", "--cache", str(tmp_path / "cache"), "--device", "cpu"]) == 0
+        page = ["--results", str(out), "--model", model, "--data", str(shards), "--task", str(task)]
+        assert report([*page, "--out", str(tmp_path / "report.html")]) == 0
         return json.loads((out / "results.json").read_text())
 
     return scored

@@ -68,13 +68,15 @@ def test_timm_and_controls_give_features(image_shards: Path, toy_folder: Path, t
         (f"timm:{tmp_path / 'tower'}", image_shards),
         ("random:test_vit", image_shards),
         ("pixels:image", image_shards),
+        ("pixels:ct", toy_folder),
     ):
         out = tmp_path / f"{len(seen)}.parquet"
         assert embed(["--model", spec, "--input", str(data), "--out", str(out)]) == 0
         seen[spec] = np.stack(pq.read_table(out)["features"].to_pylist())
     assert seen["pixels:image"].shape == (12, 256)
     assert load_release("random:test_vit", "cpu").sha256 == load_release("random:test_vit", "cpu").sha256
-    assert load_release("pixels:volume", "cpu").geometry.kind == "volume"
+    assert load_release("pixels:volume", "cpu").geometry.windows_in == "percentile"
+    assert seen["pixels:ct"].shape == (25, 512)
 
 
 def test_names_and_the_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -171,3 +171,14 @@ def test_the_same_weights_read_otherwise_are_another_model(tmp_path: Path) -> No
     assert one.sha256 != two.sha256
     moved = load_release(f"open_clip:local-dir:{plain.rename(tmp_path / 'c')}", "cpu")
     assert moved.sha256 == one.sha256, "a folder may be moved"
+
+
+def test_a_timm_tower_shows_where_it_looked(
+    image_shards: Path, score: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    tower = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 160}
+    folder = local_dir(tmp_path / "tiny", vision_cfg=tower)
+    assert score(f"open_clip:local-dir:{folder}", image_shards)["studies"] == 12
+    loaded = load_dual(f"open_clip:local-dir:{folder}", "cpu")
+    with torch.no_grad():
+        assert loaded.model.encode_image(torch.rand(1, 3, 160, 160), tokens=True).grid == (10, 10)
