@@ -3,9 +3,10 @@ never meet ours."""
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import json
 import subprocess
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ INSTALL = {"colipri": "python -m venv colipri-env && colipri-env/bin/pip install
 
 
 class Worker:
-    """The process and its pipe. It ends with this process, or when its stdin closes."""
+    """The process and its pipe."""
 
     def __init__(self, python: str, wrapper: Path, argument: str, device: str) -> None:
         words = [python, str(PEER / "serve.py"), "--", str(wrapper), argument, device]
@@ -40,7 +41,7 @@ class Worker:
                 why="the model runs in it",
                 fix="check @PYTHON",
             ) from None
-        atexit.register(self.close)
+        self._end = weakref.finalize(self, _end, self.process)  # when nobody holds the model any more, or at exit
         self._answer()
 
     def ask(self, request: dict[str, Any], floats: bytes = b"") -> dict[str, Any]:
@@ -68,15 +69,7 @@ class Worker:
 
     def close(self) -> None:
         """End the worker; calling it again does nothing."""
-        atexit.unregister(self.close)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self._end()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -98,6 +91,19 @@ class Worker:
             why="its model cannot be asked",
             fix="its own messages are above; is numpy installed in @PYTHON, and memory left?",
         )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """A closed stdin ends a worker that waits; one that computes is stopped after five seconds."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # a worker that died has broken the pipe
+                pipe.close()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class ProcessDual(Adapter):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import os
 import subprocess
 import sys
@@ -69,13 +69,15 @@ def wrapper(tmp_path: Path) -> Path:
 
 def test_a_worker_is_scored(image_shards: Path, score: Callable[..., dict[str, Any]], wrapper: Path) -> None:
     found = score(f"process:{wrapper}@{sys.executable}", image_shards)
-    assert found["macro"] == 1.0 if "macro" in found else json.dumps(found).count("1.0")
+    assert found["macro"] == 1.0
     loaded = load_dual(f"process:{wrapper}@{sys.executable}", "cpu")
     vectors = embed_texts(loaded.model, loaded.tokenizer, ["ein dunkler Fleck ü", "bright", "bright and dark"])
     assert np.allclose(vectors["ein dunkler Fleck ü"], [0, 1]) and np.allclose(vectors["bright"], [1, 0])
     assert float(loaded.model.logit_scale) == 1.5
-    loaded.model.worker.close()
-    assert loaded.model.worker.process.poll() == 0
+    process = loaded.model.worker.process
+    del loaded
+    gc.collect()
+    assert process.poll() == 0, "no worker outlives its model"
 
 
 def test_weights_and_wrapper_are_the_identity(wrapper: Path) -> None:
