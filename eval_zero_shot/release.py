@@ -1,4 +1,4 @@
-"""A released dual encoder for the command lines of this package."""
+"""The model that a command line names: a release folder, or any kind that eval_zero_shot.models lists."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.models import short_name, split_spec
 
 if TYPE_CHECKING:
     from encoders.loading import Loaded
 
 
-def load_release(folder: str, device: str = "auto") -> Loaded:
-    """A release of any kind, on `device` ("auto": the GPU where there is one).
+def load_release(spec: str, device: str = "auto") -> Loaded:
+    """A release folder or a `KIND:REST` of eval_zero_shot.models, on `device` ("auto": the GPU where there is one).
 
     Raises:
-        EvalError: a GPU is asked for where there is none.
-        ReleaseError: it is no release.
+        EvalError: a GPU is asked for where there is none, or a model that cannot be loaded.
+        ReleaseError: the folder is no release.
     """
     import torch
-
-    import encoders
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EvalError(f"--device {device}: torch sees no GPU", why="nothing can run there", fix="use auto or cpu")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return encoders.load(folder, device=chosen)
+    if ":" in spec and not Path(spec).expanduser().exists():
+        from eval_zero_shot.models.load import load_model
+
+        return load_model(spec, chosen)
+    import encoders
+
+    return encoders.load(spec, device=chosen)
 
 
 def model_name(spec: str) -> str:
     """How tables call a model: the folder's name, the run's where it is a run's release, or the name itself."""
+    if (parts := split_spec(spec)) is not None:
+        return short_name(*parts)
     path = Path(spec).expanduser()
     if not path.is_dir():
         return spec
@@ -37,19 +44,19 @@ def model_name(spec: str) -> str:
     return path.parent.name if path.name == "release" else path.name
 
 
-def load_dual(folder: str, device: str = "auto") -> Loaded:
+def load_dual(spec: str, device: str = "auto") -> Loaded:
     """The same, refused where it has no text tower.
 
     Raises:
-        EvalError: the release is an image tower alone.
-        ReleaseError: it is no release.
+        EvalError: the model is an image tower alone.
+        ReleaseError: the folder is no release.
     """
-    loaded = load_release(folder, device)
+    loaded = load_release(spec, device)
     if loaded.tokenizer is None:
         raise EvalError(
-            "this release is an image tower alone",
+            "this model is an image tower alone",
             why="zero-shot scores compare images with texts, and it has no text tower",
-            fix="give the release of a dual encoder, or probe these features with labels",
+            fix="give a dual encoder, or probe these features with labels",
         )
     return loaded
 

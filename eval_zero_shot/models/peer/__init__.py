@@ -1,0 +1,1 @@
+"""What runs in another Python: the worker's loop and wrappers. Nothing here may import the rest of this package."""
