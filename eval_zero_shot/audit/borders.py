@@ -20,7 +20,8 @@ SEGMENTS = 4
 
 def border_features(pixels: Pixels) -> NDArray[np.float32]:
     """36 numbers: mean, spread, least and greatest value of the four corners of the plane (through all slices), means
-    of four segments of each side's strip, mean and spread of the first and last slice; scaled by the scan's span."""
+    of four segments of each side's strip, and mean and spread of a volume's first and last slice (0 for an image, of
+    which that is everything); scaled by the scan's span."""
     x_DHW = pixels.values_DHW
     low, high = pixels.span
     _, height, width = x_DHW.shape
@@ -32,6 +33,8 @@ def border_features(pixels: Pixels) -> NDArray[np.float32]:
         found += [part.mean() if part.size else strip.mean() for part in np.array_split(strip, SEGMENTS, axis=axis)]
     found += [stat for part in (x_DHW[0], x_DHW[-1]) for stat in (part.mean(), part.std())]
     scaled = (np.asarray(found, dtype=np.float64) - low) / max(high - low, 1e-12)
+    if len(x_DHW) == 1:
+        scaled[-4:] = 0
     return np.clip(scaled, -10, 10).astype(np.float32)
 
 

@@ -27,7 +27,7 @@ def neighbours(
     seed: int = 0,
 ) -> Found:
     """Pairs of test and training studies above the calibrated cosine. Features are unit vectors."""
-    from scipy.stats import binom
+    from scipy.stats import beta, binom
 
     nulls = []
     for features, people in ((train_MD, train_patients), (test_ND, test_patients)):
@@ -41,11 +41,12 @@ def neighbours(
     found = nearest(test_ND, train_MD, cosine_distance, limit=limit)
     hits = np.flatnonzero(found.distance_Q < limit)
     k, n = len(hits), len(test_ND)
-    chance = max(float(((null < limit).sum() + 1) / (len(null) + 1)) for null in nulls)
+    beyond = [(int((null < limit).sum()), len(null)) for null in nulls]
+    chance = max(float(beta.ppf(0.975, k0 + 1, total - k0)) for k0, total in beyond)  # Clopper-Pearson, the upper end
     more = bool(binom.sf(k - 1, n, chance) < RARE)
     says = (
         f"{k} of {n} test studies have a training neighbour above cosine {1 - limit:.4f}, which 1 of 100 studies "
-        f"exceeds among unrelated patients (about {chance * n:.1f} expected)"
+        f"exceeds among unrelated patients (up to {chance * n:.1f} expected)"
     )
     says += ": more than chance; look at the pairs, which may be one view of different patients." if more else "."
     pairs = tuple(

@@ -3,7 +3,8 @@ acquired, cross-validated by patient; and whether the model's own score leans on
 
 A probe is believed where its AUROC's interval, at a level corrected for all probes of the audit (Bonferroni), lies
 above 0.5 and the AUROC is at least 0.60. That is a property of the data. It becomes a failure of the scores where
-blanking the corners or the frame also lowers the model's AUROC for the same finding.
+blanking the corners or the frame also lowers the model's AUROC for the same finding, or brings the scores of positive
+and negative studies nearer to each other.
 
 Legend: N studies, L findings, K numbers a probe sees.
 """
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_zero_shot.audit.controls import MATERIAL, Case, Control, above, said
+from eval_zero_shot.audit.controls import MATERIAL, Case, Control, above, said, separation_loss
 from eval_zero_shot.audit.verdict import Check
 from eval_zero_shot.outcome import Metric
 from eval_zero_shot.statistics import Interval, Run, finding_interval, macro_difference
@@ -23,6 +24,8 @@ from eval_zero_shot.statistics import Interval, Run, finding_interval, macro_dif
 FOLDS = 5
 FEWEST = 10  # patients of a class
 CAUGHT = 0.60
+ALPHA = 0.01  # of all probes together; cross-validated scores vary more than an interval of their AUROC knows
+SEPARATION = 0.2  # standard deviations of the score
 STRENGTH = 0.1  # C of the regression: features are standardised and few, studies may be fewer
 BORDER, ACQUISITION = "border shortcut", "acquisition shortcut"
 Array = NDArray[np.float64]
@@ -66,7 +69,7 @@ def shortcut(
     blanked: the model's scores [N, L] with a part of the image blanked, by name of the part; none: the model's
     dependence is not asked. probes: of the whole audit.
     """
-    level = 1 - 0.05 / max(probes, 1)
+    level = 1 - ALPHA / max(probes, 1)
     n = len(case.labels_NL)
     metrics: list[Metric] = []
     caught: list[tuple[str, Interval]] = []
@@ -91,8 +94,12 @@ def shortcut(
             loss = macro_difference([own], [other], resamples=case.resamples, seed=case.seed)
             at = {"control": part}
             metrics.append(Metric.of_interval("auroc_loss", loss, of=finding, at=at, n=n))
+            nearer = separation_loss(case, j, blanked_NL[:, j])
+            metrics.append(Metric.of_interval("separation_loss", nearer, of=finding, at=at, n=n))
             if above(loss) and (loss.value or 0) >= MATERIAL:
-                leaning.append(f"{finding} falls by {said(loss)} with {part}")
+                leaning.append(f"AUROC of {finding} falls by {said(loss)} with {part}")
+            elif above(nearer) and (nearer.value or 0) >= SEPARATION:
+                leaning.append(f"scores of {finding} come {said(nearer)} standard deviations nearer with {part}")
     seen = "the border and corners" if name == BORDER else "size, spacing, file and mean intensity"
     if not values:
         return Control(Check(name, "not checked", f"no finding could be probed: {'; '.join(sorted(why))}."))
@@ -108,6 +115,6 @@ def shortcut(
         says += f"; and the model uses it: {'; '.join(leaning)}."
         return Control(Check(name, "fail", says, worst, CAUGHT, n), tuple(metrics))
     says += (
-        "; the model's AUROC does not depend on the border measurably." if blanked else ": look how cases were chosen."
+        "; the model's scores do not depend on the border measurably." if blanked else ": look how cases were chosen."
     )
     return Control(Check(name, "warn", says, worst, CAUGHT, n), tuple(metrics))

@@ -49,11 +49,15 @@ def pattern(place: tuple[int, int]) -> np.ndarray:
 
 
 class PatternEncoder(nn.Module):
-    """Three matched filters. `leans` adds the top left corner to the first; `names` says which filter a name means."""
+    """Three matched filters. `anatomy` scales the first, `leans` adds the top left corner to it; `names` says which
+    filter a name means."""
 
-    def __init__(self, leans: float = 0.0, names: Sequence[int] = (0, 1, 2), blind: bool = False) -> None:
+    def __init__(
+        self, leans: float = 0.0, anatomy: float = 1.0, names: Sequence[int] = (0, 1, 2), blind: bool = False
+    ) -> None:
         super().__init__()
         filters = torch.from_numpy(np.stack([pattern(p) for p in PLACES])) / 10
+        filters[0] *= anatomy
         filters[0, :5, :5] = leans
         self.filters = nn.Parameter(torch.ones_like(filters) * 0.1 if blind else filters)
         self.names, self.seen = tuple(names), 0

@@ -25,7 +25,7 @@ def clean(write: Write, seed: int = 0, mark: bool = False) -> tuple:
     return test, train
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 12))])
 def test_a_clean_set_is_not_accused(write: Write, seed: int) -> None:
     test, train = clean(write, seed)
     audit = audited(write("test", test), [write("train", train)], seed=seed)
@@ -96,22 +96,24 @@ def test_a_leak_that_raises_the_score_is_said_to(write: Write) -> None:
     assert full.value - rest.value > 0.1
 
 
-def test_a_planted_shortcut_is_caught(write: Write) -> None:
-    test, train = clean(write, mark=True)
-    shards, training = write("test", test), write("train", train)
-    audit = audited(shards, [training], PatternEncoder(leans=0.2))
+@pytest.mark.parametrize(("leans", "anatomy"), [(0.2, 0.05), (0.1, 1.0)], ids=["mark", "mark and anatomy"])
+def test_a_planted_shortcut_is_caught(write: Write, leans: float, anatomy: float) -> None:
+    shards = write("test", clean(write, mark=True)[0])
+    audit = audited(shards, [], PatternEncoder(leans=leans, anatomy=anatomy))
     assert severities(audit)["border shortcut"] == "fail", audit.outcome.notes
     (said,) = [note for note in audit.outcome.notes if "border shortcut:" in note]
     assert "alpha with AUROC" in said and "beta with" not in said and "the model uses it" in said
     probe = audit.outcome.metric("auroc", "alpha", **{"from": "border shortcut"})
-    assert probe.low > 0.9
-    ignoring = severities(audited(shards, [training]))
-    assert ignoring["border shortcut"] == "warn", "the data gives it away, but this model does not look there"
+    assert probe.value > 0.9 and probe.low > 0.75
+
+
+def test_a_shortcut_that_the_model_does_not_take_is_the_datas_alone(write: Write) -> None:
+    audit = audited(write("test", clean(write, mark=True)[0]), [])
+    assert severities(audit)["border shortcut"] == "warn", audit.outcome.notes
 
 
 def test_a_label_permuted_model_is_caught(write: Write) -> None:
-    test, train = clean(write)
-    audit = audited(write("test", test), [write("train", train)], PatternEncoder(names=(1, 2, 0)))
+    audit = audited(write("test", clean(write)[0]), [], PatternEncoder(names=(1, 2, 0)))
     found = severities(audit)
     assert found["permuted class names"] == "fail", audit.outcome.notes
     (said,) = [note for note in audit.outcome.notes if "permuted class names:" in note]
@@ -120,26 +122,23 @@ def test_a_label_permuted_model_is_caught(write: Write) -> None:
 
 
 def test_labels_the_wrong_way_round_are_caught(write: Write) -> None:
-    test, train = clean(write)
-
     class Inverted(PatternEncoder):
         def encode_image(self, images):  # type: ignore[no-untyped-def]
             found = super().encode_image(images)
             found.study_BD[:, 1] *= -1
             return found
 
-    audit = audited(write("test", test), [write("train", train)], Inverted())
+    audit = audited(write("test", clean(write)[0]), [], Inverted())
     assert severities(audit)["inverted findings"] == "fail"
     assert any("beta: AUROC 0.0" in note for note in audit.outcome.notes)
 
 
 def test_a_model_that_does_not_look_at_the_image_order_fails_the_shuffle(write: Write) -> None:
     """Brightness gives alpha away, and the model reads nothing else."""
-    _, train = clean(write)
     brighter = [
         study(i, "test", "hospital a", image=encoded(picture(i, truth(i)) // 2 + 60 * truth(i)[0])) for i in range(TEST)
     ]
-    audit = audited(write("test", brighter), [write("train", train)], PatternEncoder(blind=True))
+    audit = audited(write("test", brighter), [], PatternEncoder(blind=True))
     found = severities(audit)
     assert found["shuffled voxels"] == "fail", audit.outcome.notes
     assert found["acquisition shortcut"] == "warn"
@@ -148,7 +147,7 @@ def test_a_model_that_does_not_look_at_the_image_order_fails_the_shuffle(write: 
 def test_shared_patients_fail_and_leave_the_decontaminated_part(write: Write) -> None:
     test, train = clean(write)
     again = [study(7000 + i, "train", "b", patient=test[i].patient) for i in range(5)]
-    audit = audited(write("test", test), [write("train", [*train, *again])])
+    audit = audited(write("test", test), [write("train", [*train, *again])], resamples=20)
     assert severities(audit)["patients"] == "fail"
     assert audit.outcome.metric("auroc", on="decontaminated").n == TEST - 5
 
@@ -156,10 +155,10 @@ def test_shared_patients_fail_and_leave_the_decontaminated_part(write: Write) ->
 def test_patients_of_one_set_can_be_compared_and_of_two_salts_cannot(write: Write) -> None:
     test, train = clean(write)
     one = write("one", [*test, *train])
-    audit = audited(one, [one])
+    audit = audited(one, [one], resamples=20)
     assert severities(audit)["patients"] == "ok"
     leaked = [study(5000, "train", "hospital b", image=test[0].scans[0].image)]
-    audit = audited(write("test", test), [write("train", [*train, *leaked])])
+    audit = audited(write("test", test), [write("train", [*train, *leaked])], resamples=20)
     (said,) = [note for note in audit.outcome.notes if " patients:" in note]
     assert said.startswith("NOT CHECKED") and "different salts" in said
 
@@ -167,9 +166,11 @@ def test_patients_of_one_set_can_be_compared_and_of_two_salts_cannot(write: Writ
 def test_prompts_that_are_training_captions_are_counted(write: Write) -> None:
     test, train = clean(write)
     texts = Texts(captions=(Caption("Alpha  seen."), Caption("Here it is. No beta seen.")))
-    audit = audited(write("test", test), [write("train", [*train, study(6000, "train", "b", texts=texts)])])
+    audit = audited(
+        write("test", test), [write("train", [*train, study(6000, "train", "b", texts=texts)])], resamples=20
+    )
     assert severities(audit)["prompts in training texts"] == "warn"
-    (said,) = [note for note in audit.outcome.notes if "prompts in training" in note]
+    (said,) = [note for note in audit.outcome.notes if "prompts in training texts:" in note]
     assert "1 of 6 prompts are a whole caption" in said and "1 more are a sentence" in said
 
 
@@ -178,7 +179,7 @@ def test_long_reports_word_for_word_in_training_are_named(write: Write) -> None:
     test, train = clean(write)
     test[3] = study(3, "test", "hospital a", texts=Texts(report=f"{long}."))
     train[5] = study(1005, "train", "hospital b", texts=Texts(report=long.upper()))
-    audit = audited(write("test", test), [write("train", train)])
+    audit = audited(write("test", test), [write("train", train)], resamples=20)
     assert severities(audit)["identical reports"] == "warn"
     (pair,) = [pair for pair in audit.pairs if pair["kind"] == "report"]
     assert (pair["test_key"], pair["train_key"]) == (test[3].key, train[5].key)
@@ -195,7 +196,7 @@ def test_without_training_set_leakage_is_not_claimed_to_be_absent(write: Write) 
 def test_several_training_sets_and_a_part_of_one(write: Write) -> None:
     test, train = clean(write)
     leaked = study(5000, "train", "c", image=test[7].scans[0].image)
-    audit = audited(write("test", test), [write("one", train), write("two", [leaked])])
+    audit = audited(write("test", test), [write("one", train), write("two", [leaked])], resamples=20)
     (pair,) = [pair for pair in audit.pairs if pair["kind"] == "exact"]
     assert (pair["train_set"], pair["train_key"]) == (2, leaked.key)
 
