@@ -40,24 +40,29 @@ def with_kinds(facts_NK: NDArray[np.float32], kinds_N: Sequence[str]) -> Array:
 def probe(features_NK: NDArray, labels_N: Array, patients_N: NDArray[np.str_], seed: int) -> Array | str:
     """Out-of-fold scores [N] (nan where the label is unknown), or why there are none."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     rows = np.flatnonzero(~np.isnan(labels_N))
-    y, groups, x = labels_N[rows], patients_N[rows], np.asarray(features_NK, dtype=np.float64)[rows]
-    fewest = min(len(np.unique(groups[y == side])) for side in (0, 1))
+    y, x = labels_N[rows], np.asarray(features_NK, dtype=np.float64)[rows]
+    people, patient = np.unique(patients_N[rows], return_inverse=True)
+    fewest = min(len(np.unique(patient[y == side])) for side in (0, 1))
     if fewest < FEWEST:
         return f"a class has {fewest} patients, fewer than {FEWEST}"
     if (x == x[0]).all():
         return "the same for every study"
+    rng = np.random.Generator(np.random.Philox([seed, 4]))
+    order = rng.permutation(len(people))
+    positive = np.bincount(patient, weights=y, minlength=len(people)) > 0
+    order = order[np.argsort(positive[order], kind="stable")]  # patients with the finding are dealt out evenly
+    fold = np.empty(len(people), np.int64)
+    fold[order] = np.arange(len(people)) % FOLDS
     out = np.full(len(labels_N), np.nan)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for fit, held in folds.split(x, y, groups):
-        if len(np.unique(y[fit])) < 2:
+    for held in (fold[patient] == number for number in range(FOLDS)):
+        if len(np.unique(y[~held])) < 2:
             return "a fold of patients lacks a class"
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000))
-        out[rows[held]] = model.fit(x[fit], y[fit]).decision_function(x[held])
+        spread = x[~held].std(axis=0)
+        scaled = (x - x[~held].mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
+        model = LogisticRegression(C=STRENGTH, max_iter=1000).fit(scaled[~held], y[~held])
+        out[rows[held]] = model.decision_function(scaled[held])
     return out
 
 
