@@ -5,14 +5,17 @@ Legend: Q queries, M pool, W words of 64 bits, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-QUERIES, POOL = 256, 16_384  # of a block: 32 MB of float64
+from data_shards.progress import track
+
+QUERIES, POOL = 128, 8_192  # of a block: 4 MB of float32, which stays near the processor
+LARGE = 50_000_000  # comparisons that take seconds
 Distance = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 
 
@@ -26,9 +29,9 @@ class Nearest:
     within_Q: NDArray[np.int64]
 
 
-def hamming(a_QW: NDArray[np.uint64], b_MW: NDArray[np.uint64]) -> NDArray[np.int64]:
+def hamming(a_QW: NDArray[np.uint64], b_MW: NDArray[np.uint64]) -> NDArray[np.uint16]:
     """Bits that differ, [Q, M]."""
-    total = np.zeros((len(a_QW), len(b_MW)), np.int64)
+    total = np.zeros((len(a_QW), len(b_MW)), np.uint16)
     for word in range(a_QW.shape[1]):
         total += np.bitwise_count(a_QW[:, word, None] ^ b_MW[None, :, word])
     return total
@@ -52,15 +55,20 @@ def nearest(
     """
     n = len(queries)
     best, index, within = np.full(n, np.inf), np.full(n, -1, np.int64), np.zeros(n, np.int64)
-    for q in range(0, n, QUERIES):
+    blocks: Iterable[int] = range(0, n, QUERIES)
+    if n * len(pool) >= LARGE:
+        blocks = track(blocks, -(-n // QUERIES), "nearest neighbours", "blocks")
+    for q in blocks:
         part = slice(q, q + QUERIES)
         for m in range(0, len(pool), POOL):
-            block = distance(queries[part], pool[m : m + POOL]).astype(np.float64)
+            block = distance(queries[part], pool[m : m + POOL])
+            far = np.inf if block.dtype.kind == "f" else np.iinfo(block.dtype).max
             if not_of is not None:
-                block[not_of[0][part, None] == not_of[1][None, m : m + POOL]] = np.inf
+                block[not_of[0][part, None] == not_of[1][None, m : m + POOL]] = far
             within[part] += (block <= limit).sum(axis=1)
             where = block.argmin(axis=1)
-            value = block[np.arange(len(where)), where]
+            value = block[np.arange(len(where)), where].astype(np.float64)
+            value[value == far] = np.inf
             closer = value < best[part]
             best[part] = np.where(closer, value, best[part])
             index[part] = np.where(closer, where + m, index[part])
