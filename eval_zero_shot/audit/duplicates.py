@@ -114,6 +114,8 @@ def perceptual(test: Named, train: Named, seed: int = 0) -> Found:
         f"(unrelated studies: nearest neighbour at {tail:.0f} bits or more in 99 of 100; by chance {expected:.1f} "
         "studies would)."
     )
+    if limit < int(MOST_BITS * total):
+        says += " Unrelated studies look alike here, so copies that were changed more than that are not seen."
     if hidden := len(test.facts.clear_S) - len(bits[0]):
         says += f" {hidden} test scans have too little contrast to be hashed."
     severity: Any = "ok" if not k else "fail" if k > expected + 2 * np.sqrt(expected) else "warn"
