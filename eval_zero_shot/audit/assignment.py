@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_zero_shot.audit.controls import MATERIAL, Case, Control, above, said
+from eval_zero_shot.audit.controls import MATERIAL, Case, Control, above, known, said
 from eval_zero_shot.audit.verdict import Check
 from eval_zero_shot.outcome import Metric
 from eval_zero_shot.statistics import finding_interval, percentile_interval, weighted_auroc
@@ -69,6 +69,8 @@ def permuted_names(case: Case, names: Sequence[str]) -> Control:
         f"macro AUROC {own:.3f} by name, {best:.3f} under the best one-to-one assignment; chosen on one half of the "
         f"patients and measured on the other, the gain is {said(gain)}"
     )
+    if not known(gain):
+        return Control(Check(name, "not checked", f"{says}; no interval ({gain.reason}).", n=len(scores)), metrics)
     if above(gain) and (gain.value or 0) >= MATERIAL:
         says += f": the scores belong to other findings ({', '.join(moved[:6])}{', ...' if len(moved) > 6 else ''})."
         return Control(Check(name, "fail", says, gain.value, MATERIAL, len(scores)), metrics)
@@ -101,6 +103,8 @@ def shuffled_names(case: Case, names: Sequence[str]) -> Control:
         f"macro AUROC {said(macro)} when each finding is asked for in another's words (mean of {len(orders)} "
         f"derangements), {said(loss)} lower than in its own"
     )
+    if not known(loss):
+        return Control(Check(name, "not checked", f"{says}; no interval ({loss.reason}).", n=len(scores)), metrics)
     if above(loss):
         return Control(Check(name, "ok", f"{says}.", loss.value, 0.0, len(scores)), metrics)
     return Control(Check(name, "warn", f"{says}: the words make no difference.", loss.value, 0.0, len(scores)), metrics)
@@ -112,14 +116,14 @@ def inverted(case: Case, names: Sequence[str]) -> Control:
     level = 1 - 0.05 / len(names)
     found = [finding_interval(case.run(), j, level) for j in range(len(names))]
     wrong = [(names[j], i) for j, i in enumerate(found) if i.high is not None and i.high < 0.5]
-    known = [i.value for i in found if i.value is not None]
-    if not known:
+    values = [i.value for i in found if i.value is not None]
+    if not values:
         return Control(Check(name, "not checked", "no finding has both classes."))
     if not wrong:
-        return Control(Check(name, "ok", "no finding's AUROC is reliably below 0.5.", min(known), 0.5, n))
+        return Control(Check(name, "ok", "no finding's AUROC is reliably below 0.5.", min(values), 0.5, n))
     listed = "; ".join(f"{finding}: AUROC {said(interval)}" for finding, interval in wrong)
     says = f"scores are the wrong way round for {listed}; prompts or labels may be exchanged."
-    return Control(Check(name, "fail", says, min(known), 0.5, n))
+    return Control(Check(name, "fail", says, min(values), 0.5, n))
 
 
 def _best(matrix_LL: Array) -> NDArray[np.int64]:

@@ -58,18 +58,23 @@ def said(interval: Interval) -> str:
     return f"{interval.value:.3f}{limits}"
 
 
+def known(interval: Interval) -> bool:
+    """Whether there are limits, or every resample agreed on the value (an AUROC of 1 in all of them, say)."""
+    return interval.low is not None or (interval.reason or "").startswith("all resamples agree")
+
+
 def above(interval: Interval, bound: float = 0.0) -> bool:
-    """Whether the whole interval lies above the bound. Without limits the value decides only where every resample
-    agreed on it (an AUROC of 1 in all of them, say)."""
-    return interval.value is not None and (interval.value if interval.low is None else interval.low) > bound
+    """Whether the whole interval is known to lie above the bound."""
+    lower = interval.value if interval.low is None else interval.low
+    return known(interval) and lower is not None and lower > bound
 
 
 def better_than_chance(case: Case) -> Control:
     macro = case.macro()
-    known = macro.value is not None and above(macro, 0.5)
+    better = above(macro, 0.5)
     says = f"macro AUROC {said(macro)}"
-    says += "." if known else ": not above chance (0.5), so the controls below have little to take away."
-    return Control(Check("better than chance", "ok" if known else "warn", says, macro.value, 0.5, len(case.labels_NL)),
+    says += "." if better else ": not above chance (0.5), so the controls below have little to take away."
+    return Control(Check("better than chance", "ok" if better else "warn", says, macro.value, 0.5, len(case.labels_NL)),
                    (Metric.of_interval("auroc", macro, n=len(case.labels_NL)),))  # fmt: skip
 
 
@@ -101,7 +106,9 @@ def shuffled_voxels(case: Case, scores_NL: Array) -> Control:
     if not above(case.macro(), 0.5):
         return Control(Check(name, "not checked", "the model is not above chance with its images whole."), metrics)
     says = f"macro AUROC {said(macro)} with each image's voxels shuffled, {said(loss)} lower than with them in order"
-    if not above(loss):
+    if not known(loss):
+        check = Check(name, "not checked", f"{says}; no interval ({loss.reason}).", n=n)
+    elif not above(loss):
         check = Check(name, "fail", f"{says}: the scores do not depend on anatomy.", loss.value, 0.0, n)
     elif above(macro, 0.5) and (macro.value or 0) >= RESIDUE:
         check = Check(name, "warn", f"{says}: intensities alone carry a part of it.", macro.value, RESIDUE, n)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eval_zero_shot.audit import altered, assignment, controls, duplicates, shortcuts
 from eval_zero_shot.audit.controls import Case, Control
-from eval_zero_shot.audit.duplicates import Found, Named, Pair
+from eval_zero_shot.audit.duplicates import FEWEST, Found, Named, Pair
 from eval_zero_shot.audit.facts import Facts, facts_of, joined
 from eval_zero_shot.audit.neighbours import neighbours
 from eval_zero_shot.audit.prompts import prompts_in_training
@@ -25,6 +25,7 @@ from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.tasks import Task
 
 LEAKS = ("exact", "perceptual", "patient")  # what takes a study out of the decontaminated part
+FEWEST_OF_CLASS = 5
 LEAK_CHECKS = (
     "identical images", "near-identical images", "patients", "embedding neighbours", "identical reports",
     "prompts in training texts", "decontaminated scores",
@@ -78,7 +79,8 @@ def score_audit(
     folder = None if inputs.cache is None else inputs.cache.folder / "audit"
     studies = inputs.features(rows)
     scored = scored_of(inputs, rows, task, studies.patients)
-    case = Case(scored.scores(studies.features_ND), scored.labels_NL, studies.patients, resamples, seed)
+    labels_NL, rare = _without_rare(scored)
+    case = Case(scored.scores(studies.features_ND), labels_NL, studies.patients, resamples, seed)
     test = Named(facts_of(inputs.shards, rows, kind, folder, "test studies"), studies.keys, studies.patients)
     found = _leakage(inputs, test, studies.features_ND, scored, training, kind, folder, seed)
     leaking = np.zeros(len(rows), np.bool_)
@@ -88,7 +90,7 @@ def score_audit(
     several, variants = _controls(inputs, rows, case, scored, test.facts, seed)
     if training:
         several.append(controls.decontaminated(case, leaking))
-    checks = tuple([f.check for f in found] + [c.check for c in several])
+    checks = tuple([f.check for f in found] + [c.check for c in several] + rare)
     metrics = [m for c in several for m in c.metrics]
     metrics += [_metric(check) for check in checks]
     outcome = Outcome(
@@ -112,9 +114,25 @@ def score_audit(
             ],
         ),
         notes=sentences(checks),
-        scores=_table(studies.keys, case, scored.names, variants, found),
+        scores=_table(studies.keys, case, scored, variants, found),
     )  # fmt: skip
     return Audit(outcome, checks, _rows(found, studies.keys, training))
+
+
+def _without_rare(scored: Scored) -> tuple[NDArray[np.float64], list[Check]]:
+    """Labels with those of findings that have too few patients of a class unknown (most resamples would lose them, and
+    with them every interval of a macro mean), and what is said of it."""
+    labels_NL = scored.labels_NL.copy()
+    rare = []
+    for j, name in enumerate(scored.names):
+        people = [len(np.unique(scored.patients_N[labels_NL[:, j] == side])) for side in (1, 0)]
+        if min(people) < FEWEST_OF_CLASS:
+            labels_NL[:, j] = np.nan
+            rare.append(name)
+    if not rare:
+        return labels_NL, []
+    says = f"{', '.join(rare)}: fewer than {FEWEST_OF_CLASS} patients with or without it; left out of every macro mean."
+    return labels_NL, [Check("rare findings", "not checked", says, float(len(rare)), float(FEWEST_OF_CLASS))]
 
 
 def _leakage(
@@ -194,6 +212,12 @@ def _controls(
         shortcuts.shortcut(shortcuts.BORDER, case, scored.names, facts.border_NB, blanked, probes),
         shortcuts.shortcut(shortcuts.ACQUISITION, case, scored.names, facts_NK, {}, probes),
     ]
+    people = len(np.unique(case.patients_N))
+    if people < FEWEST or np.isnan(case.labels_NL).all():
+        says = f"{people} test patients cannot tell chance from fact (at least {FEWEST} are needed)."
+        if people >= FEWEST:
+            says = "no finding has enough patients with and without it."
+        found = [replace(c, check=Check(c.check.name, "not checked", says)) for c in found]
     return found, {name: scores[name] for name in altered.PER_STUDY}
 
 
@@ -207,16 +231,16 @@ def _metric(check: Check) -> Metric:
 
 
 def _table(
-    keys: Sequence[str], case: Case, names: Sequence[str], variants: dict[str, NDArray[np.float64]], found: list[Found]
+    keys: Sequence[str], case: Case, scored: Scored, variants: dict[str, NDArray[np.float64]], found: list[Found]
 ) -> Any:
     """Per-case rows: scores as they are and altered, then 1 or 0 for each kind of match with training."""
     import pandas as pd
 
     blocks = []
     for variant, scores_NL in {"": case.scores_NL, **variants}.items():
-        for j, name in enumerate(names):
+        for j, name in enumerate(scored.names):
             block = {"key": keys, "patient": case.patients_N, "variant": variant, "of": name}
-            blocks.append(pd.DataFrame({**block, "score": scores_NL[:, j], "label": case.labels_NL[:, j]}))
+            blocks.append(pd.DataFrame({**block, "score": scores_NL[:, j], "label": scored.labels_NL[:, j]}))
     for leak in found:
         if leak.pairs:
             block = {"key": keys, "patient": case.patients_N, "variant": "match", "of": leak.pairs[0].kind}

@@ -84,7 +84,7 @@ def picture(number: int, labels: Sequence[int], mark: bool = False) -> np.ndarra
     coarse = Image.fromarray(rng.normal(0, 1, (6, 6)).astype(np.float32))
     x = 120 + 25 * np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) + rng.normal(0, 4, (SIDE, SIDE))
     for label, place in zip(labels, PLACES):
-        x += (2 * label - 1) * 18 * pattern(place)
+        x += (2 * label - 1) * 8 * pattern(place)
     if mark:
         x[:4, :4] = 250
     return np.clip(x, 0, 255).astype(np.uint8)

@@ -50,12 +50,16 @@ def caught(folder: Path, scans: Sequence[tuple[str, Scan]], copy: Callable[[Scan
     return found
 
 
+@pytest.mark.full
 def test_re_encoded_radiographs_are_told_from_other_patients(shared_data: Path, tmp_path: Path) -> None:
     root = shared_data / "hannover_cxr"
     with (root / "pairs.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     scans = [
-        (row["patient"], Scan(image=(root / "images" / row["image"]).read_bytes(), ext="jpg", modality="DX", unit="arbitrary"))
+        (
+            row["patient"],
+            Scan(image=(root / "images" / row["image"]).read_bytes(), ext="jpg", modality="DX", unit="arbitrary"),
+        )
         for row in rows
     ]
 
