@@ -100,8 +100,8 @@ def shuffled_names(case: Case, names: Sequence[str]) -> Control:
         Metric.of_interval("auroc_loss", loss, at=at, n=len(scores)),
     )
     says = (
-        f"macro AUROC {said(macro)} when each finding is asked for in another's words (mean of {len(orders)} "
-        f"derangements), {said(loss)} lower than in its own"
+        f"macro AUROC {said(macro)} when each finding is asked for in another's words (mean of "
+        f"{len(orders)} derangement{'s' if len(orders) > 1 else ''}), {said(loss)} lower than in its own"
     )
     if not known(loss):
         return Control(Check(name, "not checked", f"{says}; no interval ({loss.reason}).", n=len(scores)), metrics)
