@@ -23,13 +23,20 @@ from data_shards.schema import Scan, Study, Texts
 from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.dual import build_dual
 from encoders.release import write_release
+from eval_zero_shot.errors import EvalError
+from eval_zero_shot.outcome import Metric, Outcome, write_results
 from eval_zero_shot.report import write_report
 from eval_zero_shot.report.__main__ import main
-from eval_zero_shot.report.focus import contributions, mean_tokens
-from eval_zero_shot.report.wording import verdict
+from eval_zero_shot.report.cases import Shown
+from eval_zero_shot.report.curves import counts, finding_curves, findings, hardest, reliability, roc
+from eval_zero_shot.report.focus import contributions, mean_tokens, similarity
+from eval_zero_shot.report.version1 import version1_outcomes
+from eval_zero_shot.report.wording import audit_verdict, verdict
 from eval_zero_shot.run import evaluate
 
+from .chromium import chromium, severe
 from .conftest import GEOMETRY, TASK, VIEW, study
+from .outcomes import FINDINGS, MODELS, audit, classification, suite
 
 
 @pytest.fixture(scope="module")
