@@ -187,8 +187,8 @@ def looked(cases: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
         "gradient times what sets a token apart from the same place in "
         f"{cases[0]['ordinary']} studies; orange adds to the score (positive against negative prompts), blue takes "
         "from it. Token–text similarity, where a model's tokens can be compared with texts: orange tokens are nearer "
-        "to the positive prompts than the study's median token, blue ones farther. No head was trained for either: they "
-        "show what a score rests on, not where a lesion ends."
+        "to the positive prompts than the study's median token, blue ones farther. No head was trained for either: "
+        "they show what a score rests on, not where a lesion ends."
     )
     selects = "".join(
         SELECT.format(label=label, id=name)

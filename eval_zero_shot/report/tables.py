@@ -94,7 +94,8 @@ def overview(
 def _task(outcome: Outcome, group: str) -> str:
     said = words(outcome.headline) + ("" if group == outcome.protocol else f", {outcome.protocol}")
     cases = f"{outcome.studies:,} studies of {outcome.patients:,} patients"
-    return f'{esc(outcome.task)}<br><span class="soft">{esc(said)}<br>{cases}</span>'
+    task = esc(outcome.task).replace("_", "_<wbr>")
+    return f'{task}<br><span class="soft">{esc(said)}<br>{cases}</span>'
 
 
 def _value(outcome: Outcome | None, best: float | None, mark: Mapping[str, Any] | None) -> str:

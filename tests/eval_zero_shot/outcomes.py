@@ -1,4 +1,4 @@
-"""Outcomes as protocols make them, of models that do not exist: a page of a whole suite is tested and looked at with."""
+"""Outcomes as protocols make them, of models that do not exist: to test and look at the page of a suite."""
 
 from __future__ import annotations
 
