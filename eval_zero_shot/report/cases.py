@@ -16,6 +16,7 @@ from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.report.curves import findings, hardest
 from eval_zero_shot.report.focus import contributions, mean_tokens, similarity
+from eval_zero_shot.report.maps import peak_of
 from eval_zero_shot.report.pictures import (
     as_int8,
     model_input,
@@ -129,7 +130,7 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
                 ],
                 "grid": list(share.shape),
                 "maps": maps,
-                "peak": [int(i) for i in np.unravel_index(int(_inside(share, seen.grey[-1]).argmax()), share.shape)],
+                "peak": peak_of(share, seen.grey[-1]),
                 "ordinary": len(reference),
             }
         )
@@ -154,12 +155,3 @@ def thumbnails(shown: Shown, errors: Sequence[dict[str, Any]], most: int = THUMB
     wanted = [side[i][0] for i in range(longest) for side in sides if i < len(side) and side[i][0] in row_of]
     chosen = list(dict.fromkeys(wanted))[:most]
     return {key: thumbnail(picture(shown.shards, row_of[key], shown.loaded)) for key in chosen}
-
-
-def _inside(share: NDArray, grey: NDArray[np.uint8]) -> NDArray:
-    """`share` where a token holds something but air, and nothing elsewhere: the page opens on the patient."""
-    if share.shape[0] == 1 or any(n % g for n, g in zip(grey.shape, share.shape, strict=True)):
-        return share
-    (d, h, w), (a, b, c) = share.shape, (n // g for n, g in zip(grey.shape, share.shape, strict=True))
-    filled = (grey > 0).reshape(d, a, h, b, w, c).mean((1, 3, 5)) > 0.1
-    return np.where(filled, share, -np.inf) if filled.any() else share

@@ -74,7 +74,8 @@ def models(
 ) -> tuple[str, str, str]:
     """The table of models x tasks."""
     reference = str(comparisons[0]["reference"]) if comparisons else ""
-    note = "Bold: the highest value of a task. Under each value its interval."
+    single = len({o.model for o in outcomes}) == 1
+    note = "Under each value its interval." if single else "Bold: the highest value of a task; under it its interval."
     if comparisons:
         note += (
             f" Marks: against {reference} on the same patients; win and loss where the difference stands after Holm's "
@@ -229,7 +230,7 @@ def _wrong(side: Sequence[tuple[str, float, float]], other: str, pictures: Mappi
     for key, score, share in side:
         image = f'<img alt="middle slice" src="{pictures[key]}">' if key in pictures else ""
         said = f"score {score:+.3f}; {100 * share:.0f} % {other}"
-        items.append(f"<li>{image}<code>{esc(key[:12])}</code>{esc(said)}</li>")
+        items.append(f"<li>{image}<code>{esc(key)}</code>{esc(said)}</li>")
     return f'<ul class="errors">{"".join(items)}</ul>'
 
 

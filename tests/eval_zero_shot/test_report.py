@@ -33,16 +33,12 @@ from eval_zero_shot.run import evaluate
 from .chromium import chromium, severe, too_wide
 from .conftest import GEOMETRY, TASK, VIEW, study
 from .outcomes import MODELS, classification, suite
+from .toy_release import write_toy_release
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_o-mean_l-1", "timm_pool": "", "timm_proj": "linear"}
-    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
-    folder = tmp_path_factory.mktemp("release") / "toy"
-    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
+    return write_toy_release(tmp_path_factory.mktemp("release") / "toy")
 
 
 @pytest.fixture(scope="module")
