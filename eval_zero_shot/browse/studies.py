@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from eval_zero_shot.embedding import study_batches, study_texts
 from eval_zero_shot.inputs import Inputs, choose_rows
-from eval_zero_shot.report.maps import peak_of
+from eval_zero_shot.report.maps import as_int8, peak_of
 from eval_zero_shot.report.pictures import (
     PLANES,
     Picture,
-    as_int8,
     model_input,
     on_picture,
     one_view,
@@ -113,12 +112,12 @@ class Studies:
             if found is None:
                 return {"name": None}
             found = on_picture(found, loaded)
-            peak = peak_of(found, self._picture(study).grey[-1])
+            grey = self._picture(study).grey[-1]
         return {
             "name": name,
             "grid": list(found.shape),
-            "values": base64.b64encode(as_int8(found)).decode(),
-            "peak": peak,
+            "values": base64.b64encode(as_int8(found, grey)).decode(),
+            "peak": peak_of(found, grey),
         }
 
     def _mean_tokens(self) -> Any:

@@ -16,9 +16,8 @@ from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.report.curves import findings, hardest
 from eval_zero_shot.report.focus import contributions, mean_tokens, similarity
-from eval_zero_shot.report.maps import peak_of
+from eval_zero_shot.report.maps import as_int8, peak_of
 from eval_zero_shot.report.pictures import (
-    as_int8,
     model_input,
     on_picture,
     one_view,
@@ -112,10 +111,12 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
         alike = similarity(loaded.model, image, direction)
         seen = picture(shards, row, loaded)
         share = on_picture(share, loaded)
-        maps = [{"name": "share of the score", "values": base64.b64encode(as_int8(share)).decode()}]
+        maps = [{"name": "share of the score", "values": base64.b64encode(as_int8(share, seen.grey[-1])).decode()}]
         if alike is not None:
             alike = on_picture(alike - np.median(alike), loaded)
-            maps.append({"name": "token–text similarity", "values": base64.b64encode(as_int8(alike)).decode()})
+            maps.append(
+                {"name": "token–text similarity", "values": base64.b64encode(as_int8(alike, seen.grey[-1])).decode()}
+            )
         cases.append(
             {
                 "model": shown.model,

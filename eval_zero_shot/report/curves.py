@@ -73,8 +73,6 @@ def roc(score_N: ArrayLike, label_N: ArrayLike, points: int = POINTS) -> list[li
 def reliability(score_N: ArrayLike, label_N: ArrayLike, bins: int = BINS) -> list[list[float]]:
     """[mean score, share with the finding, low, high, cases] of bins with equally many cases (equal scores stay in one
     bin). low, high: 95 % Wilson interval of the share, cases taken as independent."""
-    from scipy.stats import binomtest
-
     score, label = _known(score_N, label_N)
     if not len(score):
         return []
@@ -84,10 +82,17 @@ def reliability(score_N: ArrayLike, label_N: ArrayLike, bins: int = BINS) -> lis
     for b in np.unique(place):
         inside = place == b
         hits, n = int(label[inside].sum()), int(inside.sum())
-        span = binomtest(hits, n).proportion_ci(method="wilson")
-        row = (score[inside].mean(), hits / n, span.low, span.high)
+        row = (score[inside].mean(), hits / n, *wilson(hits, n))
         found.append([*(round(float(v), 4) for v in row), n])
     return found
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927, doi 10.1080/01621459.1927.10502953); scipy's binomtest gives the same
+    after a test that is not wanted here, a thousand times slower."""
+    share, scale = hits / n, 1 + z * z / n
+    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
 
 
 def calibration_error(bins: list[list[float]]) -> float | None:

@@ -36,11 +36,12 @@ def soft(text: str) -> str:
 
 def audit(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
     """The verdict in words, each sentence with its severity, and every measured value behind it."""
-    head, lines = audit_verdict(outcomes)
+    heads, lines = audit_verdict(outcomes)
     items = "".join(
         f'<li><span class="severity {CLASSES[severity]}">{severity}</span> <span>{esc(sentence)}</span></li>'
         for severity, sentence in lines
     )
+    top = "".join(f"<p><b>{esc(head)}</b></p>" for head in heads)
     worst = CLASSES[lines[0][0]] if lines else "not"
     tables = "".join(
         metric_table(of, f"audit-{i}", task)
@@ -48,7 +49,7 @@ def audit(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
         if any(o.metrics for o in of)
     )
     more = f"<details><summary>What the audit measured</summary>{tables}</details>" if tables else ""
-    box = f'<section class="verdict audit {worst}"><p><b>{esc(head)}</b></p><ul>{items}</ul>{more}</section>'
+    box = f'<section class="verdict audit {worst}">{top}<ul>{items}</ul>{more}</section>'
     return section("audit", "Audit", box)
 
 

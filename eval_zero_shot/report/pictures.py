@@ -74,12 +74,6 @@ def on_picture(grid: NDArray, loaded: Loaded) -> NDArray:
     return np.ascontiguousarray(grid[None, ::-1, ::-1]) if grid.ndim == 2 else grid
 
 
-def as_int8(values: NDArray) -> bytes:
-    """Values scaled so that the largest magnitude is 127."""
-    scaled = np.clip(np.rint(127 * values / (np.abs(values).max() or 1.0)), -127, 127)
-    return scaled.astype(np.int8).tobytes()
-
-
 def slice_of(shown: Picture, window: int, plane: str, place: int) -> NDArray[np.uint8]:
     """One slice as radiologists see it: front or head above, the patient's right (or front) on the left.
 

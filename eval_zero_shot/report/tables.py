@@ -11,7 +11,7 @@ from typing import Any
 
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.report.curves import counts, findings
-from eval_zero_shot.report.wording import number, span, weak, words
+from eval_zero_shot.report.wording import default_prompts, number, span, weak, words
 
 MARKS = {"win": "▲ win", "tie": "= tie", "loss": "▼ loss"}
 OWN = "scored"  # task group where none is given
@@ -61,6 +61,7 @@ def overview(
     """Models x tasks: headline value, interval, and the mark against the reference model, tasks under their groups."""
     scored = [o for o in outcomes if o.protocol != "audit"]
     models = _models(scored)
+    comparisons = default_prompts(comparisons)
     marks = {(c["protocol"], c["task"], c["model"]): c for c in comparisons}
     grouped: dict[str, dict[tuple[str, str], dict[str, Outcome]]] = {}
     for o in scored:
@@ -111,18 +112,34 @@ def _value(outcome: Outcome | None, best: float | None, mark: Mapping[str, Any] 
 
 
 def differences(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Every comparison with its difference, interval and corrected p."""
+    """Every comparison with its difference, interval and corrected p; where there is a choice, with which prompts."""
+    choice = any(c.get("prompts") for c in comparisons)
     rows = [
-        (
-            esc(c["task"]), esc(c["protocol"]), esc(c["model"]), esc(c["reference"]),
-            f"{c['difference']:+.3f}" if c.get("difference") is not None else "–",
-            f"{c['low']:+.3f} – {c['high']:+.3f}" if c.get("low") is not None and c.get("high") is not None else "–",
+        [
+            *(esc(c[name]) for name in ("task", "protocol", "model", "reference")), *([_prompts(c)] if choice else []),
+            _signed(c.get("difference")),
+            "–" if c.get("low") is None else f"{_signed(c['low'])} – {_signed(c.get('high'))}",
             _p(c.get("p_holm")), _badge(c["mark"]),
-        )
+        ]
         for c in comparisons
     ]  # fmt: skip
-    head = ("task", "protocol", "model", "against", "difference", "95 % interval", "p (Holm)", "mark")
-    return table(head, rows, "differences", words_in=4)
+    head = ["task", "protocol", "model", "against", *(["prompts"] if choice else [])]
+    return table([*head, "difference", "95 % interval", "p (Holm)", "mark"], rows, "differences", words_in=len(head))
+
+
+def _prompts(comparison: Mapping[str, Any]) -> str:
+    """Which prompt sets, and the lowest and highest value of each model over all sets."""
+    said = [str(comparison.get("prompts") or "default")]
+    if any(comparison.get("chosen") or ()):
+        said.append(" against ".join(str(c) for c in comparison["chosen"]))
+    ranges = [f"{low:.3f}–{high:.3f}" for low, high in filter(None, comparison.get("spread") or ())]
+    if ranges:
+        said.append(f"over all sets {' against '.join(ranges)}")
+    return esc(said[0]) + "".join(f'<br><span class="soft">{esc(more)}</span>' for more in said[1:])
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
 
 
 def _p(value: float | None) -> str:

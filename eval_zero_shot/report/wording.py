@@ -30,47 +30,49 @@ def span(metric: Metric | None) -> str:
     return f"{metric.low:.3f} – {metric.high:.3f}"
 
 
-def audit_verdict(outcomes: Sequence[Outcome]) -> tuple[str, list[tuple[str, str]]]:
-    """(a headline, [(severity, sentence)] with the worst first) of the audits among the outcomes.
+def audit_verdict(outcomes: Sequence[Outcome]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(headlines, [(severity, sentence)] with the worst first) of the audits among the outcomes.
 
-    A sentence begins with its severity ("FAIL: ..."); one that does not counts as a warning. A model is named where
-    there are several.
+    A note begins with its severity ("FAIL same patient: ..."); one that does not is the headline of its audit. Models
+    and tasks are named where audits of several say different things; models that no audit is of are named.
     """
     audits = [o for o in outcomes if o.protocol == "audit"]
     if not audits:
         return (
-            "No audit was run: nothing here says that test studies or their prompts were kept out of training.",
+            ["No audit was run: nothing here says that test studies or their prompts were kept out of training."],
             [("NOT CHECKED", "Leaks, shortcuts and what text alone would score: python -m eval_zero_shot.audit")],
         )
-    several = len({o.model for o in audits}) > 1
+    several = len({o.model for o in audits}) > 1 or len({o.task for o in audits}) > 1
+    heads: list[str] = []
     lines: dict[tuple[str, str], list[str]] = {}
     for audit in audits:
-        for note in audit.notes:
-            severity, sentence = _severity(note)
-            lines.setdefault((severity, sentence), []).append(audit.model)
-    said = []
-    everyone = len({o.model for o in audits})
+        whose = f"{audit.model}, {audit.task}"
+        told = [_severity(note) for note in audit.notes]
+        said = [sentence for severity, sentence in told if severity is None]
+        said = said or [_headline_of([severity for severity, _ in told if severity is not None])]
+        heads.append(f"{whose}: {said[0]}" if several else said[0])
+        lines.update({("WARN", more): [whose] for more in said[1:]})
+        for severity, sentence in told:
+            if severity is not None:
+                lines.setdefault((severity, sentence), []).append(whose)
+    named = [
+        (severity, f"{'; '.join(whose)}: {sentence}" if several and len(whose) < len(audits) else sentence)
+        for (severity, sentence), whose in lines.items()
+    ]
     unaudited = dict.fromkeys(o.model for o in outcomes if o.model not in {a.model for a in audits})
     if unaudited:
-        lines["NOT CHECKED", f"no audit was run of {', '.join(unaudited)}."] = [a.model for a in audits]
-    for (severity, sentence), models in lines.items():
-        named = sorted(set(models))
-        whose = f"{', '.join(named)}: " if several and len(named) < everyone else ""
-        said.append((severity, whose + sentence))
-    said.sort(key=lambda line: SEVERITIES.index(line[0]))
-    count = {s: sum(severity == s for severity, _ in said) for s in SEVERITIES}
+        named.append(("NOT CHECKED", f"no audit was run of {', '.join(unaudited)}."))
+    return heads, sorted(named, key=lambda line: SEVERITIES.index(line[0]))
+
+
+def _headline_of(severities: Sequence[str]) -> str:
+    """Of an audit that brought none."""
+    count = {s: severities.count(s) for s in SEVERITIES}
     if count["FAIL"]:
-        many = "1 check failed" if count["FAIL"] == 1 else f"{count['FAIL']} checks failed"
-        head = f"The audit does not stand behind these numbers: {many}."
-    elif count["WARN"]:
-        head = f"The audit passed with {_plural(count['WARN'], 'warning')}."
-    elif count["OK"]:
-        head = f"The audit found nothing wrong in {_plural(count['OK'], 'check')}."
-    else:
-        head = "The audit could check nothing."
-    if count["NOT CHECKED"]:
-        head += f" {_plural(count['NOT CHECKED'], 'thing').capitalize()} could not be checked."
-    return head, said
+        return f"Do not report these scores as they are: {_plural(count['FAIL'], 'check')} failed."
+    if count["WARN"]:
+        return f"No check failed, but {_plural(count['WARN'], 'warning')} should be looked at."
+    return "Nothing was found against these scores." if count["OK"] else "Nothing could be checked."
 
 
 def verdict(outcomes: Sequence[Outcome], comparisons: Sequence[Mapping[str, Any]] = ()) -> list[str]:
@@ -163,6 +165,7 @@ def _retrieval(outcome: Outcome) -> list[str]:
 
 def _marks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     said = []
+    comparisons = default_prompts(comparisons)
     for model in dict.fromkeys(str(c["model"]) for c in comparisons):
         own = [c for c in comparisons if c["model"] == model]
         n = {mark: sum(c["mark"] == mark for c in own) for mark in ("win", "tie", "loss")}
@@ -173,14 +176,21 @@ def _marks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
+def default_prompts(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without those for which each model's prompts were chosen on validation: one mark a cell."""
+    return [c for c in comparisons if c.get("prompts") in (None, "default")]
+
+
 def weak(sides: Counts | None) -> bool:
     """Whether an interval rests on too few patients on one side."""
     return sides is not None and sides.fewest_patients < FEW
 
 
-def _severity(note: str) -> tuple[str, str]:
-    head, colon, rest = note.partition(":")
-    return (head.strip(), rest.strip()) if colon and head.strip() in SEVERITIES else ("WARN", note)
+def _severity(note: str) -> tuple[str | None, str]:
+    for severity in SEVERITIES:
+        if note.startswith(severity) and note[len(severity) : len(severity) + 1] in (":", " "):
+            return severity, note[len(severity) :].removeprefix(":").strip()
+    return None, note
 
 
 def _cases(outcome: Outcome) -> str:

@@ -8,13 +8,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import auc, roc_auc_score
 
 from encoders.dual import build_dual
 from eval_zero_shot.outcome import Metric, Outcome
-from eval_zero_shot.report.curves import calibration_error, counts, finding_curves, findings, hardest, reliability, roc
+from eval_zero_shot.report.curves import (
+    calibration_error,
+    counts,
+    finding_curves,
+    findings,
+    hardest,
+    reliability,
+    roc,
+    wilson,
+)  # fmt: skip
 from eval_zero_shot.report.focus import contributions, mean_tokens, similarity
-from eval_zero_shot.report.tables import finding_table, metric_table
+from eval_zero_shot.report.tables import differences, finding_table, metric_table, overview
 from eval_zero_shot.report.wording import audit_verdict, verdict
 
 from .outcomes import audit, classification, retrieval, suite, vqa
@@ -45,6 +55,9 @@ def test_reliability_has_every_case_once_and_ties_in_one_bin() -> None:
     assert (calibration_error(reliability(probability**3, label)) or 0) > 0.15
     tied = reliability([0.5] * 30 + [0.9] * 10, [0.0] * 30 + [1.0] * 10)
     assert [(b[0], b[1], b[4]) for b in tied] == [(0.5, 0.0, 30), (0.9, 1.0, 10)]
+    for hits, n in ((0, 7), (3, 7), (7, 7), (40, 900)):
+        span = binomtest(hits, n).proportion_ci(method="wilson")
+        assert wilson(hits, n) == pytest.approx((span.low, span.high), abs=1e-6)
     assert reliability([], []) == [] and calibration_error([]) is None
 
 
@@ -115,18 +128,43 @@ def test_a_verdict_on_several_models() -> None:
 
 
 def test_the_audit_comes_in_words_worst_first() -> None:
-    head, lines = audit_verdict([classification("a", classes=("x",), n=40)])
-    assert head.startswith("No audit was run") and lines[0][0] == "NOT CHECKED"
-    notes = ("OK: fine.", "NOT CHECKED: no captions.", "FAIL: leak.", "something odd")
-    head, lines = audit_verdict([audit("a", notes)])
-    assert "1 check failed" in head and "1 thing could not be checked" in head
-    assert [severity for severity, _ in lines] == ["FAIL", "WARN", "NOT CHECKED", "OK"]
-    assert lines[1] == ("WARN", "something odd")
-    head, lines = audit_verdict([audit("a", ("OK: fine.",)), audit("b", ("WARN: hm.", "OK: fine."))])
-    assert head == "The audit passed with 1 warning." and ("WARN", "b: hm.") in lines and ("OK", "fine.") in lines
-    head, lines = audit_verdict([audit("a", ("OK: fine.",)), classification("b", classes=("x",), n=40)])
+    heads, lines = audit_verdict([classification("a", classes=("x",), n=40)])
+    assert heads[0].startswith("No audit was run") and lines[0][0] == "NOT CHECKED"
+    notes = (
+        "Do not report this.",
+        "OK same image: fine.",
+        "NOT CHECKED captions: none given.",
+        "FAIL same patient: 3.",
+    )
+    heads, lines = audit_verdict([audit("a", notes)])
+    assert heads == ["Do not report this."]
+    assert lines == [
+        ("FAIL", "same patient: 3."), ("NOT CHECKED", "captions: none given."), ("OK", "same image: fine."),
+    ]  # fmt: skip
+    heads, lines = audit_verdict([audit("a", ("OK: fine.",)), audit("b", ("WARN: hm.", "OK: fine."))])
+    assert heads[1] == "b, ct_rate_18: No check failed, but 1 warning should be looked at."
+    assert lines == [("WARN", "b, ct_rate_18: hm."), ("OK", "fine.")]
+    _, lines = audit_verdict([audit("a", ("OK: fine.",)), classification("b", classes=("x",), n=40)])
     assert ("NOT CHECKED", "no audit was run of b.") in lines
-    assert audit_verdict([audit("a", ("OK: fine.",))])[0] == "The audit found nothing wrong in 1 check."
+    assert audit_verdict([audit("a", ("OK: fine.",))])[0] == ["Nothing was found against these scores."]
+    assert audit_verdict([audit("a", ())])[0] == ["Nothing could be checked."]
+
+
+def test_marks_are_of_default_prompts_and_the_others_are_told() -> None:
+    outcomes, comparisons = suite()
+    first = {**comparisons[0], "prompts": "default", "chosen": ["", ""], "spread": [None, None]}
+    chosen = {
+        **first,
+        "prompts": "validation",
+        "chosen": ["main", "short"],
+        "spread": [[0.7, 0.8], None],
+        "mark": "loss",
+    }
+    table = overview(outcomes, [first, chosen], {}, "CT-CLIP")
+    assert "▲ win" in table and "▼ loss" not in table and "1 / 0 / 0" in table
+    listed = differences([first, chosen])
+    assert "main against short" in listed and "over all sets 0.700–0.800" in listed and "▼ loss" in listed
+    assert "wins 1, ties 0 and loses 0" in " ".join(verdict(outcomes, [first, chosen]))
 
 
 def test_tables_leave_no_metric_out() -> None:
