@@ -151,10 +151,13 @@ def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
             if m is None or m.value is None:
                 continue
             axes.barh(place, m.value, color=PALETTE[i % len(PALETTE)], alpha=0.75, height=0.62 / n)
-            axes.text(m.value + 0.01, place, f"{m.value:.2f}", va="center", color=ink, fontsize=9 if n == 1 else 7)
             chance = outcome.metric("chance", m.of, **m.at)
-            if i == 0 and chance is not None and chance.value is not None:
-                axes.plot([chance.value] * 2, [y - 0.38, y + 0.38], color=ink, lw=2)
+            beside = m.value
+            if chance is not None and chance.value is not None:
+                beside = max(beside, chance.value) if abs(beside - chance.value) < 0.1 else beside  # not on the line
+                if i == 0:
+                    axes.plot([chance.value] * 2, [y - 0.38, y + 0.38], color=ink, lw=2)
+            axes.text(beside + 0.01, place, f"{m.value:.2f}", va="center", color=ink, fontsize=9 if n == 1 else 7)
         at = dict(key[1])
         pool = f" of {at['pool']}" if "pool" in at else ""
         labels.append(f"{words(key[0])}, R@{at.get('k', '?')}{pool}")

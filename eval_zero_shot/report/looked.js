@@ -52,6 +52,8 @@
     }
     $("prompt").textContent = `“${item.prompt}” (AUROC of this finding ${item.auroc.toFixed(2)})`;
     draw();
+    root.querySelector(".planes").classList.toggle("single", item.size[0] === 1);
+    root.dataset.model = item.model;
     root.dataset.shown = `${item.finding}, ${item.windows[windows.value].name}, ${item.maps[maps.value].name}`;
   }
 

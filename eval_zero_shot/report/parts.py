@@ -79,8 +79,8 @@ def models(
     note = "Under each value its interval." if single else "Bold: the highest value of a task; under it its interval."
     if comparisons:
         note += (
-            f" Marks: against {reference} on the same patients; win and loss where the difference stands after Holm's "
-            "correction over tasks, tie where it does not (which is not evidence that two models are equal)."
+            f" Marks: against {reference} on the same patients; win and loss where the interval of the difference "
+            "excludes 0, tie where it does not (no evidence that two models are equal). Corrected p values are below."
         )
     more = ""
     if comparisons:

@@ -171,7 +171,7 @@ def _marks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
         n = {mark: sum(c["mark"] == mark for c in own) for mark in ("win", "tie", "loss")}
         said.append(
             f"Against {own[0]['reference']}, {model} wins {n['win']}, ties {n['tie']} and loses {n['loss']} of "
-            f"{_plural(len(own), 'task')} (paired by patient, Holm-corrected)."
+            f"{_plural(len(own), 'task')} (paired by patient)."
         )
     return said
 

@@ -137,7 +137,7 @@ def test_a_table_of_models_and_tasks(tmp_path: Path) -> None:
     assert f"<b>{main_metric.value:.3f}</b>" in first and f"{main_metric.low:.3f} – {main_metric.high:.3f}" in first
     assert first.count("▲ win") == 1 and first.count("▼ loss") == 1 and "400 studies of 200 patients" in first
     assert "(reference)" in table and "4 / 2 / 0" in table and "0 / 0 / 6" in table
-    assert "&lt; 0.001" in text and "which is not evidence that two models are equal" in text
+    assert "&lt; 0.001" in text and "no evidence that two models are equal" in text
     assert "Do not report these scores" in text
     assert text.index("Do not report these scores") < text.index('id="overview"')
     assert sorted(f.name for f in (tmp_path / "plots").iterdir()) == [
@@ -313,6 +313,30 @@ def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> Non
         assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 200) == dark
         assert too_wide(browser) <= 0  # nothing is cut off at the side
         assert not severe(browser)
+
+
+@pytest.mark.full
+def test_studies_of_two_models_in_a_browser(evaluated: Path, release: Path, toy_folder: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    loaded, shards = encoders.load(str(release)), ShardSet.open(toy_folder)
+    (first, *_) = read_results(evaluated / "results")
+    outcomes = [first, dataclasses.replace(first, model="second")]
+    studies = [Shown(o.model, loaded, shards, shards.rows("test"), TASK) for o in outcomes]
+    page = write_report(outcomes, tmp_path / "report.html", title="t", studies=iter(studies))
+    with chromium(tmp_path) as browser:
+        browser.get(page.as_uri())
+        looked, wait = browser.find_element(By.ID, "looked"), WebDriverWait(browser, 20)
+        wait.until(lambda _: looked.get_attribute("data-model") == "toy")
+        Select(browser.find_element(By.ID, "looked-model")).select_by_visible_text("second")
+        wait.until(lambda _: looked.get_attribute("data-model") == "second")
+        assert [h.text for h in browser.find_elements(By.CSS_SELECTOR, "#errors ~ h3")] == ["toy, toy", "second, toy"]
+        assert not severe(browser)
+    with pytest.raises(EvalError, match="no classification of task toy by model nobody"):
+        write_report(
+            outcomes, tmp_path / "x.html", title="t", studies=[dataclasses.replace(studies[0], model="nobody")]
+        )
 
 
 @pytest.mark.full

@@ -196,6 +196,13 @@ def timm(name: str) -> Any:
     return dual({"timm_model_name": name, "timm_model_pretrained": False, "image_size": 160})
 
 
+def native() -> Any:
+    """open_clip's own vision transformer."""
+    torch.manual_seed(0)
+    vision = {"image_size": 160, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16}
+    return build_dual({"embed_dim": 8, "custom_text": True, "vision_cfg": vision, "text_cfg": TEXT}).eval()
+
+
 def test_contributions_add_up_to_the_score_of_a_linear_tower() -> None:
     """With mean pooling the embedding is linear in the tokens: shares sum to gradient times (study - ordinary)."""
     model = ours("mean")
@@ -234,6 +241,7 @@ def test_a_token_is_as_similar_as_a_study_made_of_it() -> None:
         pytest.param(lambda: ours("grid"), (2, 2, 2), False, id="weights of each place"),
         pytest.param(lambda: ours("cls"), (2, 2, 2), False, id="cls"),
         pytest.param(lambda: timm("test_vit"), (10, 10), False, id="timm, cls"),
+        pytest.param(lambda: native(), (10, 10), False, id="open_clip's own"),
         pytest.param(lambda: timm("test_resnet"), (5, 5), True, id="timm, convolutions"),
     ],
 )  # fmt: skip
