@@ -101,28 +101,37 @@ def calibration_error(bins: list[list[float]]) -> float | None:
     return sum(abs(b[0] - b[1]) * b[4] for b in bins) / total if total else None
 
 
-def finding_curves(outcome: Outcome) -> dict[str, dict[str, Any]]:
-    """Finding -> {"roc", "bins", "probability", "positive", "negative"}, as the page's script draws them.
+def probabilities(outcome: Outcome, name: str, part: pd.DataFrame) -> pd.DataFrame | None:
+    """Rows of a finding with a probability as score: the variant "probability" where there is one, else, for findings
+    scored by cosine differences, sigmoid(logit scale * score), which is CLIP's softmax over both sides; else None."""
+    assert outcome.scores is not None
+    given = outcome.scores[(outcome.scores["variant"] == PROBABILITY) & (outcome.scores["of"] == name)]
+    if len(given):
+        return given
+    scale = outcome.provenance.get("logit_scale")
+    if outcome.protocol != "classification" or outcome.headline != "auroc" or not isinstance(scale, int | float):
+        return None
+    with np.errstate(over="ignore"):
+        return part.assign(score=1 / (1 + np.exp(-float(scale) * part["score"].to_numpy(float))))
 
-    Reliability is of the variant "probability" where the outcome has one. A difference of cosines is no probability:
-    without the variant the bins are of scores, and only whether they rise can be read from them.
+
+def finding_curves(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """Finding -> {"roc", "bins", "probability", "error", "positive", "negative"}, as the page's script draws them.
+
+    Reliability is of `probabilities`. Where there are none the bins are of scores, and only whether they rise can be
+    read from them.
     """
     found = {}
-    probable = None
-    if outcome.scores is not None:
-        probable = outcome.scores[outcome.scores["variant"] == PROBABILITY]
     for name, part in findings(outcome).items():
         curve = roc(part["score"], part["label"])
         if curve is None:
             continue
-        of = None if probable is None else probable[probable["of"] == name]
-        has = of is not None and len(of) > 0
-        shown = of if has and of is not None else part
-        n = counts(part)
-        bins = reliability(shown["score"], shown["label"])
-        error = calibration_error(bins) if has else None
+        probable = probabilities(outcome, name, part)
+        shown = part if probable is None else probable
+        n, bins = counts(part), reliability(shown["score"], shown["label"])
         found[name] = {
-            "roc": curve, "bins": bins, "probability": has, "error": error, "positive": n.positive,
+            "roc": curve, "bins": bins, "probability": probable is not None,
+            "error": None if probable is None else calibration_error(bins), "positive": n.positive,
             "negative": n.negative,
         }  # fmt: skip
     return found

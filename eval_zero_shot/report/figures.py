@@ -49,7 +49,7 @@ def auroc_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
             if m.low is not None and m.high is not None:
                 axes.hlines(place, m.low, m.high, color=colour, lw=3 if len(outcomes) == 1 else 2, alpha=0.45)
             axes.plot(m.value, place, shape, color=colour, ms=6 if len(outcomes) == 1 else 4.5)
-            other = outcome.metric("auroc", name, prompts="synonyms") if len(outcomes) == 1 else None
+            other = _reworded(outcome, name) if len(outcomes) == 1 else None
             if other is not None and other.value is not None:
                 shown.append(other.value)
                 axes.plot(other.value, place, "o", mfc="none", mec=SECOND, ms=6)
@@ -57,12 +57,19 @@ def auroc_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
     axes.set_yticks(range(len(names)), [n.replace("_", " ").replace("$", r"\$") for n in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(max(-0.01, min(shown) - 0.03), 1.01)
-    single = "filled: prompts with 95 % interval; hollow: synonyms; dotted: chance"
-    axes.set_xlabel(f"AUROC ({single if len(outcomes) == 1 else '95 % intervals; dotted: chance'})")
+    hollow = len(outcomes) == 1 and any(_reworded(outcomes[0], name) for name in names)
+    axes.set_xlabel(f"AUROC (95 % intervals; {'hollow: other prompts; ' if hollow else ''}dotted: chance)")
     if len(outcomes) > 1:
         _legend(axes, [o.model for o in outcomes], ink)
     _plain(figure, axes, ink)
     return figure
+
+
+def _reworded(outcome: Outcome, finding: str) -> Metric | None:
+    """A finding's AUROC under another prompt set, where it was scored by finding."""
+    return next(
+        (m for m in outcome.metrics if m.name == "auroc" and m.of == finding and set(m.at) == {"prompts"}), None
+    )
 
 
 def shots_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
@@ -139,7 +146,7 @@ def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
         {(m.of, tuple(m.at.items())): m for m in o.metrics if m.name == "recall" and m.value is not None}
         for o in outcomes
     ]
-    keys = list(dict.fromkeys(k for of in by for k in of if not set(dict(k[1])) - {"k", "pool"}))[:MOST_BARS]
+    keys = list(dict.fromkeys(k for of in by for k in of if not set(dict(k[1])) - {"k", "pool", "texts"}))[:MOST_BARS]
     if not keys:
         return None
     n = len(outcomes)
@@ -160,7 +167,8 @@ def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
             axes.text(beside + 0.01, place, f"{m.value:.2f}", va="center", color=ink, fontsize=9 if n == 1 else 7)
         at = dict(key[1])
         pool = f" of {at['pool']}" if "pool" in at else ""
-        labels.append(f"{words(key[0])}, R@{at.get('k', '?')}{pool}")
+        texts = f"{at['texts']}: " if "texts" in at else ""
+        labels.append(f"{texts}{words(key[0])}, R@{at.get('k', '?')}{pool}")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.set_xlim(0, 1.08)

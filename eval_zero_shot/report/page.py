@@ -29,7 +29,7 @@ RETRIEVAL = (
 )
 PROBE = "Features are frozen; the same labelled cases for every model."
 QUESTIONS = "Compare accuracy with chance, with always answering the most frequent option, and with blank images."
-YARDSTICKS = ("chance", "chance_plain", "majority", "blank")
+YARDSTICKS = ("chance", "chance_plain")
 
 
 def write_report(
@@ -81,7 +81,7 @@ def write_report(
         parts.gallery(*cards),
         parts.by_metrics("probe", "Probes", PROBE, outcomes,
                          lambda task, of: drawn.draw("probe", task, lambda ink: shots_plot(of, ink)), YARDSTICKS),
-        parts.by_metrics("questions", "Closed questions", QUESTIONS, outcomes, lambda task, of: None, YARDSTICKS),
+        parts.by_metrics("questions", "Closed questions", QUESTIONS, outcomes, lambda task, of: None),
         parts.looked(maps),
         parts.errors(listed, pictures),
         parts.section("training", "Training", *_training(drawn, metrics)),

@@ -118,8 +118,9 @@ def per_finding(outcomes: Sequence[Outcome], plot: Plot) -> tuple[str, str, str]
         for j, o in enumerate(here):
             name = "findings" if (i, j) == (0, 0) else f"findings-{i}-{j}"
             rows = finding_table(o, name)
-            folded = f"<details><summary>{esc(o.model)}: every number</summary>{rows}</details>"
-            inner += folded if len(here) > 1 else rows
+            inner += f"<details><summary>{esc(o.model)}</summary>{rows}</details>" if len(here) > 1 else rows
+        whole = metric_table(here, f"metrics-{i}")
+        inner += f"<details><summary>Every number</summary>{whole}</details>"
         first = " open" if not body else ""
         titled = f"{task}: {', '.join(o.model for o in here)}"
         body.append(inner if len(tasks) == 1 else f"<details{first}><summary>{esc(titled)}</summary>{inner}</details>")

@@ -11,10 +11,11 @@ from typing import Any
 
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.report.curves import counts, findings
-from eval_zero_shot.report.wording import default_prompts, number, span, weak, words
+from eval_zero_shot.report.wording import default_prompts, headline_words, number, span, weak, words
 
 MARKS = {"win": "▲ win", "tie": "= tie", "loss": "▼ loss"}
-OWN = "scored"  # task group where none is given
+RULES = ("validation", "sign", "prevalence", "test")  # of thresholds, the one to believe first
+DECISIONS = ("f1", "balanced_accuracy", "sensitivity", "specificity")
 
 
 def esc(value: object) -> str:
@@ -93,7 +94,7 @@ def overview(
 
 
 def _task(outcome: Outcome, group: str) -> str:
-    said = words(outcome.headline) + ("" if group == outcome.protocol else f", {outcome.protocol}")
+    said = headline_words(outcome) + ("" if group == outcome.protocol else f", {outcome.protocol}")
     cases = f"{outcome.studies:,} studies of {outcome.patients:,} patients"
     task = esc(outcome.task).replace("_", "_<wbr>")
     return f'{task}<br><span class="soft">{esc(said)}<br>{cases}</span>'
@@ -147,14 +148,19 @@ def _p(value: float | None) -> str:
 
 
 def finding_table(outcome: Outcome, name: str = "") -> str:
-    """One model on one task: findings down, AUROC with interval, the other metrics, and how many cases."""
-    per = {m.of: None for m in outcome.metrics if m.of}
-    names = [n for n in outcome.classes if n in per] + [n for n in per if n not in outcome.classes]
-    columns = list(dict.fromkeys((m.name, _at(m)) for m in outcome.metrics if m.of and (m.name != "auroc" or m.at)))
-    columns = [
-        c for c in columns if any(m.value is not None for m in outcome.metrics if (m.name, _at(m)) == c and m.of)
-    ]
+    """One model on one task: findings down; AUROC with interval, what needs no threshold, decisions by one threshold
+    rule (of a training-derived split where there is one), and how many cases. `metric_table` has everything."""
     by = {(m.name, m.of, _at(m)): m for m in outcome.metrics}
+    names = list(dict.fromkeys((*(n for n in outcome.classes if any(m.of == n for m in outcome.metrics)),
+                                *(m.of for m in outcome.metrics if m.of))))  # fmt: skip
+    rules = [str(m.at["threshold"]) for m in outcome.metrics if m.of and set(m.at) == {"threshold"}]
+    rule = min(rules, key=lambda r: RULES.index(r) if r in RULES else len(RULES)) if rules else None
+    columns = [
+        (m.name, _at(m)) for m in outcome.metrics
+        if m.of and m.value is not None and (m.name != "auroc" or m.at)
+        and (not m.at or set(m.at) == {"prompts"} or (m.at == {"threshold": rule} and m.name in DECISIONS))
+    ]  # fmt: skip
+    columns = list(dict.fromkeys(columns))
     parts = findings(outcome)
     main = any(m.name == "auroc" and m.of and not m.at for m in outcome.metrics)
     head = ["finding", *(("AUROC", "95 % interval") if main else ())]
@@ -165,25 +171,26 @@ def finding_table(outcome: Outcome, name: str = "") -> str:
         cells = [esc(of.replace("_", " "))]
         sides = counts(parts[of]) if of in parts else None
         if main:
-            metric = by.get(("auroc", of, ""))
-            interval = span(metric)
-            if metric is not None and metric.low is None and metric.reason:
-                interval = f'<span class="soft">{esc(metric.reason)}</span>'
-            elif metric is not None and weak(sides):
-                interval += ' <span class="soft">(too few cases)</span>'
-            cells += [number(metric.value if metric else None), interval]
-        for n, a in columns:
-            cells.append(number(other.value if (other := by.get((n, of, a))) else None))
+            cells += _auroc(by.get(("auroc", of, "")), weak(sides))
+        cells += [number(other.value if (other := by.get((n, of, a))) else None) for n, a in columns]
         if parts:
             cells += ["–"] * 3 if sides is None else [str(v) for v in (sides.positive, sides.negative, sides.unknown)]
         rows.append(cells)
     macro = ["<b>macro</b>"]
     if main:
-        whole = by.get(("macro_auroc", "", "")) or by.get((outcome.headline, "", ""))
+        whole = by.get(("auroc", "", ""))
         macro += [f"<b>{number(whole.value if whole else None)}</b>", span(whole)]
-    macro += [number(w.value) if (w := by.get((f"macro_{n}", "", a))) else "" for n, a in columns]
-    rows.append([*macro, *([""] * 3 if parts else [])])
-    return table(head, rows, name)
+    macro += [number(w.value) if (w := by.get((n, "", a))) else "" for n, a in columns]
+    return table(head, [*rows, [*macro, *([""] * 3 if parts else [])]], name)
+
+
+def _auroc(metric: Metric | None, few: bool) -> list[str]:
+    interval = span(metric)
+    if metric is not None and metric.low is None and metric.reason:
+        interval = f'<span class="soft">{esc(metric.reason)}</span>'
+    elif metric is not None and few:
+        interval += ' <span class="soft">(too few cases)</span>'
+    return [number(metric.value if metric else None), interval]
 
 
 def metric_table(outcomes: Sequence[Outcome], name: str, heading: str = "", beside: Sequence[str] = ()) -> str:

@@ -28,12 +28,12 @@ def version1_outcomes(folder: Path, model: str) -> list[Outcome]:
     table["variant"] = table["prompts"].where(table["prompts"] != "main", "")
     scores = table.rename(columns={"finding": "of"})[["key", "patient", "variant", "of", "score", "label"]]
     metrics = [
-        _metric("macro_auroc", results["macro"], results["macro_interval"]),
-        Metric("macro_auprc", results["macro_auprc"]),
+        _metric("auroc", results["macro"], results["macro_interval"]),
+        Metric("auprc", results["macro_auprc"]),
     ]
     if results["synonym_macro"] is not None:
         words = {"prompts": "synonyms"}
-        metrics.append(_metric("macro_auroc", results["synonym_macro"], results["synonym_interval"], at=words))
+        metrics.append(_metric("auroc", results["synonym_macro"], results["synonym_interval"], at=words))
     for name, f in results["per_finding"].items():
         n = f["n_pos"] + f["n_neg"]
         metrics.append(_metric("auroc", f["auroc"], f["interval"], name, n, f["reason"]))
@@ -44,7 +44,7 @@ def version1_outcomes(folder: Path, model: str) -> list[Outcome]:
     names = tuple(results["per_finding"])
     prompts = results["provenance"].get("prompts") or {}
     found = [
-        Outcome("classification", headline="macro_auroc", metrics=tuple(metrics), classes=names, prompts=prompts,
+        Outcome("classification", headline="auroc", metrics=tuple(metrics), classes=names, prompts=prompts,
                 scores=scores, **shared)
     ]  # fmt: skip
     recalls = [r for r in results["retrieval"] if r["value"] is not None]

@@ -18,6 +18,12 @@ def words(name: str) -> str:
     return " ".join(SHORT.get(part, part) for part in name.replace("$", "").split("_"))
 
 
+def headline_words(outcome: Outcome) -> str:
+    """The headline's name; a mean over several findings is called macro."""
+    mean = outcome.headline in ("auroc", "auprc") and len(outcome.classes) != 1
+    return f"macro {words(outcome.headline)}" if mean else words(outcome.headline)
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A value to three digits, or a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
@@ -95,7 +101,7 @@ def verdict(outcomes: Sequence[Outcome], comparisons: Sequence[Mapping[str, Any]
         first, rest = ranked[0], ranked[1:]
         others = ", ".join(f"{o.model} {number(o.main.value)}" for o in rest)
         said.append(
-            f"{task} ({protocol}): {first.model} is first with {words(first.headline)} "
+            f"{task} ({protocol}): {first.model} is first with {headline_words(first)} "
             f"{number(first.main.value)}{_within(first.main)}" + (f"; {others}." if others else ".")
         )
     return said + _marks(comparisons)
@@ -114,10 +120,10 @@ def _one_model(scored: Sequence[Outcome]) -> list[str]:
 
 
 def _headline(outcome: Outcome) -> list[str]:
-    main = outcome.main
+    main, name = outcome.main, headline_words(outcome)
     if main.value is None:
-        return [f"No {words(outcome.headline)}: {main.reason or 'no value'}."]
-    return [f"{words(outcome.headline).capitalize()} ({outcome.protocol}) {number(main.value)}{_within(main)}."]
+        return [f"No {name}: {main.reason or 'no value'}."]
+    return [f"{name[0].upper()}{name[1:]} ({outcome.protocol}) {number(main.value)}{_within(main)}."]
 
 
 def _classification(outcome: Outcome) -> list[str]:
@@ -127,7 +133,7 @@ def _classification(outcome: Outcome) -> list[str]:
         return ["No finding has both positive and negative studies, so nothing can be said of it."]
     sides = {name: counts(part) for name, part in findings(outcome).items()}
     few = [name for name in found if name in sides and sides[name].fewest_patients < FEW]
-    if outcome.headline != "macro_auroc" or not found:
+    if outcome.headline != "auroc" or not found:
         return _headline(outcome)
     graded = _grade(main.value) if len(few) < len(found) else "too few cases to say how good that is"
     said = [f"Macro AUROC over {_plural(len(found), 'finding')}: {number(main.value)}{_within(main)}: {graded}."]
@@ -143,9 +149,9 @@ def _classification(outcome: Outcome) -> list[str]:
         said.append(f"Not told from chance: {_list(chance)}.")
     if few:
         said.append(f"Too few cases for a firm statement (under {FEW} patients on a side): {_list(few)}.")
-    synonyms = outcome.metric("macro_auroc", prompts="synonyms")
-    if synonyms is not None and synonyms.value is not None:
-        said.append(f"With synonyms it has not been trained on, the macro AUROC is {number(synonyms.value)}.")
+    for m in outcome.metrics:
+        if m.name == outcome.headline and not m.of and set(m.at) == {"prompts"} and m.value is not None:
+            said.append(f"With the prompt set “{m.at['prompts']}” the {headline_words(outcome)} is {number(m.value)}.")
     return said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,14 @@ def test_calibration_is_of_probabilities_alone() -> None:
         curves = finding_curves(classification(model, classes=("a", "b"), n=200))
         assert list(curves) == ["a", "b"]
         assert curves["a"]["probability"] is probable and (curves["a"]["error"] is None) is not probable
-    outcome = classification("ours-ct3d", classes=("a",), n=200)
+    outcome = classification("CT-CLIP", classes=("a",), n=200)
+    scaled = dataclasses.replace(outcome, provenance={"logit_scale": 50.0})
+    part = findings(outcome)["a"]
+    known = part[part["label"].notna()]
+    expected = reliability(1 / (1 + np.exp(-50 * known["score"])), known["label"])
+    assert finding_curves(scaled)["a"]["bins"] == expected and finding_curves(scaled)["a"]["probability"]
+    by_class = dataclasses.replace(scaled, headline="balanced_accuracy")  # one of several: not both sides of one
+    assert not finding_curves(by_class)["a"]["probability"]
     n = counts(findings(outcome)["a"])
     assert n.positive + n.negative + n.unknown == 200 and n.unknown > 0 and n.fewest_patients <= 100
 
@@ -99,9 +107,9 @@ def scored(metrics: list[Metric], macro: float | None, positives: dict[str, int]
         )
         for name, n in positives.items()
     ]  # fmt: skip
-    whole = Metric("macro_auroc", macro, *((0.9, 0.96) if macro else (None, None)))
+    whole = Metric("auroc", macro, *((0.9, 0.96) if macro else (None, None)))
     return Outcome(
-        "classification", "toy", "m", "", "macro_auroc", (whole, *metrics), 50, 50, 45, tuple(positives),
+        "classification", "toy", "m", "", "auroc", (whole, *metrics), 50, 50, 45, tuple(positives),
         scores=pd.concat(tables) if tables else None,
     )  # fmt: skip
 
@@ -174,7 +182,9 @@ def test_tables_leave_no_metric_out() -> None:
             assert f"{metric.value:.3f}" in table
     one = classification("a", classes=("x", "y"), n=60)
     table = finding_table(one)
-    assert "F1 (threshold validation)" in table and "unknown" in table and "(too few cases)" in table
+    assert "F1 (threshold validation)" in table and "threshold test" not in table
+    assert all(f"{m.value:.3f}" in metric_table([one], "t") for m in one.metrics)
+    assert "unknown" in table and "(too few cases)" in table
 
 
 VISION = {"timm_pool": "", "timm_proj": "linear"}
