@@ -160,12 +160,16 @@ def test_no_other_origin_reads_and_nothing_is_kept(server: BrowseServer, capfd: 
     assert "secret" not in "".join(capfd.readouterr())
 
 
-def test_an_address_is_chosen_with_care(studies: Studies, capsys: Any) -> None:
+def test_an_address_is_chosen_with_care(studies: Studies, tmp_path: Path, capsys: Any) -> None:
     assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost") and is_loopback("127.1.2.3")
     assert not is_loopback("192.168.0.7") and not is_loopback("pacs.example")
     assert main(["release", "--data", "shards", "--host", "192.168.0.7"]) == 1
     said = capsys.readouterr().err
     assert "can be reached from other machines" in said and "--i-know-this-shows-patients" in said
+    asked = ["release", "--data", str(tmp_path / "no"), "--host", "192.168.0.7"]
+    assert main([*asked, "--i-know-this-shows-patients"]) == 1  # there are no such shards
+    said = capsys.readouterr().err
+    assert "warning: images and reports are sent without encryption" in said and "other machines" not in said
     for host in ("0.0.0.0", "::", ""):
         with pytest.raises(EvalError, match="every network at once"):
             BrowseServer(studies, "t", host)
