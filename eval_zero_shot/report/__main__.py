@@ -6,6 +6,7 @@ python -m eval_zero_shot.report --results DIR [DIR ...] [--model RELEASE --data 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from eval_zero_shot.outcome import Outcome
     from eval_zero_shot.report.cases import Shown
 
+NEEDED = ("protocol", "task", "model", "reference", "difference", "low", "high", "p_holm", "mark")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or 1 with the reason on stderr."""
@@ -27,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--results", type=Path, nargs="+", metavar="DIR", help="folders written with --out (default: RUN/results)")
+    add("--comparison", type=Path, nargs="+", default=[], metavar="DIR", help="of eval_zero_shot.compare --out: marks")
     add("--run", type=Path, metavar="DIR", help="run folder: adds training curves; its release is the default --model")
     add("--model", nargs="+", metavar="MODEL", help="models that were scored, for the parts that show studies")
     add("--data", metavar="DIR", help="shard set that was scored")
@@ -50,7 +54,8 @@ def _write(args: argparse.Namespace) -> None:
     wanted = not args.no_cases and models and args.data and args.task
     title = args.title or (args.run.name if args.run else folders[0].resolve().parent.name or "Evaluation")
     studies = _studies(models, args, outcomes) if wanted else ()
-    write_report(outcomes, args.out, title=title, metrics=metrics, studies=studies)
+    comparisons = [c for folder in args.comparison for c in _compared(folder)]
+    write_report(outcomes, args.out, title=title, comparisons=comparisons, metrics=metrics, studies=studies)
     missing = not wanted and not args.no_cases
     print(f"wrote {args.out}" + (" (numbers only: studies need --model, --data and --task)" if missing else ""))
 
@@ -63,6 +68,18 @@ def _read(folder: Path, models: Sequence[str]) -> list[Outcome]:
     if is_version1(folder):
         return version1_outcomes(folder, model_name(models[0]) if models else "model")
     return read_results(folder)
+
+
+def _compared(folder: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["comparisons"]
+        return [{**c, **{name: c[name] for name in NEEDED}} for c in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvalError(
+            f"no readable comparison.json ({type(error).__name__})",
+            why="there would be no marks, or wrong ones",
+            fix="name a folder that python -m eval_zero_shot.compare wrote with --out",
+        ) from None
 
 
 def _studies(models: Sequence[str], args: argparse.Namespace, outcomes: Sequence[Outcome]) -> Iterator[Shown]:

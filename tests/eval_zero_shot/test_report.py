@@ -21,6 +21,7 @@ from data_shards.schema import Scan, Study, Texts
 from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.dual import build_dual
 from encoders.release import write_release
+from eval_zero_shot.compare import compare, write_comparisons
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import read_results, write_results
 from eval_zero_shot.report import write_report
@@ -146,6 +147,19 @@ def test_a_table_of_models_and_tasks(tmp_path: Path) -> None:
     assert not re.search(r"\b0{14}[0-9a-f]{2}\b", text)  # no key of a study
     plain = write_report(outcomes[3:4], tmp_path / "plain.html", title="t").read_text(encoding="utf-8")
     assert "▲ win" not in plain and "(reference)" not in plain
+
+
+def test_marks_come_from_a_comparison(tmp_path: Path, capsys: Any) -> None:
+    outcomes = [classification(model, classes=("x", "y"), n=120) for model in ("ours-ct3d", "biomed-clip-2d")]
+    for outcome in outcomes:
+        write_results(tmp_path / outcome.model, [outcome])
+    write_comparisons(tmp_path / "compared", compare(outcomes[:1], outcomes[1:], resamples=100))
+    words = ["--results", *(str(tmp_path / o.model) for o in outcomes), "--out", str(tmp_path / "x.html")]
+    assert main([*words, "--comparison", str(tmp_path / "compared")]) == 0
+    text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "Against biomed-clip-2d, ours-ct3d wins 1, ties 0 and loses 0 of 1 task" in text and "1 / 0 / 0" in text
+    assert main([*words, "--comparison", str(tmp_path)]) == 1
+    assert "no readable comparison.json" in capsys.readouterr().err
 
 
 def test_an_ambiguous_table_is_refused(tmp_path: Path) -> None:
