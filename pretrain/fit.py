@@ -76,6 +76,8 @@ class ZeroShotTask:
     def test(self, release: Path, data: Any, precision: Any, out: Path) -> None:
         import encoders
         from eval_zero_shot.report import write_report
+        from eval_zero_shot.report.cases import Shown
+        from eval_zero_shot.report.version1 import version1_outcomes
         from eval_zero_shot.results import print_table
         from eval_zero_shot.run import evaluate
 
@@ -91,9 +93,10 @@ class ZeroShotTask:
         )  # fmt: skip
         print_table(results)
         run = out.parent
+        studies = [Shown(run.name, loaded, data.shards, data.test_rows, self.task)]
         write_report(
-            out, run / runs.REPORT, title=run.name, metrics=run / "metrics.csv", loaded=loaded, shards=data.shards,
-            rows=data.test_rows, task=self.task,
+            version1_outcomes(out, run.name), run / runs.REPORT, title=run.name, metrics=run / "metrics.csv",
+            studies=studies,
         )  # fmt: skip
 
 

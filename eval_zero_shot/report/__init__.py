@@ -1,4 +1,4 @@
-"""The report page: one self-contained HTML file of an evaluation, and its plots as PNG."""
+"""The report page: one self-contained HTML file of outcomes (models x tasks), and its plots as PNG."""
 
 from eval_zero_shot.report.page import write_report
 

@@ -1,61 +1,89 @@
-"""The report page of an evaluation.
+"""The report page of evaluations.
 
-python -m eval_zero_shot.report --results DIR [--model RELEASE --data SHARDS --task NAME] [--run RUN] --out report.html
-"""
+python -m eval_zero_shot.report --results DIR [DIR ...] [--model RELEASE --data SHARDS --task NAME] [--run RUN] --out report.html
+"""  # noqa: E501
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.inputs import run_command
+
+if TYPE_CHECKING:
+    from eval_zero_shot.outcome import Outcome
+    from eval_zero_shot.report.cases import Shown
+
+NEEDED = ("protocol", "task", "model", "reference", "difference", "low", "high", "p_holm", "mark")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(
-        prog="python -m eval_zero_shot.report", description="One self-contained HTML page of an evaluation."
+        prog="python -m eval_zero_shot.report", description="One self-contained HTML page of evaluations."
     )
     add = parser.add_argument
-    add("--results", type=Path, metavar="DIR", help="folder of eval_zero_shot.run --out (default: RUN/results)")
+    add("--results", type=Path, nargs="+", metavar="DIR", help="folders written with --out (default: RUN/results)")
+    add("--comparison", type=Path, nargs="+", default=[], metavar="DIR", help="of eval_zero_shot.compare --out: marks")
     add("--run", type=Path, metavar="DIR", help="run folder: adds training curves; its release is the default --model")
-    add("--model", metavar="DIR", help="release folder, for the parts that show studies")
+    add("--model", nargs="+", metavar="MODEL", help="models that were scored, for the parts that show studies")
     add("--data", metavar="DIR", help="shard set that was scored")
-    add("--task", metavar="NAME", help="task that was scored")
+    add("--task", nargs="+", metavar="NAME", help="classification tasks that were scored")
     add("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     add("--title", default=None, help="heading of the page")
-    add("--no-cases", action="store_true", help="numbers only: no image and no sentence of a study")
+    add("--no-cases", action="store_true", help="numbers only: no image, no sentence and no key of a study")
     add_tar_options(parser)
-    args = parser.parse_args(argv)
-    from data_shards.errors import DataError
-    from encoders.errors import ReleaseError
+    return run_command(parser, argv, _write)
+
+
+def _write(args: argparse.Namespace) -> None:
     from eval_zero_shot.report.page import write_report
 
-    try:
-        results = args.results or (args.run / "results" if args.run else None)
-        if results is None:
-            raise EvalError("neither --results nor --run is given", why="there is nothing to show", fix="give one")
-        model = args.model or (str(args.run / "release") if args.run else None)
-        metrics = args.run / "metrics.csv" if args.run and (args.run / "metrics.csv").is_file() else None
-        cases: dict[str, Any] = {}
-        if not args.no_cases and model and args.data and args.task:
-            cases = _cases(model, args, results)
-        title = args.title or (args.run.name if args.run else results.parent.name or "Evaluation")
-        write_report(results, args.out, title=title, metrics=metrics, **cases)
-    except (EvalError, DataError, ReleaseError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    missing = not cases and not args.no_cases
+    folders = args.results or ([args.run / "results"] if args.run else [])
+    if not folders:
+        raise EvalError("neither --results nor --run is given", why="there is nothing to show", fix="give one")
+    models = args.model or ([str(args.run / "release")] if args.run else [])
+    outcomes = [o for folder in folders for o in _read(folder, models)]
+    metrics = args.run / "metrics.csv" if args.run and (args.run / "metrics.csv").is_file() else None
+    wanted = not args.no_cases and models and args.data and args.task
+    title = args.title or (args.run.name if args.run else folders[0].resolve().parent.name or "Evaluation")
+    studies = _studies(models, args, outcomes) if wanted else ()
+    comparisons = [c for folder in args.comparison for c in _compared(folder)]
+    write_report(outcomes, args.out, title=title, comparisons=comparisons, metrics=metrics, studies=studies)
+    missing = not wanted and not args.no_cases
     print(f"wrote {args.out}" + (" (numbers only: studies need --model, --data and --task)" if missing else ""))
-    return 0
 
 
-def _cases(model: str, args: argparse.Namespace, results: Path) -> dict[str, Any]:
-    """Release, shards, task and the rows whose scores are there.
+def _read(folder: Path, models: Sequence[str]) -> list[Outcome]:
+    from eval_zero_shot.outcome import read_results
+    from eval_zero_shot.release import model_name
+    from eval_zero_shot.report.version1 import is_version1, version1_outcomes
+
+    if is_version1(folder):
+        return version1_outcomes(folder, model_name(models[0]) if models else "model")
+    return read_results(folder)
+
+
+def _compared(folder: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["comparisons"]
+        return [{**c, **{name: c[name] for name in NEEDED}} for c in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvalError(
+            f"no readable comparison.json ({type(error).__name__})",
+            why="there would be no marks, or wrong ones",
+            fix="name a folder that python -m eval_zero_shot.compare wrote with --out",
+        ) from None
+
+
+def _studies(models: Sequence[str], args: argparse.Namespace, outcomes: Sequence[Outcome]) -> Iterator[Shown]:
+    """One model at a time with each of the tasks: release, shards, task and the rows whose scores are there.
 
     Raises EvalError where one of them is not what the results were made with: the page would show other studies,
     prompts or weights beside these numbers.
@@ -63,24 +91,31 @@ def _cases(model: str, args: argparse.Namespace, results: Path) -> dict[str, Any
     import numpy as np
 
     from eval_zero_shot.release import load_dual
-    from eval_zero_shot.results import read_results, read_scores
+    from eval_zero_shot.report.cases import Shown
     from eval_zero_shot.tasks import load_task
 
-    about = read_results(results)["provenance"]
-    shards, task = open_studies(args.data, args), load_task(args.task)
-    _require_same("--data", "data_sha256", shards.manifest_hash, about)
-    _require_same("--task", "task_sha256", task.identity, about)
-    loaded = load_dual(model)
-    _require_same("--model", "release_sha256", loaded.sha256, about)
-    keys = {key for key, _ in read_scores(results)}
-    rows = [row for row in range(len(shards)) if shards.key(row) in keys]
-    return {"loaded": loaded, "shards": shards, "rows": np.asarray(rows), "task": task}
+    shards, tasks = open_studies(args.data, args), [load_task(name) for name in args.task]
+    for name in models:
+        loaded = None
+        for task in tasks:
+            of = [o for o in outcomes if o.protocol == "classification"]
+            here = [o for o in of if o.task == task.name and o.provenance.get("task_sha256") in (None, task.identity)]
+            _require("--task", here)
+            here = [o for o in here if o.provenance.get("data_sha256") in (None, shards.manifest_hash)]
+            _require("--data", here)
+            loaded = loaded or load_dual(name)
+            here = [o for o in here if o.model_sha256 in ("", loaded.sha256)]
+            _require("--model", here)
+            scores = here[0].scores
+            keys: set[Any] = set() if scores is None else set(scores["key"])
+            rows = np.asarray([row for row in range(len(shards)) if shards.key(row) in keys])
+            yield Shown(here[0].model, loaded, shards, rows, task)
 
 
-def _require_same(option: str, name: str, found: str, about: dict[str, Any]) -> None:
-    if about.get(name) not in (None, found):
+def _require(option: str, left: Sequence[Outcome]) -> None:
+    if not left:
         raise EvalError(
-            f"{option} is not what these results were made with ({name} differs)",
+            f"{option} is not what these results were made with",
             why="the page would show other studies or another model beside these numbers",
             fix=f"name what was scored, or score again; numbers alone need no {option} (--no-cases)",
         )

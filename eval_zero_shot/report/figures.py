@@ -6,36 +6,108 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from eval_zero_shot.outcome import Metric, Outcome
+from eval_zero_shot.report.wording import words
 
 INK = "#123456"  # replaced by currentColor in the SVG, so that one drawing serves light and dark
 PNG_INK = "#222222"
 ACCENT, SECOND = "#2a7fb8", "#c8641b"
+# One colour and one shape a model, in tables' order; page.css and curves.js have the same.
+PALETTE = (ACCENT, SECOND, "#2e9e5b", "#9a5fc0", "#c94f5d", "#8a8a2a", "#1f9aa0", "#b0659a")
+SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
+MOST_BARS = 24
 
 
-def auroc_plot(results: dict[str, Any], ink: str) -> Any:
-    """Findings from best to worst with their intervals, synonyms as hollow marks, chance as a line."""
+def auroc_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
+    """Findings of one task from best to worst (under the first model) with intervals, one colour a model; of a single
+    model also its synonyms as hollow marks; chance as a line. None where no finding has a value."""
     import matplotlib.pyplot as plt
 
-    found = {n: f for n, f in results["per_finding"].items() if f["auroc"] is not None}
-    names = sorted(found, key=lambda n: found[n]["auroc"])
-    figure, axes = plt.subplots(figsize=(7.0, 0.9 + 0.3 * len(names)))
-    least = 0.4
-    for y, name in enumerate(names):
-        f = found[name]
-        interval = f["interval"] or {}
-        least = min(least, *(v - 0.03 for v in (f["auroc"], f["synonym_auroc"], interval.get("low")) if v is not None))
-        if interval.get("low") is not None:
-            axes.hlines(y, interval["low"], interval["high"], color=ACCENT, lw=3, alpha=0.45)
-        axes.plot(f["auroc"], y, "o", color=ACCENT, ms=6)
-        if f["synonym_auroc"] is not None:
-            axes.plot(f["synonym_auroc"], y, "o", mfc="none", mec=SECOND, ms=6)
+    found = [
+        {m.of: m for m in o.metrics if m.name == "auroc" and m.of and not m.at and m.value is not None}
+        for o in outcomes
+    ]
+    names = sorted({n for of in found for n in of}, key=lambda n: next(of[n].value or 0.0 for of in found if n in of))
+    if not names:
+        return None
+    step = 0.8 / len(outcomes) if len(outcomes) > 1 else 0.0
+    figure, axes = plt.subplots(
+        figsize=(7.0, 0.9 + (0.3 if len(outcomes) == 1 else 0.16 + 0.14 * len(outcomes)) * len(names))
+    )
+    shown = [0.43]
+    for i, (outcome, of) in enumerate(zip(outcomes, found, strict=True)):
+        colour, shape = PALETTE[i % len(PALETTE)], SHAPES[i % len(SHAPES)]
+        for y, name in enumerate(names):
+            m, place = of.get(name), y + step * ((len(outcomes) - 1) / 2 - i)
+            if m is None or m.value is None:
+                continue
+            shown.append(m.value if m.low is None else m.low)
+            if m.low is not None and m.high is not None:
+                axes.hlines(place, m.low, m.high, color=colour, lw=3 if len(outcomes) == 1 else 2, alpha=0.45)
+            axes.plot(m.value, place, shape, color=colour, ms=6 if len(outcomes) == 1 else 4.5)
+            other = _reworded(outcome, name) if len(outcomes) == 1 else None
+            if other is not None and other.value is not None:
+                shown.append(other.value)
+                axes.plot(other.value, place, "o", mfc="none", mec=SECOND, ms=6)
     axes.axvline(0.5, color=ink, lw=1, ls=":")
     axes.set_yticks(range(len(names)), [n.replace("_", " ").replace("$", r"\$") for n in names])
-    axes.set_xlim(max(-0.01, least), 1.01)
-    axes.set_xlabel("AUROC (filled: prompts with 95 % interval; hollow: synonyms; dotted: chance)")
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlim(max(-0.01, min(shown) - 0.03), 1.01)
+    hollow = len(outcomes) == 1 and any(_reworded(outcomes[0], name) for name in names)
+    axes.set_xlabel(f"AUROC (95 % intervals; {'hollow: other prompts; ' if hollow else ''}dotted: chance)")
+    if len(outcomes) > 1:
+        _legend(axes, [o.model for o in outcomes], ink)
+    _plain(figure, axes, ink)
+    return figure
+
+
+def _reworded(outcome: Outcome, finding: str) -> Metric | None:
+    """A finding's AUROC under another prompt set, where it was scored by finding."""
+    return next(
+        (m for m in outcome.metrics if m.name == "auroc" and m.of == finding and set(m.at) == {"prompts"}), None
+    )
+
+
+def shots_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
+    """A probe's headline metric (or whatever it has by shots) over labelled cases a class, one line a model, each draw
+    of an interval as a band; None where nothing is by shots."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
+
+    series: dict[str, dict[str, list[Metric]]] = {}
+    for o in outcomes:
+        for m in o.metrics:
+            if "shots" in m.at and not m.of and m.value is not None and "draw" not in m.at:
+                rest = ", ".join(f"{k} {v}" for k, v in m.at.items() if k != "shots")
+                label = f"{m.name}, {rest}" if rest else m.name
+                series.setdefault(label, {}).setdefault(o.model, []).append(m)
+    if not series:
+        return None
+    headline = outcomes[0].headline
+    label = min(series, key=lambda s: (s != headline, not s.startswith(headline), s))
+    figure, axes = plt.subplots(figsize=(7.0, 3.2))
+    ticks: set[int] = set()
+    for i, (model, metrics) in enumerate(series[label].items()):
+        colour, shape = PALETTE[i % len(PALETTE)], SHAPES[i % len(SHAPES)]
+        metrics.sort(key=lambda m: float(m.at["shots"]))
+        x = [float(m.at["shots"]) for m in metrics]
+        ticks.update(int(v) for v in x)
+        y = [float(m.value or 0.0) for m in metrics]
+        axes.plot(x, y, shape + "-", color=colour, ms=5, lw=1.4, label=model)
+        low, high = ([float(v if v is not None else w) for v, w in zip(side, y, strict=True)]
+                     for side in ([m.low for m in metrics], [m.high for m in metrics]))  # fmt: skip
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(ticks), [str(v) for v in sorted(ticks)])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("labelled cases a class (shots)")
+    axes.set_ylabel(words(label))
+    if len(series[label]) > 1:
+        _legend(axes, list(series[label]), ink)
     _plain(figure, axes, ink)
     return figure
 
@@ -66,25 +138,59 @@ def training_plot(metrics: Path, ink: str) -> Any | None:
     return figure
 
 
-def recall_plot(results: dict[str, Any], ink: str) -> Any | None:
-    """Retrieval in pools against chance; None where there is none."""
+def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
+    """Recall of one task's retrieval against chance, one bar a model; None where there is none."""
     import matplotlib.pyplot as plt
 
-    known = [r for r in results["retrieval"] if r["value"] is not None]
-    if not known:
+    by = [
+        {(m.of, tuple(m.at.items())): m for m in o.metrics if m.name == "recall" and m.value is not None}
+        for o in outcomes
+    ]
+    keys = list(dict.fromkeys(k for of in by for k in of if not set(dict(k[1])) - {"k", "pool", "texts"}))[:MOST_BARS]
+    if not keys:
         return None
-    figure, axes = plt.subplots(figsize=(7.0, 0.9 + 0.3 * len(known)))
+    n = len(outcomes)
+    figure, axes = plt.subplots(figsize=(7.0, 0.9 + (0.2 + 0.14 * n) * len(keys)))
     labels = []
-    for y, r in enumerate(reversed(known)):
-        axes.barh(y, r["value"], color=ACCENT, alpha=0.7, height=0.6)
-        axes.plot([r["chance"]] * 2, [y - 0.38, y + 0.38], color=SECOND, lw=2)
-        axes.text(r["value"] + 0.01, y, f"{r['value']:.2f}", va="center", color=ink, fontsize=9)
-        labels.append(f"{r['direction'].replace('_', ' ')}, R@{r['k']} of {r['pool']}")
+    for y, key in enumerate(reversed(keys)):
+        for i, (outcome, of) in enumerate(zip(outcomes, by, strict=True)):
+            m, place = of.get(key), y + 0.7 / n * ((n - 1) / 2 - i)
+            if m is None or m.value is None:
+                continue
+            axes.barh(place, m.value, color=PALETTE[i % len(PALETTE)], alpha=0.75, height=0.62 / n)
+            chance = outcome.metric("chance", m.of, **m.at)
+            beside = m.value
+            if chance is not None and chance.value is not None:
+                beside = max(beside, chance.value) if abs(beside - chance.value) < 0.1 else beside  # not on the line
+                if i == 0:
+                    axes.plot([chance.value] * 2, [y - 0.38, y + 0.38], color=ink, lw=2)
+            axes.text(beside + 0.01, place, f"{m.value:.2f}", va="center", color=ink, fontsize=9 if n == 1 else 7)
+        at = dict(key[1])
+        pool = f" of {at['pool']}" if "pool" in at else ""
+        texts = f"{at['texts']}: " if "texts" in at else ""
+        labels.append(f"{texts}{words(key[0])}, R@{at.get('k', '?')}{pool}")
     axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("share of queries (line: chance); identical reports count as hits")
+    if n > 1:
+        _legend(axes, [o.model for o in outcomes], ink)
     _plain(figure, axes, ink)
     return figure
+
+
+def _legend(axes: Any, names: Sequence[str], ink: str) -> None:
+    """Above the plot, so that it covers nothing."""
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D([], [], color=PALETTE[i % len(PALETTE)], marker=SHAPES[i % len(SHAPES)], lw=2, ms=5)
+        for i in range(len(names))
+    ]
+    shown = [n.replace("$", r"\$") for n in names]
+    axes.legend(
+        marks, shown, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9, labelcolor=ink
+    )
 
 
 def _plain(figure: Any, axes: Any, ink: str) -> None:

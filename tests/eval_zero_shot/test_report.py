@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +21,25 @@ from data_shards.schema import Scan, Study, Texts
 from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.dual import build_dual
 from encoders.release import write_release
+from eval_zero_shot.compare import compare, write_comparisons
+from eval_zero_shot.errors import EvalError
+from eval_zero_shot.outcome import read_results, write_results
 from eval_zero_shot.report import write_report
 from eval_zero_shot.report.__main__ import main
-from eval_zero_shot.report.focus import contributions, mean_tokens
+from eval_zero_shot.report.cases import Shown
+from eval_zero_shot.report.version1 import version1_outcomes
 from eval_zero_shot.report.wording import verdict
 from eval_zero_shot.run import evaluate
 
+from .chromium import chromium, severe, too_wide
 from .conftest import GEOMETRY, TASK, VIEW, study
+from .outcomes import MODELS, classification, suite
+from .toy_release import write_toy_release
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_o-mean_l-1", "timm_pool": "", "timm_proj": "linear"}
-    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
-    folder = tmp_path_factory.mktemp("release") / "toy"
-    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
+    return write_toy_release(tmp_path_factory.mktemp("release") / "toy")
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,10 @@ def evaluated(release: Path, toy_folder: Path, tmp_path_factory: pytest.TempPath
     loaded, shards = encoders.load(str(release)), ShardSet.open(toy_folder)
     evaluate(
         loaded.model, loaded.tokenizer, shards, shards.rows("test"), GEOMETRY, VIEW, TASK,
-        resamples=20, pools=(8,), repeats=5, out=run / "results",
+        resamples=20, pools=(8,), repeats=5, out=run / "version1",
         provenance={"split": "test", "release_sha256": loaded.sha256},
     )  # fmt: skip
+    write_results(run / "results", version1_outcomes(run / "version1", "toy"))
     lines = [f"{step},loss,{9 - step}" for step in range(1, 6)]
     lines += ["2,select/macro_auroc,0.6", "5,select/macro_auroc,0.7"]
     (run / "metrics.csv").write_text("step,name,value\n" + "\n".join(lines) + "\n")
@@ -78,12 +79,12 @@ def test_the_page_stands_alone_and_says_what_was_found(page: Path, evaluated: Pa
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)  # nothing is fetched
     assert "@import" not in text and "http-equiv" not in text
     assert "A &lt;toy&gt; &amp; its scores" in text and "<toy>" not in text
-    results = json.loads((evaluated / "results" / "results.json").read_text())
-    for line in verdict(results):
+    for line in verdict(read_results(evaluated / "results")):
         assert line.replace("'", "&#x27;") in text
     assert "too few cases" in text and "treat it as patient data" in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 5  # findings, retrieval, training, and two that the script fills
     assert text.count('class="case"') == 6
+    assert "No audit was run" in text
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     for name in ("auroc", "retrieval", "training"):
@@ -102,25 +103,86 @@ def test_numbers_alone_hold_no_study(evaluated: Path, toy_folder: Path, release:
     assert not any(shards.key(row) in text for row in range(len(shards)))
 
 
-def test_the_same_evaluation_gives_the_same_bytes(page: Path, evaluated: Path, tmp_path: Path) -> None:
-    once = write_report(evaluated / "results", tmp_path / "a.html", title="t", metrics=evaluated / "metrics.csv")
-    again = write_report(evaluated / "results", tmp_path / "b.html", title="t", metrics=evaluated / "metrics.csv")
+def test_the_same_outcomes_give_the_same_bytes(evaluated: Path, tmp_path: Path) -> None:
+    outcomes = read_results(evaluated / "results")
+    once = write_report(outcomes, tmp_path / "a.html", title="t", metrics=evaluated / "metrics.csv")
+    again = write_report(outcomes, tmp_path / "b.html", title="t", metrics=evaluated / "metrics.csv")
     assert once.read_bytes() == again.read_bytes()
 
 
-def test_what_is_missing_is_said(
-    tmp_path: Path, evaluated: Path, toy_folder: Path, release: Path, toy_task: Path, capsys: Any
-) -> None:
+def test_results_of_version_1_make_a_page(evaluated: Path, tmp_path: Path) -> None:
+    assert main(["--results", str(evaluated / "version1"), "--out", str(tmp_path / "x.html"), "--title", "t"]) == 0
+    assert "Macro AUROC over 2 findings" in (tmp_path / "x.html").read_text(encoding="utf-8").replace("macro", "Macro")
+
+
+def test_what_is_missing_is_said(tmp_path: Path, capsys: Any) -> None:
     assert main(["--out", str(tmp_path / "x.html")]) == 1
     assert "neither --results nor --run" in capsys.readouterr().err
     assert main(["--results", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 1
     assert "no readable results.json" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
-    shutil.copytree(evaluated / "results", tmp_path / "results")
-    (tmp_path / "results" / "scores.csv").unlink()
-    arguments = ["--results", str(tmp_path / "results"), "--model", str(release), "--data", str(toy_folder)]
-    assert main([*arguments, "--task", str(toy_task), "--out", str(tmp_path / "x.html")]) == 1
-    assert "no readable scores.csv" in capsys.readouterr().err
+
+
+def test_a_table_of_models_and_tasks(tmp_path: Path) -> None:
+    outcomes, comparisons = suite()
+    text = write_report(
+        outcomes, tmp_path / "report.html", title="t", comparisons=comparisons, groups={"slake": "questions"}
+    ).read_text(encoding="utf-8")
+    (table,) = re.findall(r'<table id="overview".*?</table>', text)
+    assert all(f">{model}" in table for model in MODELS)
+    rows = re.findall(r"<tr(?: class=\"(?:group|total)\")?>(.*?)</tr>", table)
+    groups = [row for row in rows if "rowgroup" in row]
+    assert [re.sub("<[^>]+>", "", g) for g in groups] == ["chest CT", "retrieval", "probe", "questions"]
+    first = next(row for row in rows if "ct_<wbr>rate_<wbr>18" in row)
+    main_metric = outcomes[0].main
+    assert f"<b>{main_metric.value:.3f}</b>" in first and f"{main_metric.low:.3f} – {main_metric.high:.3f}" in first
+    assert first.count("▲ win") == 1 and first.count("▼ loss") == 1 and "400 studies of 200 patients" in first
+    assert "(reference)" in table and "4 / 2 / 0" in table and "0 / 0 / 6" in table
+    assert "&lt; 0.001" in text and "no evidence that two models are equal" in text
+    assert "Do not report these scores" in text
+    assert text.index("Do not report these scores") < text.index('id="overview"')
+    assert sorted(f.name for f in (tmp_path / "plots").iterdir()) == [
+        "auroc-merlin_30.png", "auroc-rad_chestct_15.png", "auroc.png", "probe.png", "retrieval.png",
+    ]  # fmt: skip
+    assert not re.search(r"\b0{14}[0-9a-f]{2}\b", text)  # no key of a study
+    plain = write_report(outcomes[3:4], tmp_path / "plain.html", title="t").read_text(encoding="utf-8")
+    assert "▲ win" not in plain and "(reference)" not in plain
+
+
+def test_marks_come_from_a_comparison(tmp_path: Path, capsys: Any) -> None:
+    outcomes = [classification(model, classes=("x", "y"), n=120) for model in ("ours-ct3d", "biomed-clip-2d")]
+    for outcome in outcomes:
+        write_results(tmp_path / outcome.model, [outcome])
+    write_comparisons(tmp_path / "compared", compare(outcomes[:1], outcomes[1:], resamples=100))
+    words = ["--results", *(str(tmp_path / o.model) for o in outcomes), "--out", str(tmp_path / "x.html")]
+    assert main([*words, "--comparison", str(tmp_path / "compared")]) == 0
+    text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "Against biomed-clip-2d, ours-ct3d wins 1, ties 0 and loses 0 of 1 task" in text and "1 / 0 / 0" in text
+    assert main([*words, "--comparison", str(tmp_path)]) == 1
+    assert "no readable comparison.json" in capsys.readouterr().err
+
+
+def test_an_ambiguous_table_is_refused(tmp_path: Path) -> None:
+    one = classification("a", classes=("x",), n=40)
+    with pytest.raises(EvalError, match="twice for model a"):
+        write_report([one, one], tmp_path / "x.html", title="t")
+    other = dataclasses.replace(one, task="other", model_sha256="f" * 64)
+    with pytest.raises(EvalError, match="two models are called a"):
+        write_report([one, other], tmp_path / "x.html", title="t")
+    with pytest.raises(EvalError, match="no outcome"):
+        write_report([], tmp_path / "x.html", title="t")
+    _, comparisons = suite()
+    mixed = [comparisons[0], {**comparisons[1], "reference": "somebody else"}]
+    with pytest.raises(EvalError, match="several references"):
+        write_report([one], tmp_path / "x.html", title="t", comparisons=mixed)
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_names_from_files_are_text_and_no_markup(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    one = dataclasses.replace(classification(evil, evil, (evil,), n=40), notes=(evil,))
+    text = write_report([one], tmp_path / "x.html", title=evil).read_text(encoding="utf-8")
+    assert "<img src=x" not in text and "&lt;img src=x" in text
 
 
 def test_what_was_not_scored_is_not_shown(
@@ -142,40 +204,6 @@ def test_what_was_not_scored_is_not_shown(
         assert main(["--run", str(evaluated), *arguments, "--out", str(tmp_path / "x.html")]) == 1
         assert f"{option} is not what these results were made with" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
-
-
-def test_contributions_add_up_to_the_score_of_a_linear_tower(release: Path) -> None:
-    """With mean pooling the embedding is linear in the tokens: shares sum to gradient times (study - ordinary)."""
-    loaded = encoders.load(str(release))
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(5, 1, 4, 8, 8)).astype(np.float32)
-    direction = rng.normal(size=8)
-    ordinary = mean_tokens(loaded.model, [images[:3], images[3:]])
-    assert ordinary is not None
-    share = contributions(loaded.model, images[0], direction, ordinary)
-    assert share is not None and share.shape == (2, 2, 2)
-    with torch.no_grad():
-        x = torch.from_numpy(images)
-        ours, mean = loaded.model.encode_image(x).study_BD[0].double(), loaded.model.encode_image(x).study_BD.mean(0)
-    unit, text = ours / ours.norm(), torch.from_numpy(direction)
-    along = (text - (unit @ text) * unit) / ours.norm()  # gradient of the cosine
-    assert share.sum() == pytest.approx(float(along @ (ours - mean.double())), abs=1e-5)
-
-
-def test_a_verdict_is_in_words() -> None:
-    finding = {"auroc": 0.9, "interval": {"low": 0.4, "high": 0.99}, "pos_patients": 9, "neg_patients": 30}
-    sure = {**finding, "auroc": 0.97, "interval": {"low": 0.95, "high": 0.98}, "pos_patients": 40}
-    results: dict[str, Any] = {
-        "studies": 50, "patients": 45, "macro": 0.935, "macro_interval": {"low": 0.9, "high": 0.96},
-        "per_finding": {"left_stone": finding, "cyst": sure}, "synonym_macro": None, "retrieval": [],
-    }  # fmt: skip
-    said = " ".join(verdict(results))
-    for part in ("50 studies of 45 patients", "0.935", "good", "Weakest: left stone", "chance: left stone", "Too few"):
-        assert part in said
-    swapped = {**sure, "auroc": 0.1, "interval": {"low": 0.05, "high": 0.2}}
-    low = " ".join(verdict({**results, "macro": 0.1, "per_finding": {"cyst": swapped}}))
-    assert "Below chance (are labels or prompts swapped?): cyst" in low and "Not told from chance" not in low
-    assert "nothing can be said" in " ".join(verdict({**results, "macro": None, "per_finding": {}}))
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +232,9 @@ def planar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         loaded.model, loaded.tokenizer, shards, rows, geometry, view, TASK,
         resamples=0, pools=(), out=root / "results", provenance={"split": "test"},
     )  # fmt: skip
-    page = write_report(
-        root / "results", root / "report.html", title="t", loaded=loaded, shards=shards, rows=rows, task=TASK
-    )
+    outcomes = version1_outcomes(root / "results", "toy")
+    shown = [Shown("toy", loaded, shards, rows, TASK)]
+    page = write_report(outcomes, root / "report.html", title="t", studies=shown)
     return page, root / "shards"
 
 
@@ -218,29 +246,6 @@ def test_images_stand_upright_in_the_gallery(planar: tuple[Path, Path]) -> None:
         grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded[0]))).convert("L")).astype(float)
         h, w = grey.shape[0] // 2, grey.shape[1] // 2
         assert grey[:h, :w].mean() > 200 and max(grey[h:].mean(), grey[:h, w:].mean()) < 60
-
-
-@contextmanager
-def chromium(folder: Path, width: int) -> Iterator[Any]:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no chromium and chromedriver on this machine")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = str(shutil.which("chromium"))
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},900",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=Service(str(shutil.which("chromedriver"))))
-    try:
-        yield browser
-    finally:
-        browser.quit()
 
 
 @pytest.mark.full
@@ -264,45 +269,118 @@ def test_images_stand_upright_where_it_looked(planar: tuple[Path, Path], tmp_pat
         assert grey[:h, :w].mean() > 200 and max(grey[h:].mean(), grey[:h, w:].mean()) < 60
 
 
+def drawn(browser: Any, selector: str) -> list[int]:
+    """Every pixel of a canvas."""
+    script = (
+        "const c = document.querySelector(arguments[0]);"
+        "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+    )
+    return browser.execute_script(script, selector)
+
+
+def slide(browser: Any, selector: str, value: int) -> None:
+    """Move a slider."""
+    script = (
+        "const s = document.querySelector(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('input'))"
+    )
+    browser.execute_script(script, selector, value)
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("width", [1200, 420])
-def test_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize("width", [1280, 380])
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
-    with chromium(tmp_path, width) as browser:
+    with chromium(tmp_path, width, dark) as browser:
         browser.get(page.as_uri())
         looked = browser.find_element(By.ID, "looked")
         wait = WebDriverWait(browser, 20)
         wait.until(lambda _: looked.get_attribute("data-shown"))
-
-        def pixels(plane: str) -> list[int]:
-            script = (
-                "const c = document.querySelector(arguments[0]);"
-                "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
-            )
-            return browser.execute_script(script, f".{plane} canvas")
-
-        first = pixels("axial")
+        first = drawn(browser, ".axial canvas")
         assert len(set(first)) > 10  # something is drawn
-        slider = browser.find_element(By.CSS_SELECTOR, ".axial input")
-        browser.execute_script(
-            "arguments[0].value = (Number(arguments[0].value) + 2) % 4; arguments[0].dispatchEvent(new Event('input'))",
-            slider,
+        slide(
+            browser,
+            ".axial input",
+            (int(browser.find_element(By.CSS_SELECTOR, ".axial input").get_property("value")) + 2) % 4,
         )
-        assert pixels("axial") != first
+        assert drawn(browser, ".axial canvas") != first
         for name in ("dark", "bright"):
             Select(browser.find_element(By.ID, "finding")).select_by_visible_text(name)
             wait.until(lambda _, name=name: (looked.get_attribute("data-shown") or "").startswith(name))
-        chosen = Select(browser.find_element(By.ID, "window"))
-        chosen.select_by_visible_text("lung")
-        wait.until(lambda _: (looked.get_attribute("data-shown") or "").endswith("lung"))
-        shown = pixels("coronal")
-        strength = browser.find_element(By.ID, "strength")
-        browser.execute_script("arguments[0].value = 0; arguments[0].dispatchEvent(new Event('input'))", strength)
-        bare = pixels("coronal")
+        Select(browser.find_element(By.ID, "window")).select_by_visible_text("lung")
+        wait.until(lambda _: ", lung," in (looked.get_attribute("data-shown") or ""))
+        shown = drawn(browser, ".coronal canvas")
+        Select(browser.find_element(By.ID, "map")).select_by_visible_text("token–text similarity")
+        wait.until(lambda _: (looked.get_attribute("data-shown") or "").endswith("similarity"))
+        assert drawn(browser, ".coronal canvas") != shown
+        slide(browser, "#strength", 0)
+        bare = drawn(browser, ".coronal canvas")
         assert bare != shown
         assert bare[0::4] == bare[1::4] == bare[2::4]  # grey without the overlay
-        wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0  # nothing is cut off at the side
-        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        for fold in browser.find_elements(By.TAG_NAME, "details"):
+            browser.execute_script("arguments[0].open = true", fold)
+        pictures = browser.find_elements(By.CSS_SELECTOR, "#errors ~ details img, .errors img")
+        assert pictures and all(int(p.get_property("naturalWidth")) > 0 for p in pictures)
+        paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 200) == dark
+        assert too_wide(browser) <= 0  # nothing is cut off at the side
+        assert not severe(browser)
+
+
+@pytest.mark.full
+def test_studies_of_two_models_in_a_browser(evaluated: Path, release: Path, toy_folder: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    loaded, shards = encoders.load(str(release)), ShardSet.open(toy_folder)
+    (first, *_) = read_results(evaluated / "results")
+    outcomes = [first, dataclasses.replace(first, model="second")]
+    studies = [Shown(o.model, loaded, shards, shards.rows("test"), TASK) for o in outcomes]
+    page = write_report(outcomes, tmp_path / "report.html", title="t", studies=iter(studies))
+    with chromium(tmp_path) as browser:
+        browser.get(page.as_uri())
+        looked, wait = browser.find_element(By.ID, "looked"), WebDriverWait(browser, 20)
+        wait.until(lambda _: looked.get_attribute("data-model") == "toy")
+        Select(browser.find_element(By.ID, "looked-model")).select_by_visible_text("second")
+        wait.until(lambda _: looked.get_attribute("data-model") == "second")
+        assert [h.text for h in browser.find_elements(By.CSS_SELECTOR, "#errors ~ h3")] == ["toy, toy", "second, toy"]
+        assert not severe(browser)
+    with pytest.raises(EvalError, match="no classification of task toy by model nobody"):
+        write_report(
+            outcomes, tmp_path / "x.html", title="t", studies=[dataclasses.replace(studies[0], model="nobody")]
+        )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("width", [1280, 380])
+def test_a_suite_in_a_browser(tmp_path: Path, width: int) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    outcomes, comparisons = suite()
+    page = write_report(outcomes, tmp_path / "report.html", title="t", comparisons=comparisons)
+    with chromium(tmp_path, width, dark=width == 380) as browser:
+        browser.get(page.as_uri())
+        curves = browser.find_element(By.ID, "curves")
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#roc path")) == 3
+        before = browser.find_element(By.CSS_SELECTOR, "#roc path").get_attribute("d")
+        assert "Expected calibration error" in browser.find_element(By.ID, "reliability-note").text
+        Select(browser.find_element(By.ID, "curve-finding")).select_by_visible_text("emphysema")
+        assert (curves.get_attribute("data-shown") or "") == "ct_rate_18, emphysema, ours-ct3d"
+        assert browser.find_element(By.CSS_SELECTOR, "#roc path").get_attribute("d") != before
+        Select(browser.find_element(By.ID, "curve-model")).select_by_visible_text("CT-CLIP")
+        assert "no probabilities" in browser.find_element(By.ID, "reliability-note").text
+        Select(browser.find_element(By.ID, "curve-task")).select_by_visible_text("merlin_30")
+        assert curves.get_attribute("data-shown") == "merlin_30, emphysema, CT-CLIP"  # kept where the task has them
+        legend = browser.find_element(By.ID, "curve-legend").text
+        assert all(model in legend for model in MODELS) and "AUROC 0." in legend
+        fold = browser.find_element(By.XPATH, "//summary[text()='Every difference']")
+        fold.send_keys(Keys.ENTER)  # by keyboard
+        assert browser.find_element(By.ID, "differences").is_displayed()
+        for fold in browser.find_elements(By.TAG_NAME, "details"):
+            browser.execute_script("arguments[0].open = true", fold)
+        assert too_wide(browser) <= 0
+        assert not severe(browser)
