@@ -49,7 +49,7 @@ def probe(inputs: Inputs, entry: Probe) -> Sequence[Outcome]:
     from eval_zero_shot.tasks import load_task
 
     task = load_task(entry.task) if entry.task else None
-    asked = question(entry.labels, inputs.shards.label_names, () if task is None else task.names)
+    asked = question(entry.labels, inputs.shards.label_names, task)
     rows = Rows(
         inputs.rows(entry.train_split),
         _known_rows(inputs, entry.validation_split),

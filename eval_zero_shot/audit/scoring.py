@@ -32,12 +32,13 @@ class Scored:
         return self.task.names
 
     def scores(self, features_NF: ArrayLike) -> Array:
-        """[N, L] as the classification protocol ranks studies: cosine with the positive prompts less the negative."""
-        from eval_zero_shot.classify import class_embeddings, unit
+        """[N, L] as the classification protocol ranks studies: of findings the cosine with the positive prompts less
+        the negative, of classes the cosine."""
+        from eval_zero_shot.classify import side_vectors, unit
 
-        prompts = class_embeddings(self.task, self.vectors)
+        sides = side_vectors(self.task, self.vectors)
         images = unit(features_NF, "studies")
-        return images @ (prompts.positive_LD - prompts.negative_LD).T
+        return images @ (sides[0] - sides[1] if len(sides) == 2 else sides[0]).T
 
     def prompts(self) -> tuple[str, ...]:
         return self.task.texts()
@@ -45,6 +46,7 @@ class Scored:
 
 def scored_of(inputs: Inputs, rows: NDArray, task: Task, patients_N: NDArray[np.str_]) -> Scored:
     """Raises EvalError where the shards have none of the task's labels."""
-    from eval_zero_shot.run import task_labels
+    from eval_zero_shot.labels import require_labels, task_labels
 
+    require_labels(inputs.shards, task)
     return Scored(task, task_labels(inputs.shards, rows, task), patients_N, inputs.texts(task.texts()))

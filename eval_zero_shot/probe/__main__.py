@@ -50,7 +50,7 @@ def _probe(args: argparse.Namespace) -> None:
         raise EvalError("--knn or --resamples below 0", why="nothing can be drawn", fix="give 0 or more")
     task = load_task(args.task) if args.task else None
     inputs = open_inputs(args, texts=task is not None)
-    asked = question(args.labels, inputs.shards.label_names, () if task is None else task.names)
+    asked = question(args.labels, inputs.shards.label_names, task)
     if args.split in (args.train_split, args.validation_split):
         raise EvalError(
             f"split '{args.split}' is learnt from and scored", why="its score would be memory", fix="name another"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.tasks import Task
 
 Array = NDArray[np.float64]
 FOLDS = 5
@@ -48,14 +49,20 @@ class Question:
         return np.where(count_N[:, None] == 1, (labels_NL == 1).astype(np.float64), np.nan)
 
 
-def question(text: str | None, label_names: Sequence[str], preferred: Sequence[str] = ()) -> Question:
-    """What `--labels` asks for (FORM). None: the `preferred` names (a task's) that are labels, else all labels.
+def question(text: str | None, label_names: Sequence[str], task: Task | None = None) -> Question:
+    """What `--labels` asks for (FORM). None: the task's labels that the shards have, of kind classes all of them as
+    classes; without a task all labels of the shards.
 
     Raises EvalError naming the labels there are.
     """
-    if text is None:
-        names = [name for name in preferred if name in label_names] or list(label_names)
-        found = Question("labels", tuple(names))
+    if text is None and task is not None:
+        labels = [label for name in task.names for label in task.label_of(name)]
+        if task.kind == "classes":
+            found = Question(task.name, tuple(labels), exclusive=True)
+        else:
+            found = Question(task.name, tuple(label for label in labels if label in label_names))
+    elif text is None:
+        found = Question("labels", tuple(label_names))
     elif "=" in text:
         name, _, classes = text.partition("=")
         found = Question(name.strip(), tuple(c.strip() for c in classes.split("|")), exclusive=True)

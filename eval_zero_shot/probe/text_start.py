@@ -25,24 +25,30 @@ from numpy.typing import NDArray
 
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.probe.split import Question
+from eval_zero_shot.tasks import Task
 
 Array = NDArray[np.float64]
 
 
-def zero_shot_directions(inputs: Any, task: Any, question: Question) -> Array:
-    """e^τ · (p - n), or e^τ · p for classes, [L, D]. Raises EvalError where the task has no prompts for a name."""
-    from eval_zero_shot.classify import class_embeddings
+def zero_shot_directions(inputs: Any, task: Task, question: Question) -> Array:
+    """e^τ · (p - n), or e^τ · p for classes, [L, D], with the prompts of the task's default set. Raises EvalError where
+    the task has no prompts for a label, or no negative ones for labels that do not exclude each other."""
+    from eval_zero_shot.classify import side_vectors
 
-    lacking = [name for name in question.names if name not in task.names]
-    if lacking:
+    class_of = {label: i for i, name in enumerate(task.names) for label in task.label_of(name)}
+    lacking = [label for label in question.names if label not in class_of]
+    one_sided = task.kind == "classes" and not question.exclusive
+    if lacking or one_sided:
+        sides = "negative prompts" if one_sided else "prompts"
         raise EvalError(
-            f"task {task.name} has no prompts for {', '.join(lacking)}",
+            f"task {task.name} has no {sides} for {', '.join(lacking) or 'its classes'}",
             why="a text-initialised probe starts at the words for each label",
             fix="leave --task out, or probe the task's own labels",
         )
-    prompts = class_embeddings(task, inputs.texts(task.texts()), names=question.names)
-    side_LD = prompts.positive_LD if question.exclusive else prompts.positive_LD - prompts.negative_LD
-    return math.exp(float(inputs.loaded.model.logit_scale.detach())) * side_LD
+    vectors = side_vectors(task, inputs.texts(task.texts(task.default_set)))
+    side_LD = vectors[0] if question.exclusive else vectors[0] - vectors[1]
+    rows = [class_of[label] for label in question.names]
+    return math.exp(float(inputs.loaded.model.logit_scale.detach())) * side_LD[rows]
 
 
 def start_at(directions_LD: Array, mean_D: Array, spread_D: Array) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from eval_zero_shot import EvalError
 from eval_zero_shot.probe.fitting import STRENGTHS, choose_strength, fit_and_score, merit, probe
 from eval_zero_shot.probe.split import Question, Split, folds_by_patient, question, require_apart, scaling
+from eval_zero_shot.tasks import Task
 
 NAN = float("nan")
 
@@ -141,7 +142,12 @@ def test_splits_that_share_patients_are_refused_with_their_number() -> None:
 def test_what_labels_asks_for() -> None:
     known = ("liver", "spleen", "effusion")
     assert question(None, known).names == known
-    assert question(None, known, ("effusion", "absent")).names == ("effusion",)
+    sides = {"positive": ["a"], "negative": ["b"]}
+    task = Task.model_validate({"name": "t", "classes": {"fluid": {"label": "effusion", **sides}, "absent": sides}})
+    assert question(None, known, task) == Question("t", ("effusion",))
+    classes = {"a": {"label": "liver"}, "b": {"label": "spleen"}}
+    task = Task.model_validate({"name": "o", "kind": "classes", "classes": classes, "prompt_sets": {"x": ["{}."]}})
+    assert question(None, known, task) == Question("o", ("liver", "spleen"), exclusive=True)
     assert question("effusion,liver", known) == Question("labels", ("effusion", "liver"))
     assert question("organ=liver|spleen", known) == Question("organ", ("liver", "spleen"), exclusive=True)
     for wrong in ("kidney", "organ=liver", "organ=liver|kidney", "liver,liver"):
