@@ -61,7 +61,7 @@ def theirs(given: World) -> dict[str, float]:
     model = SimpleNamespace(encode_text=lambda ids: table[ids], encode_image=lambda images: images)
 
     def batches(target: Any) -> Any:
-        class Batches(list):  # type: ignore[type-arg]
+        class Batches(list):
             dataset = SimpleNamespace(classes=CLASSES)
 
         images = torch.tensor(given.images_ND)
