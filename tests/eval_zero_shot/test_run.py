@@ -100,6 +100,14 @@ def test_another_geometry_is_refused_unless_told(toy_shards: ShardSet, toy_encod
     run(toy_shards, toy_encoder, stored_geometry=replace(stored, spacing_mm=GEOMETRY.spacing_mm))
 
 
+def test_a_task_of_classes_is_for_another_command(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
+    classes = {"bright": {"prompts": ["bright"]}, "dark": {"prompts": ["dark"]}}
+    task = Task.model_validate({"name": "brightness", "kind": "classes", "classes": classes})
+    with pytest.raises(EvalError, match=r"eval_zero_shot\.classify"):
+        run(toy_shards, toy_encoder, task=task)
+    assert toy_encoder.images_seen == 0, "said before hours of encoding"
+
+
 def test_task_for_other_labels_is_refused(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
     task = Task(name="other", classes={"stone": Finding(positive=("scan",), negative=("no scan",))})
     with pytest.raises(EvalError, match=r"no label of task other.*\n.*\n.*bright, dark"):
