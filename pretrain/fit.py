@@ -57,47 +57,59 @@ class ZeroShotTask:
             )
 
     def select(self, model: Any, data: Any, tokenize: Any, precision: Any) -> dict[str, float]:
+        from eval_zero_shot.classification import score_classification
         from eval_zero_shot.errors import EvalError
         from eval_zero_shot.inputs import choose_rows
-        from eval_zero_shot.run import evaluate
 
         rows = choose_rows(data.select_rows, self.recipe.evaluate.max_studies)
+        inputs = self._inputs("training", model, tokenize, data, precision)
         try:
-            results = evaluate(
-                model, tokenize, data.shards, rows, data.geometry, data.eval_view, self.task,
-                batch_size=self.recipe.train.batch_size, precision=precision, resamples=0, pools=(),
-            )  # fmt: skip
+            outcome = score_classification(inputs, rows, self.task, split=self.recipe.data.splits.select, resamples=0)
         except EvalError as error:  # a model that has diverged is no reason to hang the ranks that wait for its score
             print(f"warning: no zero-shot score: {error}", file=sys.stderr)
-            return {"macro_auroc": float("nan")}
-        scores = {name: float(r.auroc) for name, r in results.per_finding.items() if r.auroc is not None}
-        return {"macro_auroc": float("nan") if results.macro is None else float(results.macro), **scores}
+            return {self.name: float("nan")}
+        each = {m.of: float(m.value) for m in outcome.metrics if _per_class(m, self.task) and m.value is not None}
+        return {self.name: float("nan") if outcome.main.value is None else float(outcome.main.value), **each}
 
     def test(self, release: Path, data: Any, precision: Any, out: Path) -> None:
         import encoders
+        from eval_zero_shot.classification import score_classification
+        from eval_zero_shot.classification_table import print_classification
+        from eval_zero_shot.outcome import write_results
         from eval_zero_shot.report import write_report
         from eval_zero_shot.report.cases import Shown
-        from eval_zero_shot.report.version1 import version1_outcomes
-        from eval_zero_shot.results import print_table
-        from eval_zero_shot.run import evaluate
+        from eval_zero_shot.retrieval.protocol import has_texts, score_retrieval
+        from eval_zero_shot.retrieval.table import print_retrieval
 
-        loaded = encoders.load(str(release))
-        results = evaluate(
-            loaded.model, loaded.tokenizer, data.shards, data.test_rows, data.geometry, data.eval_view, self.task,
-            stored_geometry=loaded.geometry, batch_size=self.recipe.train.batch_size, precision=precision,
-            out=out, provenance={
-                "split": self.recipe.data.splits.test,
-                "release_sha256": loaded.sha256,
-                "training_steps": self.recipe.train.steps,
-            },
-        )  # fmt: skip
-        print_table(results)
-        run = out.parent
-        studies = [Shown(run.name, loaded, data.shards, data.test_rows, self.task)]
+        loaded, run, splits = encoders.load(str(release)), out.parent, self.recipe.data.splits
+        inputs = self._inputs(run.name, loaded.model, loaded.tokenizer, data, precision, loaded.sha256)
+        held = data.select_rows if len(data.select_rows) and splits.select != splits.test else None
+        found = [
+            score_classification(
+                inputs, data.test_rows, self.task, split=splits.test, threshold_rows=held,
+                threshold_split=splits.select,
+            )
+        ]  # fmt: skip
+        print_classification(found[0])
+        if has_texts(data.shards, data.test_rows, "report"):
+            found.append(score_retrieval(inputs, data.test_rows, split=splits.test, pools=POOLS))
+            print_retrieval(found[1])
+        write_results(out, found, {"training_steps": self.recipe.train.steps})
         write_report(
-            version1_outcomes(out, run.name), run / runs.REPORT, title=run.name, metrics=run / "metrics.csv",
-            studies=studies,
+            found, run / runs.REPORT, title=run.name, metrics=run / "metrics.csv",
+            studies=[Shown(run.name, loaded, data.shards, data.test_rows, self.task)],
         )  # fmt: skip
+
+    def _inputs(self, name: str, model: Any, tokenize: Any, data: Any, precision: Any, sha256: str = "") -> Any:
+        """The model as it is, with the preprocessing of the run; nothing is kept in a cache."""
+        from types import SimpleNamespace
+
+        from eval_zero_shot.inputs import Inputs
+
+        loaded = SimpleNamespace(
+            model=model, tokenizer=tokenize, geometry=data.geometry, view=data.eval_view, sha256=sha256, kind="clip"
+        )
+        return Inputs(name, loaded, data.shards, None, self.recipe.train.batch_size, precision)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
