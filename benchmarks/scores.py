@@ -5,18 +5,18 @@ Shapes: N studies, L findings.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from eval_zero_shot.outcome import Outcome, Protocol, read_results
 from eval_zero_shot.statistics import Run
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a run's `results/scores.csv` holds: columns of `run` in the order of `findings`, rows in that of `keys`."""
+    """What a classification was computed from: columns of `run` in the order of `findings`, rows in that of `keys`."""
 
     findings: tuple[str, ...]
     keys: tuple[str, ...]
@@ -28,25 +28,28 @@ class Scores:
         return Run(self.run.scores_NL[:, j : j + 1], self.run.labels_NL[:, j : j + 1], self.run.patients_N)
 
 
-def read_scores(path: str | Path, prompts: str = "main") -> Scores:
-    """Read a `scores.csv` (eval_zero_shot.results.scores_csv), the lines of one prompt set.
+def outcome_of(folder: str | Path, protocol: Protocol = "classification") -> Outcome:
+    """The one outcome of a protocol in a run's `results`. Raises ValueError where there is none, or more than one."""
+    found = [o for o in read_results(folder) if o.protocol == protocol]
+    if len(found) != 1:
+        raise ValueError(f"the results hold {len(found)} outcomes of {protocol}, not one")
+    return found[0]
+
+
+def read_scores(outcome: Outcome, variant: str = "") -> Scores:
+    """Scores of one prompt set ("": the main one).
 
     Raises:
-        ValueError: no line of these prompts, or a study that lacks a finding.
+        ValueError: no score of these prompts, or a study that lacks a finding.
     """
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["prompts"] == prompts]
-    if not rows:
-        raise ValueError(f"{Path(path).name} has no scores of {prompts} prompts")
-    keys, findings = (tuple(dict.fromkeys(row[name] for row in rows)) for name in ("key", "finding"))
-    row_of, column_of = ({name: i for i, name in enumerate(names)} for names in (keys, findings))
-    scores_NL, labels_NL = (np.full((len(keys), len(findings)), np.nan) for _ in range(2))
-    patients = np.empty(len(keys), dtype=object)
-    for row in rows:
-        at = row_of[row["key"]], column_of[row["finding"]]
-        scores_NL[at] = float(row["score"])
-        labels_NL[at] = float(row["label"] or "nan")
-        patients[at[0]] = row["patient"]
+    table = outcome.scores
+    rows = None if table is None else table[table["variant"] == variant]
+    if rows is None or not len(rows):
+        raise ValueError(f"there are no scores of {variant or 'the main'} prompts")
+    keys = list(dict.fromkeys(rows["key"]))
+    wide = rows.pivot(index="key", columns="of", values=["score", "label"]).reindex(keys)
+    scores_NL, labels_NL = (wide[name][list(outcome.classes)].to_numpy(np.float64) for name in ("score", "label"))
     if np.isnan(scores_NL).any():
-        raise ValueError(f"{Path(path).name} lacks a score of some study: it was cut short")
-    return Scores(findings, keys, Run.of(scores_NL, labels_NL, patients))
+        raise ValueError("a score of some study is missing: the file was cut short")
+    patients = rows.drop_duplicates("key").set_index("key")["patient"].reindex(keys)
+    return Scores(outcome.classes, tuple(keys), Run.of(scores_NL, labels_NL, patients.tolist()))

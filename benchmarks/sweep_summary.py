@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.scores import Scores, read_scores
+from benchmarks.scores import Scores, outcome_of, read_scores
+from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.statistics import Interval, macro_difference, macro_over_runs
 
 SAME = ("task_sha256", "geometry_sha256", "view_sha256", "data_sha256", "rows_sha256")
@@ -30,9 +31,9 @@ def summarise(
     Raises:
         ValueError: runs that were scored on other studies, prompts or preprocessing.
     """
-    results = {arm: [_json(f / "results" / "results.json") for f in runs] for arm, runs in folders.items()}
-    scores = {arm: [read_scores(f / "results" / "scores.csv") for f in runs] for arm, runs in folders.items()}
-    _require_same([r["provenance"] for runs in results.values() for r in runs])
+    results = {arm: [outcome_of(f / "results") for f in runs] for arm, runs in folders.items()}
+    scores = {arm: [read_scores(outcome) for outcome in runs] for arm, runs in results.items()}
+    _require_same([o.provenance for runs in results.values() for o in runs])
     options = {"resamples": resamples, "seed": seed}
     findings = scores[ours][0].findings
 
@@ -46,33 +47,45 @@ def summarise(
             "macro": differ(lambda s: s.run),
             "findings": {name: differ(lambda s, name=name: s.finding(name)) for name in findings},
         },
-        "provenance": {name: results[ours][0]["provenance"].get(name) for name in SAME},
+        "provenance": {name: results[ours][0].provenance.get(name) for name in SAME},
         "machine": _json(next(iter(folders[ours])) / "environment.json"),
     }
 
 
-def _arm(folders: list[Path], results: list[dict[str, Any]], scores: list[Scores], options: Any) -> dict[str, Any]:
+def _arm(folders: list[Path], results: list[Outcome], scores: list[Scores], options: Any) -> dict[str, Any]:
     over = macro_over_runs([s.run for s in scores], **options)
     return {
-        "runs": {f.name: r["macro"] for f, r in zip(folders, results, strict=True)},
+        "runs": {f.name: r.main.value for f, r in zip(folders, results, strict=True)},
         "macro": asdict(over),
         "findings": {
             name: asdict(macro_over_runs([s.finding(name) for s in scores], **options)) for name in scores[0].findings
         },
-        "synonym_macro": _mean(r["synonym_macro"] for r in results),
-        "retrieval": [
-            {
-                **{key: entry[key] for key in ("direction", "k", "pool", "chance")},
-                "value": _mean(r["retrieval"][i]["value"] for r in results),
-                "per_run": [r["retrieval"][i]["value"] for r in results],
-            }
-            for i, entry in enumerate(results[0]["retrieval"])
-        ],
+        "synonym_macro": _mean(_value(r, "auroc", "", prompts="synonyms") for r in results),
+        "retrieval": _retrieval([outcome_of(f / "results", "retrieval") for f in folders]),
         "step_seconds": _mean(step_seconds(f) for f in folders),
     }
 
 
-def _require_same(provenances: Sequence[dict[str, Any]]) -> None:
+def _retrieval(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Recall of each direction, k and pool, identical reports as hits, beside chance."""
+    found = []
+    for metric in outcomes[0].metrics:
+        if metric.name != "recall" or metric.at.get("ties") != "identical_texts":
+            continue
+        values = [_value(o, "recall", metric.of, **metric.at) for o in outcomes]
+        k, pool = metric.at["k"], metric.at["pool"]
+        chance = _value(outcomes[0], "chance", metric.of, **metric.at)
+        found.append({"direction": metric.of, "k": k, "pool": pool, "chance": chance, "value": _mean(values),
+                      "per_run": values})  # fmt: skip
+    return found
+
+
+def _value(outcome: Outcome, name: str, of: str, **at: Any) -> float | None:
+    found = outcome.metric(name, of, **at)
+    return None if found is None else found.value
+
+
+def _require_same(provenances: Sequence[Mapping[str, Any]]) -> None:
     for name in SAME:
         if len({p.get(name) for p in provenances}) > 1:
             raise ValueError(f"runs differ in {name}: scores of other studies, words or preprocessing do not compare")

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.inputs import add_embedding, choose_rows, run_command
+from eval_zero_shot.inputs import Inputs, add_embedding, choose_rows, run_command
 from eval_zero_shot.outcome import Metric, Outcome, write_results
+from eval_zero_shot.paired import cases_of, paired_difference
 from eval_zero_shot.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
     from encoders.loading import Loaded
     from eval_zero_shot.embedding import StudyFeatures
     from eval_zero_shot.feature_cache import FeatureCache
-    from eval_zero_shot.results import Results
-    from eval_zero_shot.statistics import Interval
 
+POINT = "a point of the sweep"  # why it has no interval
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 
 
@@ -57,22 +57,24 @@ class Sweep:
 
     points: tuple[Point, ...]
     chosen: float
-    results: Mapping[str, tuple[Results, Results, Results]]
+    results: Mapping[str, tuple[Outcome, Outcome, Outcome]]
 
-    def differences(self, task: str, resamples: int, seed: int) -> tuple[Interval, Interval]:
+    def differences(self, task: str, resamples: int, seed: int) -> tuple[Metric, Metric]:
         """(merged - base, merged - tuned) of a task's headline on test, paired by patient."""
-        from eval_zero_shot.statistics import Run, macro_difference
-
-        base, merged, tuned = (
-            Run.of(r.cases.scores_NL, r.cases.labels_NL, r.cases.patients) for r in self.results[task]
-        )
+        base, merged, tuned = self.results[task]
         found = []
         for other, end in ((base, 0.0), (tuned, 1.0)):
-            interval = macro_difference([merged], [other], resamples=resamples, seed=seed)
-            if self.chosen == end or interval.low == interval.high:
-                reason = "the same weights" if self.chosen == end else "all resamples agree"
-                interval = replace(interval, low=None, high=None, reason=reason)
-            found.append(interval)
+            difference, _ = paired_difference(
+                cases_of(merged), cases_of(other), resamples=resamples, seed=seed, method="percentile"
+            )
+            reason = "the same weights" if self.chosen == end else difference.reason
+            low, high = (None, None) if reason else (difference.low, difference.high)
+            found.append(
+                Metric(
+                    f"{merged.headline}_difference", difference.value, low, high, n=difference.cases,
+                    method=None if reason else "percentile", reason=reason,
+                )
+            )  # fmt: skip
         return found[0], found[1]
 
 
@@ -115,21 +117,19 @@ class Scorer:
     def set(self, alpha: float) -> None:
         self.pair.set(self.loaded.model.clip, alpha)
 
-    def results(self, alpha: float, split: str, task: Task, resamples: int = 0) -> Results:
+    def results(self, alpha: float, split: str, task: Task, resamples: int = 0) -> Outcome:
         """Of the weights that were set last, which must be those of `alpha`."""
-        from eval_zero_shot.run import evaluate
+        from eval_zero_shot.classification import score_classification
 
-        identity = self.identity(alpha)
-        return evaluate(
-            self.loaded.model, self.loaded.tokenizer, self.shards, self.rows[split], self.loaded.geometry,
-            self.loaded.view, task, stored_geometry=self.loaded.geometry, pools=(), resamples=resamples,
-            cache=self.cache, release_sha256=identity, progress=sys.stderr.isatty(),
-            provenance={"split": split, "release_sha256": identity, "alpha": alpha}, **self.how,
-        )  # fmt: skip
+        loaded = replace(self.loaded, sha256=self.identity(alpha))
+        inputs = Inputs("point", loaded, self.shards, self.cache, self.how["batch_size"], self.how["precision"])
+        return score_classification(
+            inputs, self.rows[split], task, split=split, resamples=resamples, seed=self.how["seed"]
+        )
 
     def headline(self, alpha: float, split: str, task: Task) -> float:
         """Raises EvalError where the split has none."""
-        value = self.results(alpha, split, task).macro
+        value = self.results(alpha, split, task).main.value
         if value is None:
             raise EvalError(
                 f"task {task.name} has no score on split '{split}': no finding has both classes there",
@@ -157,7 +157,7 @@ def sweep(
         found = [{t.name: scorer.headline(alpha, split, t) for t in tasks} for split in (validation, test)]
         points.append(Point(alpha, *found))
     chosen = choose(points)
-    shown: dict[float, dict[str, Results]] = {}
+    shown: dict[float, dict[str, Outcome]] = {}
     for alpha in {0.0, chosen, 1.0}:
         scorer.set(alpha)
         shown[alpha] = {task.name: scorer.results(alpha, test, task, resamples) for task in tasks}
@@ -172,61 +172,32 @@ def outcomes(
     the sweep (at alpha, split) and its differences to both parents (of the parent)."""
     made = []
     for task, three in found.results.items():
-        for place, (name, sha, results) in enumerate(zip(names, shas, three, strict=True)):
-            metrics = _metrics(results)
+        for place, (name, sha, outcome) in enumerate(zip(names, shas, three, strict=True)):
+            more: list[Metric] = []
             if place == 1:
-                metrics += [
-                    Metric("auroc", value, at={"alpha": point.alpha, "split": split}, reason="a point of the sweep")
+                more += [
+                    Metric(
+                        outcome.headline,
+                        value,
+                        at={"alpha": point.alpha, "split": split},
+                        reason="a point of the sweep",
+                    )
                     for point in found.points
                     for split, value in ((validation, point.validation[task]), (test, point.test[task]))
                 ]
-                metrics += [
-                    Metric.of_interval("auroc_difference", interval, of=parent, n=results.studies)
-                    for parent, interval in zip(
-                        (names[0], names[2]), found.differences(task, resamples, seed), strict=True
-                    )
-                ]
-            provenance = {k: v for k, v in results.provenance.items() if k not in ("prompts", "split")}
-            notes = (
+                ends = zip((names[0], names[2]), found.differences(task, resamples, seed), strict=True)
+                more += [replace(metric, of=parent) for parent, metric in ends]
+            note = (
                 f"WiSE-FT between {names[0]} (a = 0) and {names[2]} (a = 1): a = {found.chosen:g}, chosen on split "
-                f"'{validation}' by the mean over {len(found.results)} tasks; shown on '{test}'.",
+                f"'{validation}' by the mean over {len(found.results)} tasks; shown on '{test}'."
             )
-            outcome = Outcome(
-                protocol="classification", task=task, model=name, model_sha256=sha, headline="auroc",
-                metrics=tuple(metrics), studies=results.studies, scans=results.studies, patients=results.patients,
-                classes=tuple(results.per_finding), prompts=results.provenance["prompts"],
-                provenance={**provenance, "split": test, "validation_split": validation}, notes=notes,
-                scores=_scores(results),
+            made.append(
+                replace(
+                    outcome, model=name, model_sha256=sha, metrics=(*outcome.metrics, *more),
+                    provenance={**outcome.provenance, "validation_split": validation}, notes=(note, *outcome.notes),
+                )
             )  # fmt: skip
-            made.append(outcome)
     return made
-
-
-def _metrics(results: Results) -> list[Metric]:
-    metrics = []
-    for name, value, interval in (
-        ("", results.macro, results.macro_interval),
-        *((name, r.auroc, r.interval) for name, r in results.per_finding.items() if name not in results.excluded),
-    ):
-        if interval is not None:
-            metrics.append(Metric.of_interval("auroc", interval, of=name, n=results.studies))
-        else:
-            metrics.append(Metric("auroc", value, of=name, n=results.studies, reason="no resamples asked for"))
-    return metrics
-
-
-def _scores(results: Results) -> Any:
-    import numpy as np
-    import pandas as pd
-
-    cases = results.cases
-    n, columns = cases.scores_NL.shape
-    return pd.DataFrame(
-        {
-            "key": np.repeat(cases.keys, columns), "patient": np.repeat(cases.patients, columns), "variant": "",
-            "of": np.tile(cases.names, n), "score": cases.scores_NL.ravel(), "label": cases.labels_NL.ravel(),
-        }
-    )  # fmt: skip
 
 
 def _names(args: argparse.Namespace) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from eval_zero_shot.outcome import Outcome, Protocol
 
 KS = (1, 5, 10, 50, 100)
+FULL: dict[str, int | str] = {"pool": "full", "ties": "identical_texts"}
 TASK_NAMES: dict[Protocol, str] = {
     "classification": "zeroshot_classification",
     "retrieval": "zeroshot_retrieval",
@@ -28,7 +29,12 @@ SHARED: dict[str, tuple[Protocol, str, str, dict[str, int | str]]] = {
     "mean_per_class_recall": ("classification", "balanced_accuracy", "", {}),
     "mean_average_precision": ("classification", "auprc", "", {}),
     **{
-        f"{column}_retrieval_recall@{k}": ("retrieval", "recall", direction, {"k": k, "pool": "full"})
+        f"{column}_retrieval_recall@{k}": (
+            "retrieval",
+            "recall",
+            direction,
+            {"k": k, **FULL},
+        )
         for column, direction in (("image", "text_to_image"), ("text", "image_to_text"))
         for k in KS
     },

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.suite_file import Audit, Classification, Probe, Retrieval, Vqa
@@ -100,7 +100,13 @@ def audit(inputs: Inputs, entry: Audit) -> Sequence[Outcome]:
     return [found.outcome]
 
 
-PROTOCOLS = {"classification": classification, "retrieval": retrieval, "probe": probe, "vqa": vqa, "audit": audit}
+PROTOCOLS: dict[str, Callable[[Any, Any], Sequence[Outcome]]] = {
+    "classification": classification,
+    "retrieval": retrieval,
+    "probe": probe,
+    "vqa": vqa,
+    "audit": audit,
+}
 
 
 def _known_rows(inputs: Inputs, split: str) -> NDArray | None:

@@ -67,19 +67,24 @@ class ZeroShotTask:
             outcome = score_classification(inputs, rows, self.task, split=self.recipe.data.splits.select, resamples=0)
         except EvalError as error:  # a model that has diverged is no reason to hang the ranks that wait for its score
             print(f"warning: no zero-shot score: {error}", file=sys.stderr)
-            return {self.name: float("nan")}
-        each = {m.of: float(m.value) for m in outcome.metrics if _per_class(m, self.task) and m.value is not None}
-        return {self.name: float("nan") if outcome.main.value is None else float(outcome.main.value), **each}
+            return {"macro_auroc": float("nan")}
+        each = {m.of: m for name in outcome.classes if (m := outcome.metric("auroc", name)) is not None}
+        macro = outcome.main.value
+        return {
+            "macro_auroc": float("nan") if macro is None else float(macro),
+            **{name: float(m.value) for name, m in each.items() if m.value is not None},
+        }
 
     def test(self, release: Path, data: Any, precision: Any, out: Path) -> None:
         import encoders
         from eval_zero_shot.classification import score_classification
         from eval_zero_shot.classification_table import print_classification
+        from eval_zero_shot.errors import EvalError
         from eval_zero_shot.outcome import write_results
         from eval_zero_shot.report import write_report
         from eval_zero_shot.report.cases import Shown
-        from eval_zero_shot.retrieval.protocol import has_texts, score_retrieval
-        from eval_zero_shot.retrieval.table import print_retrieval
+        from eval_zero_shot.retrieval.protocol import score_retrieval
+        from eval_zero_shot.retrieve import print_outcome
 
         loaded, run, splits = encoders.load(str(release)), out.parent, self.recipe.data.splits
         inputs = self._inputs(run.name, loaded.model, loaded.tokenizer, data, precision, loaded.sha256)
@@ -91,9 +96,11 @@ class ZeroShotTask:
             )
         ]  # fmt: skip
         print_classification(found[0])
-        if has_texts(data.shards, data.test_rows, "report"):
-            found.append(score_retrieval(inputs, data.test_rows, split=splits.test, pools=POOLS))
-            print_retrieval(found[1])
+        try:
+            found.append(score_retrieval(inputs, data.test_rows, split=splits.test, pools=(64, "full"), ks=(1, 5, 10)))
+            print_outcome(found[1])
+        except EvalError as error:  # of studies without a report there is none
+            print(f"no retrieval: {error}", file=sys.stderr)
         write_results(out, found, {"training_steps": self.recipe.train.steps})
         write_report(
             found, run / runs.REPORT, title=run.name, metrics=run / "metrics.csv",
