@@ -32,7 +32,7 @@ def report(ceiling: Supervised, selected: float, beside: Path | None) -> dict[st
     """
     from dataclasses import asdict
 
-    from benchmarks.scores import read_scores
+    from benchmarks.scores import outcome_of, read_scores
     from eval_zero_shot.statistics import auroc_intervals, macro_difference
 
     keys, run = ceiling.score(ceiling.data.test_rows)
@@ -45,7 +45,7 @@ def report(ceiling: Supervised, selected: float, beside: Path | None) -> dict[st
         "recipe": dump(ceiling.recipe),
     }
     if beside is not None:
-        theirs = read_scores(beside / "results" / "scores.csv")
+        theirs = read_scores(outcome_of(beside / "results"))
         if (theirs.keys, theirs.findings) != (keys, ceiling.findings):
             raise ConfigError(
                 f"--beside {beside.name}: it was scored on other studies or findings",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,17 @@ class Inputs:
     cache: FeatureCache | None
     batch_size: int = 8
     precision: Any = "fp32"
+
+    @classmethod
+    def of(
+        cls, model: Any, tokenizer: Any, shards: Any, geometry: Any, view: Any, *, name: str = "model",
+        sha256: str = "", batch_size: int = 8, precision: Any = "fp32",
+    ) -> Inputs:  # fmt: skip
+        """A model in memory (see `eval_zero_shot.embedding`), as one that is being trained; nothing is kept."""
+        loaded = SimpleNamespace(
+            model=model, tokenizer=tokenizer, geometry=geometry, view=view, sha256=sha256, kind="clip"
+        )
+        return cls(name, loaded, shards, None, batch_size, precision)
 
     def rows(self, split: str, max_studies: int | None = None) -> NDArray:
         """Rows of a split. Raises EvalError naming the splits there are."""

@@ -180,7 +180,7 @@ def outcomes(
                         outcome.headline,
                         value,
                         at={"alpha": point.alpha, "split": split},
-                        reason="a point of the sweep",
+                        reason=POINT,
                     )
                     for point in found.points
                     for split, value in ((validation, point.validation[task]), (test, point.test[task]))

@@ -108,15 +108,12 @@ class ZeroShotTask:
         )  # fmt: skip
 
     def _inputs(self, name: str, model: Any, tokenize: Any, data: Any, precision: Any, sha256: str = "") -> Any:
-        """The model as it is, with the preprocessing of the run; nothing is kept in a cache."""
-        from types import SimpleNamespace
-
         from eval_zero_shot.inputs import Inputs
 
-        loaded = SimpleNamespace(
-            model=model, tokenizer=tokenize, geometry=data.geometry, view=data.eval_view, sha256=sha256, kind="clip"
-        )
-        return Inputs(name, loaded, data.shards, None, self.recipe.train.batch_size, precision)
+        return Inputs.of(
+            model, tokenize, data.shards, data.geometry, data.eval_view, name=name, sha256=sha256,
+            batch_size=self.recipe.train.batch_size, precision=precision,
+        )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

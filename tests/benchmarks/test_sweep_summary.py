@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks.scores import read_scores
+from benchmarks.scores import outcome_of, read_scores
 from benchmarks.sweep_summary import markdown, step_seconds, summarise, write
-from eval_zero_shot.results import Cases, scores_csv
+from eval_zero_shot.outcome import Metric, Outcome, write_results
 
 FINDINGS = ("cyst", "effusion", "stone")
 
@@ -26,15 +28,31 @@ def finished_run(
     labels = np.random.default_rng(7).integers(0, 2, (60, 3)).astype(float)
     labels[:, 2], labels[0, 0] = 0.0, np.nan
     positive = skill * np.nan_to_num(labels) + np.random.default_rng(seed).normal(size=labels.shape)
-    nothing = np.full_like(labels, np.nan)
-    keys, patients = tuple(f"{i:04x}" for i in range(60)), tuple(f"p{i % 40}" for i in range(60))
-    cases = Cases(FINDINGS, keys, patients, labels, positive, np.zeros_like(labels), nothing, nothing)
-    entry = {"direction": "text_to_image", "k": 1, "pool": 16, "chance": 0.0625, "value": skill / 10}
-    results: dict[str, Any] = {"macro": 0.5, "synonym_macro": None, "retrieval": [entry]}
-    results["provenance"] = {"rows_sha256": rows}
-    (folder / "results").mkdir(parents=True)
-    (folder / "results" / "scores.csv").write_text(scores_csv(cases))
-    (folder / "results" / "results.json").write_text(json.dumps(results))
+    scores = pd.DataFrame(
+        [
+            (f"{i:04x}", f"p{i % 40}", "", name, positive[i, j], labels[i, j])
+            for i in range(60)
+            for j, name in enumerate(FINDINGS)
+        ],
+        columns=["key", "patient", "variant", "of", "score", "label"],
+    )
+    common: dict[str, Any] = {
+        "task": "t",
+        "model": "m",
+        "model_sha256": "s",
+        "studies": 60,
+        "scans": 60,
+        "patients": 40,
+    }
+    common["provenance"] = {"rows_sha256": rows}
+    at: dict[str, Any] = {"k": 1, "pool": 16, "ties": "identical_texts"}
+    recalls = [Metric(n, v, of="text_to_image", at=at) for n, v in (("recall", skill / 10), ("chance", 0.0625))]
+    found = [
+        Outcome("classification", headline="auroc", metrics=(Metric("auroc", 0.5),), classes=FINDINGS, scores=scores,
+                **common),
+        Outcome("retrieval", headline="mean_recall", metrics=(Metric("mean_recall", 0.1), *recalls), **common),
+    ]  # fmt: skip
+    write_results(folder / "results", found)
     (folder / "environment.json").write_text(json.dumps({"cores": 2}))
     board = SummaryWriter(str(folder / "tensorboard"))
     for number, seconds in enumerate(steps):
@@ -78,13 +96,13 @@ def test_step_time_leaves_pauses_out(tmp_path: Path) -> None:
 
 
 def test_scores_come_back_as_written(tmp_path: Path) -> None:
-    file = finished_run(tmp_path / "run", 1.0, 0) / "results" / "scores.csv"
-    scores = read_scores(file)
+    outcome = outcome_of(finished_run(tmp_path / "run", 1.0, 0) / "results")
+    scores = read_scores(outcome)
     assert scores.findings == FINDINGS and len(scores.keys) == 60
     assert np.isnan(scores.run.labels_NL[0, 0]) and scores.run.patients_N[41] == "p1"
     assert scores.finding("stone").scores_NL[:, 0].tolist() == scores.run.scores_NL[:, 2].tolist()
     with pytest.raises(ValueError, match="synonyms"):
-        read_scores(file, "synonyms")
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+        read_scores(outcome, "synonyms")
+    assert outcome.scores is not None
     with pytest.raises(ValueError, match="cut short"):
-        read_scores(file)
+        read_scores(replace(outcome, scores=outcome.scores.iloc[:-1]))

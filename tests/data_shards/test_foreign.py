@@ -118,18 +118,18 @@ class Mean(torch.nn.Module):
 
 def test_foreign_tars_are_embedded_and_scored(published: dict[str, Path], cache: Path) -> None:
     from eval_zero_shot import Finding, Task
+    from eval_zero_shot.classification import score_classification
     from eval_zero_shot.embedding import embed_images
-    from eval_zero_shot.run import evaluate
+    from eval_zero_shot.inputs import Inputs
 
     shards = ForeignShards.open(published["clip_benchmark"], cache=cache)
     rows = shards.rows("train")
     found = embed_images(Mean(), shards, rows, GEOMETRY, View("centre"))
     assert list(found.keys) == [shards.key(r) for r in rows] and np.isfinite(found.features_ND).all()
     task = Task(name="toy", classes={"pneumonia": Finding(positive=("pneumonia",), negative=("normal lung",))})
-    scored = evaluate(
-        Mean(), tokenize, shards, rows, GEOMETRY, View("centre"), task, resamples=0, pools=()
-    )  # fmt: skip
-    assert (scored.studies, scored.per_finding["pneumonia"].n_unknown) == (5, 0)
+    inputs = Inputs.of(Mean(), tokenize, shards, GEOMETRY, View("centre"))
+    scored = score_classification(inputs, rows, task, split="train", resamples=0)
+    assert (scored.studies, scored.main.value is not None) == (5, True)
     assert scored.provenance["data_sha256"] == shards.manifest_hash
 
 

@@ -194,7 +194,7 @@ def test_the_command_writes_results(
     assert (tmp_path / "out" / "results.json").read_bytes() == before
     from jsonschema import validate
 
-    schema = Path(__file__).parents[2] / "eval_zero_shot" / "outcome.schema.json"
+    schema = Path(__file__).parents[2] / "eval_zero_shot" / "results.schema.json"
     validate(json.loads(before), json.loads(schema.read_text()))
 
 

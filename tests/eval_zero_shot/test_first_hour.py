@@ -190,19 +190,19 @@ def test_features_are_kept_until_anything_changes(
 ) -> None:
     cache = tmp_path / "cache"
     arguments = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "0"]
-    arguments += ["--pool", "8", "--device", "cpu", "--allow-geometry-mismatch", "--out", str(tmp_path / "out")]
+    arguments += ["--pool", "8", "--device", "cpu", "--no-cases", "--out", str(tmp_path / "out")]
     assert run.main([*arguments, "--no-cache"]) == 0
-    fresh = (tmp_path / "out" / "scores.csv").read_text()
+    fresh = (tmp_path / "out" / "scores.parquet").read_bytes()
     assert not cache.exists()
     assert run.main([*arguments, "--cache", str(cache)]) == 0
     (kept,) = cache.iterdir()
     stamp = kept.stat().st_mtime_ns
     assert run.main([*arguments, "--cache", str(cache)]) == 0
     assert [f.stat().st_mtime_ns for f in cache.iterdir()] == [stamp]
-    assert (tmp_path / "out" / "scores.csv").read_text() == fresh
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == fresh
     kept.write_bytes(kept.read_bytes()[:-40])  # a damaged file is made again
     assert run.main([*arguments, "--cache", str(cache)]) == 0
-    assert (tmp_path / "out" / "scores.csv").read_text() == fresh
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == fresh
     assert run.main([*arguments, "--cache", str(cache), "--max-studies", "5"]) == 0
     assert len(list(cache.iterdir())) == 2
     monkeypatch.setattr(feature_cache, "code_sha256", lambda: "other code")

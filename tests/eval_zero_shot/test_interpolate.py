@@ -19,15 +19,16 @@ import eval_zero_shot
 from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.dual import build_dual
 from encoders.release import write_release
+from eval_zero_shot.classification import score_classification
+from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.interpolate import Point, choose, main
 from eval_zero_shot.outcome import Outcome, read_results
 from eval_zero_shot.paired import cases_of, paired_difference
-from eval_zero_shot.run import evaluate
 from eval_zero_shot.tasks import load_task
 
 from .conftest import GEOMETRY, TASK, VIEW, study
 
-SCHEMA = Path(eval_zero_shot.__file__).with_name("outcome.schema.json")
+SCHEMA = Path(eval_zero_shot.__file__).with_name("results.schema.json")
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VISION = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
 CONFIG = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**VISION, "image_size": 8}, "text_cfg": TEXT}
@@ -104,15 +105,13 @@ def test_the_sweep_chooses_on_validation_and_shows_both_ends(
     assert merged.model_sha256 == loaded.sha256
     assert loaded.config["provenance"]["merged"]["alpha"] == chosen
     for task in tasks:
-        alone = evaluate(
-            loaded.model, loaded.tokenizer, studies, studies.rows("test"), loaded.geometry, loaded.view,
-            load_task(task), pools=(), resamples=200,
-        )  # fmt: skip
+        alone = score_classification(Inputs("alone", loaded, studies, None), studies.rows("test"), load_task(task),
+                                     resamples=200)  # fmt: skip
         found = made[load_task(task).name, "merged"].main
-        assert alone.macro == pytest.approx(found.value, abs=1e-12) and found.value == pytest.approx(
+        assert alone.main.value == pytest.approx(found.value, abs=1e-12) and found.value == pytest.approx(
             {"toy": sweep, "words": other}[alone.task][chosen, "test"], abs=1e-12
         )
-        assert alone.macro_interval is not None and alone.macro_interval.low == pytest.approx(found.low, abs=1e-12)
+        assert alone.main.low is not None and alone.main.low == pytest.approx(found.low, abs=1e-12)
 
     for parent in ("base", "tuned"):
         difference = merged.metric("auroc_difference", parent)

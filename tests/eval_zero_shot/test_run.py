@@ -1,137 +1,181 @@
-"""A whole evaluation over real shards with a toy encoder: numbers, files, refusals."""
+"""The whole suite from its command line: cells that are kept, tables, comparisons, the page, and what goes wrong."""
 
 from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
+import pandas as pd
 import pytest
-import torch
-from sklearn.metrics import roc_auc_score
+import yaml
 
-import encoders
-from data_shards.shard_set import ShardSet
-from encoders.dual import build_dual
-from encoders.release import write_release
-from eval_zero_shot import EvalError, Finding, Task
+from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import choose_rows
-from eval_zero_shot.results import Results, print_table
-from eval_zero_shot.run import evaluate, main
+from eval_zero_shot.outcome import read_results
+from eval_zero_shot.run import main
+from eval_zero_shot.spreadsheet import COLUMNS
+from eval_zero_shot.suite_file import load_suite
 
-from .conftest import GEOMETRY, TASK, VIEW, ToyEncoder, tokenize
+from .conftest import TASK
+from .toy_release import write_toy_release
 
-
-def run(shards: ShardSet, model: ToyEncoder, **options: object) -> Results:
-    options = {"resamples": 50, "pools": (8,), "repeats": 5, **options}
-    rows = options.pop("rows", shards.rows("test"))
-    return evaluate(model, tokenize, shards, rows, GEOMETRY, VIEW, options.pop("task", TASK), **options)
-
-
-def test_toy_task_is_solved(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
-    out = run(toy_shards, toy_encoder)
-    assert out.macro == 1.0
-    assert out.per_finding["bright"].n_unknown == 4
-    assert out.per_finding["dark"].n_unknown == 0
-    assert (out.studies, out.patients) == (24, 12)
-    assert out.per_finding["dark"].pos_patients == 12
-    assert out.per_finding["dark"].too_few
-    assert out.excluded == {"absent_from_the_shards": "no study with a known label"}
-    assert out.synonym_macro == 1.0
-    assert out.per_finding["bright"].synonym_auroc == 1.0
-    recall = out.recall("text_to_image", k=1, pool=8)
-    assert recall is not None
-    assert recall.value > recall.chance > recall.chance_plain
+TOY = TASK.model_dump(mode="json")
 
 
-def test_files_hold_what_the_results_say(toy_shards: ShardSet, toy_encoder: ToyEncoder, tmp_path: Path) -> None:
-    out = run(toy_shards, toy_encoder, out=tmp_path / "a" / "b", provenance={"split": "test"})
-    folder = tmp_path / "a" / "b"
-    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "scores.csv", "scores.parquet"]
-    stored = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
-    assert stored == json.loads(json.dumps(out.to_dict()))
-    assert stored["results_version"] == 1
-    assert stored["provenance"]["split"] == "test"
-    assert stored["provenance"]["geometry_sha256"] == GEOMETRY.identity
-    assert stored["provenance"]["data_sha256"] == toy_shards.manifest_hash
-    with (folder / "scores.csv").open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if (line["finding"], line["prompts"]) == ("bright", "main")]
-    assert len(lines) == 24
-    known = [line for line in lines if line["label"]]
-    auroc = roc_auc_score([int(line["label"]) for line in known], [float(line["score"]) for line in known])
-    assert auroc == out.per_finding["bright"].auroc
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_release(tmp_path_factory.mktemp("release") / "first")
 
 
-def test_two_evaluations_write_the_same_bytes(toy_shards: ShardSet, toy_encoder: ToyEncoder, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        torch.rand(1), np.random.rand()  # the world moves on between them
-        run(toy_shards, toy_encoder, out=tmp_path / name)
-    for file in ("results.json", "scores.csv"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same kind of model with other weights."""
+    return write_toy_release(tmp_path_factory.mktemp("release") / "second", seed=1)
 
 
-def test_results_that_cannot_be_written_leave_the_old_ones(
-    toy_shards: ShardSet, toy_encoder: ToyEncoder, tmp_path: Path
+@pytest.fixture
+def suite(toy_folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "toy.yaml").write_text(json.dumps(TOY))
+    body = {
+        "name": "toys",
+        "data": str(toy_folder),
+        "entries": [
+            {"protocol": "classification", "task": "toy.yaml", "resamples": 200},
+            {"protocol": "retrieval", "pools": [8, "full"], "ks": [1, 5], "repeats": 5, "resamples": 200},
+        ],
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(body))
+    return tmp_path / "suite.yaml"
+
+
+def run(suite: Path, out: Path, *models: Path, more: tuple[str, ...] = ()) -> int:
+    words = ["--models", *map(str, models), "--suite", str(suite), "--out", str(out), "--device", "cpu"]
+    return main([*words, "--cache", str(out.parent / "cache"), *more])
+
+
+def cells(out: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in (out / "cells").glob("*/results.json")}
+
+
+def test_two_models_are_scored_compared_and_shown(
+    suite: Path, release: Path, second: Path, tmp_path: Path, repo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = run(toy_shards, toy_encoder, out=tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError):
-        replace(out, macro=float("nan"), cases=replace(out.cases, keys=out.cases.keys[::-1])).write(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    out = tmp_path / "out"
+    assert run(suite, out, release, second) == 0
+    told = capsys.readouterr()
+    assert "[4/4] second: retrieval" in told.err and "second − first: default prompts" in told.out
+    schema = json.loads((repo / "eval_zero_shot" / "results.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads((out / "results.json").read_text(), parse_constant=pytest.fail), schema)
+    outcomes = read_results(out)
+    assert [(o.model, o.protocol) for o in outcomes] == [
+        ("first", "classification"), ("first", "retrieval"), ("second", "classification"), ("second", "retrieval"),
+    ]  # fmt: skip
+    assert all(o.scores is not None and len(o.scores) for o in outcomes)
+    with (out / "results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert tuple(lines[0]) == COLUMNS and len(lines) == 4
+    assert [line["task"] for line in lines[:2]] == ["zeroshot_classification", "zeroshot_retrieval"]
+    assert float(lines[0]["auroc"]) == outcomes[0].main.value
+    recall = outcomes[1].metric("recall", "text_to_image", k=1, pool="full", ties="identical_texts")
+    assert recall is not None and float(lines[1]["image_retrieval_recall@1"]) == recall.value
+    compared = json.loads((out / "comparisons" / "second" / "comparison.json").read_text())["comparisons"]
+    assert {(c["model"], c["reference"]) for c in compared} == {("second", "first")}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "toys" in page and "second" in page
 
 
-def test_without_resamples_and_pools_it_is_cheap(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
-    out = run(toy_shards, toy_encoder, resamples=0, pools=())
-    assert out.macro == 1.0
-    assert out.macro_interval is None
-    assert out.retrieval == ()
-    assert len(toy_encoder.texts_seen) == len(TASK.texts())  # no report was encoded
-    json.dumps(out.to_dict(), allow_nan=False)
+def test_what_is_scored_is_kept_and_what_changed_is_scored_again(
+    suite: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(suite, out, release, more=("--no-cases",)) == 0
+    first, body = cells(out), (out / "results.json").read_bytes()
+    table = pd.read_parquet(out / "scores.parquet")
+    capsys.readouterr()
+    assert run(suite, out, release, more=("--no-cases",)) == 0
+    assert capsys.readouterr().err.count("(kept)") == 2
+    assert cells(out) == first and (out / "results.json").read_bytes() == body
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "scores.parquet"), table)
+    other = json.loads(json.dumps(TOY))
+    other["classes"]["bright"]["prompts"]["main"]["positive"] = ["a bright scan"]
+    (tmp_path / "toy.yaml").write_text(json.dumps(other))
+    assert run(suite, out, release, more=("--no-cases",)) == 0
+    assert capsys.readouterr().err.count("(kept)") == 1, "other words are another cell, retrieval is the same"
+    assert len(cells(out)) == 3
 
 
-def test_another_geometry_is_refused_unless_told(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
-    stored = replace(GEOMETRY, spacing_mm=(1.0, 1.0, 1.0))
-    with pytest.raises(EvalError, match=r"another geometry.*spacing_mm"):
-        run(toy_shards, toy_encoder, stored_geometry=stored)
-    out = run(toy_shards, toy_encoder, stored_geometry=stored, allow_geometry_mismatch=True)
-    assert out.provenance["stored_geometry_sha256"] != out.provenance["geometry_sha256"]
-    run(toy_shards, toy_encoder, stored_geometry=replace(stored, spacing_mm=GEOMETRY.spacing_mm))
+def test_what_cannot_be_scored_is_told_and_the_rest_goes_on(
+    suite: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = yaml.safe_load(suite.read_text())
+    body["entries"].insert(0, {"protocol": "classification", "task": "toy.yaml", "split": "tset", "name": "lost"})
+    suite.write_text(yaml.safe_dump(body))
+    assert run(suite, tmp_path / "out", release, tmp_path / "nowhere", more=("--no-cases",)) == 1
+    told = capsys.readouterr().err
+    assert "error: " in told and "classification lost: no study in split 'tset'" in told
+    assert [o.task for o in read_results(tmp_path / "out")] == ["toy", "retrieval_report"]
 
 
-def test_a_task_of_classes_is_for_another_command(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
-    classes = {"bright": {"prompts": ["bright"]}, "dark": {"prompts": ["dark"]}}
-    task = Task.model_validate({"name": "brightness", "kind": "classes", "classes": classes})
-    with pytest.raises(EvalError, match=r"eval_zero_shot\.classify"):
-        run(toy_shards, toy_encoder, task=task)
-    assert toy_encoder.images_seen == 0, "said before hours of encoding"
+def test_two_entries_of_one_name_are_refused(
+    suite: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = yaml.safe_load(suite.read_text())
+    body["entries"].append({**body["entries"][0], "seed": 1})
+    suite.write_text(yaml.safe_dump(body))
+    assert run(suite, tmp_path / "out", release, more=("--no-cases",)) == 1
+    assert "two entries give classification of task toy" in capsys.readouterr().err
+    body["entries"][-1]["name"] = "again"
+    suite.write_text(yaml.safe_dump(body))
+    assert run(suite, tmp_path / "out", release, more=("--no-cases",)) == 0
+    assert {o.task for o in read_results(tmp_path / "out")} >= {"toy", "again"}
 
 
-def test_task_for_other_labels_is_refused(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
-    task = Task(name="other", classes={"stone": Finding(positive=("scan",), negative=("no scan",))})
-    with pytest.raises(EvalError, match=r"no label of task other.*\n.*\n.*bright, dark"):
-        run(toy_shards, toy_encoder, task=task)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"entries": []}, "entries: "),
+        ({"entires": 1}, "entires: "),
+        ({"entries": [{"protocol": "telepathy"}]}, "entries.0"),
+        ({"entries": [{"protocol": "classification", "taks": "phantom"}]}, "entries.0.taks"),
+        ({"data": None}, "entries.0: no data is named"),
+        ({"entries": [{"protocol": "retrieval", "pools": ["all"]}]}, "entries.0.pools"),
+    ],
+)
+def test_mistakes_of_a_suite_are_named(suite: Path, change: dict[str, Any], said: str) -> None:
+    suite.write_text(yaml.safe_dump({**yaml.safe_load(suite.read_text()), **change}))
+    with pytest.raises(EvalError, match=said):
+        load_suite(suite)
 
 
-def test_no_study_is_refused(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
-    with pytest.raises(EvalError, match="no study to evaluate"):
-        run(toy_shards, toy_encoder, rows=np.array([], dtype=int))
+def test_without_a_suite_the_command_line_is_one(
+    release: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "toy.yaml"
+    task.write_text(json.dumps(TOY))
+    words = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "100"]
+    assert main([*words, "--pool", "8", "--device", "cpu", "--no-cache"]) == 0
+    told = capsys.readouterr().out
+    assert "bright" in told and "macro" in told and "toy (classification)" in told
+    assert main([*words, "--pool", "8x", "--device", "cpu"]) == 1
+    assert "numbers, or full" in capsys.readouterr().err
 
 
-def test_table_shows_excluded_findings_and_chance(toy_shards: ShardSet, toy_encoder: ToyEncoder) -> None:
-    from rich.console import Console
-
-    console = Console(record=True, width=140, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_table(run(toy_shards, toy_encoder), console)
-    shown = console.export_text()
-    for part in (
-        "24 studies of 12 patients",
-        "too few cases",
-        "Not in the macro mean: absent_from_the_shards",
-        "× chance",
+def test_what_is_wrong_is_said_before_anything_is_loaded(
+    suite: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (
+        (["--task", "nonesuch", "--data", str(toy_folder)], "no zero-shot task 'nonesuch'"),
+        (["--data", str(toy_folder)], "there is nothing to score"),
+        (["--suite", str(suite), "--data", str(toy_folder)], "--suite beside --data"),
+        (["--suite", str(tmp_path / "gone.yaml")], "suite gone.yaml cannot be read"),
     ):
-        assert part in shown
+        assert main(["--model", "nowhere", *words]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_choice_of_rows_is_fixed() -> None:
@@ -141,79 +185,3 @@ def test_choice_of_rows_is_fixed() -> None:
     assert np.array_equal(chosen, choose_rows(rows[::-1], 10))
     assert np.array_equal(choose_rows(rows, None), rows)
     assert np.array_equal(choose_rows(rows, 500), rows)
-
-
-def test_command_line_says_what_is_wrong(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model", "nowhere", "--data", str(toy_folder), "--task", "nonesuch"]) == 1
-    assert "no zero-shot task 'nonesuch'" in capsys.readouterr().err
-
-
-def test_command_line_names_a_missing_split(
-    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    task = tmp_path / "toy.yaml"
-    task.write_text(json.dumps(TASK.model_dump(mode="json")))
-    assert main(["--model", "nowhere", "--data", str(toy_folder), "--task", str(task), "--split", "tset"]) == 1
-    assert "no sample in split 'tset'" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained dual encoder of this project, released."""
-    torch.manual_seed(0)
-    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
-    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
-    folder = tmp_path_factory.mktemp("release") / "toy"
-    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
-
-
-def test_a_release_is_evaluated_from_the_command_line(
-    release: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    task, other, out = tmp_path / "toy.yaml", tmp_path / "geometry.json", tmp_path / "out"
-    task.write_text(json.dumps(TASK.model_dump(mode="json")))
-    other.write_text(replace(GEOMETRY, pad_hu=0.0).to_json())
-    arguments = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "20"]
-    arguments += ["--pool", "8", "--device", "cpu"]
-    assert main([*arguments, "--out", str(out)]) == 0
-    stored = json.loads((out / "results.json").read_text())
-    loaded = encoders.load(str(release))
-    assert stored["provenance"]["release_sha256"] == loaded.sha256
-    assert "macro" in capsys.readouterr().out
-    assert main([*arguments, "--geometry", str(other)]) == 1
-    assert "pad_hu: -1024.0 against 0.0" in capsys.readouterr().err
-    assert main([*arguments, "--geometry", str(other), "--allow-geometry-mismatch"]) == 0
-
-    shards = ShardSet.open(toy_folder)  # the same through the library, model left in training mode
-    model, options = loaded.model.train(), {"resamples": 20, "pools": (8,)}
-    again = evaluate(model, loaded.tokenizer, shards, shards.rows("test"), GEOMETRY, VIEW, TASK, **options)
-    assert again.macro == stored["macro"]
-    assert model.training
-
-
-def test_several_tasks_at_once_and_files_of_the_published_form(
-    release: Path, toy_folder: Path, tmp_path: Path, repo: Path
-) -> None:
-    import jsonschema
-    import pandas as pd
-
-    tasks = []
-    for name in ("one", "two"):
-        tasks.append(tmp_path / f"{name}.yaml")
-        tasks[-1].write_text(json.dumps({**TASK.model_dump(mode="json"), "name": name}))
-    out = tmp_path / "out"
-    arguments = ["--model", str(release), "--data", str(toy_folder), "--task", *map(str, tasks), "--resamples", "20"]
-    assert main([*arguments, "--pool", "8", "--device", "cpu", "--out", str(out), "--cache", str(tmp_path / "c")]) == 0
-    assert len(list((tmp_path / "c").iterdir())) == 1  # studies were encoded once
-    schema = json.loads((repo / "eval_zero_shot" / "results.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    for name in ("one", "two"):
-        stored = json.loads((out / name / "results.json").read_text())
-        jsonschema.validate(stored, schema)
-        table, text = pd.read_parquet(out / name / "scores.parquet"), pd.read_csv(out / name / "scores.csv")
-        assert list(table.columns) == list(text.columns)
-        assert table["score"].tolist() == text["score"].tolist()
-        assert table["label"].isna().equals(text["label"].isna())
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({**stored, "macro": 1.5}, schema)

@@ -93,7 +93,7 @@ def write(path: Path, items: list[dict[str, Any]]) -> Path:
 def answer(release: Path, items: Path, out: Path, *more: object) -> Outcome:
     words = ["--model", release, "--items", items, "--out", out, "--device", "cpu", "--no-cache", *more]
     assert main([str(w) for w in words]) == 0
-    schema = Path(eval_zero_shot.__file__).with_name("outcome.schema.json")
+    schema = Path(eval_zero_shot.__file__).with_name("results.schema.json")
     jsonschema.validate(json.loads((out / "results.json").read_text()), json.loads(schema.read_text()))
     (outcome,) = read_results(out)
     return outcome

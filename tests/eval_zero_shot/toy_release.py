@@ -12,9 +12,9 @@ from encoders.release import write_release
 from .conftest import GEOMETRY, VIEW
 
 
-def write_toy_release(folder: Path, pool: str = "mean") -> Path:
+def write_toy_release(folder: Path, pool: str = "mean", seed: int = 0) -> Path:
     """A volume encoder of the smallest size, tokens pooled as said."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     name = f"voxvit_tiny.p-2x4x4_i-4x8x8_c-1_o-{pool}_l-1"
     vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 8}
     text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

@@ -11,10 +11,11 @@ import torch
 from data_shards.preprocess import View, apply_view
 from data_shards.shard_set import ShardSet
 from eval_zero_shot import EvalError
+from eval_zero_shot.classification import score_classification
 from eval_zero_shot.embedding import embed_texts
+from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.models.of_merlin import GEOMETRY, VIEW, sanitised
 from eval_zero_shot.release import load_dual, model_name
-from eval_zero_shot.run import evaluate
 
 from ..conftest import TASK
 
@@ -74,8 +75,9 @@ def test_checkpoint_of_merlins_shapes_gives_merlins_numbers(toy_shards: ShardSet
     assert (loaded.geometry, loaded.view) == (GEOMETRY, VIEW)
     small = View("centre", (16, 32, 32))
     rows = toy_shards.rows("test")[:4]
-    found = evaluate(loaded.model, loaded.tokenizer, toy_shards, rows, GEOMETRY, small, TASK, pools=(4,), resamples=0)
-    assert found.studies == 4 and found.macro is not None
+    inputs = Inputs.of(loaded.model, loaded.tokenizer, toy_shards, GEOMETRY, small)
+    found = score_classification(inputs, rows, TASK, resamples=0)
+    assert found.studies == 4 and found.main.value is not None
 
     del state["encode_text.linear_layer.weight"]
     torch.save(state, tmp_path / "other.pt")

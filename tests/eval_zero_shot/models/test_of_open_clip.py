@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -62,18 +63,17 @@ def test_open_clip_folder_is_scored_as_open_clip_itself_would(
         image = model.encode_image(torch.stack([transform(i) for i in images]), normalize=True)
         text = model.encode_text(tokenizer(["a bright scan", "a dark scan"]), normalize=True)
     theirs = (image @ (text[0] - text[1])).numpy()
-    lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()
-    column = lines[0].split(",").index("score")
-    ours = np.array([float(line.split(",")[column]) for line in lines[1:]])
+    table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    ours = table[table["protocol"] == "classification"]["score"].to_numpy()
     assert np.corrcoef(ours, theirs)[0, 1] > 0.9999
-    assert found["studies"] == 12
+    assert found["outcomes"][0]["studies"] == 12
 
     # Other weights under the same name: the cache of the first run is not taken for theirs.
-    before = (tmp_path / "out" / "scores.csv").read_bytes()
+    before = (tmp_path / "out" / "scores.parquet").read_bytes()
     state = {name: value + 0.1 * torch.randn_like(value) for name, value in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     score(f"open_clip:local-dir:{folder}", image_shards)
-    assert (tmp_path / "out" / "scores.csv").read_bytes() != before
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() != before
     assert model_name(f"open_clip:local-dir:{folder}") == "open_clip:tiny"
 
 

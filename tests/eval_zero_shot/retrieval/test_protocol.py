@@ -129,7 +129,7 @@ def test_results_are_of_the_published_form_and_read_back(inputs: Inputs, tmp_pat
 
     outcomes = [score(inputs), score_volumes(inputs, inputs.rows("test"), split="test", ks=(1, 5), resamples=50)]
     stored = write_results(tmp_path, outcomes)
-    schema = json.loads((repo / "eval_zero_shot" / "outcome.schema.json").read_text())
+    schema = json.loads((repo / "eval_zero_shot" / "results.schema.json").read_text())
     jsonschema.validate(json.loads(stored.read_text()), schema)
     assert read_results(tmp_path) == outcomes
 
