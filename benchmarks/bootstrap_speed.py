@@ -84,9 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     spread = f"median of {args.repeats}; {min(seconds):.2f} to {max(seconds):.2f}"
     cpu = statistics.median(busy)
     print(f"  ours  {median:6.2f} s, {cpu:.2f} s of processor ({spread})   {low:.4f} to {high:.4f}")
-    print(
-        f"  loop  {slow:6.2f} s, {slow_busy:.2f} s of processor (from {args.loop_resamples} resamples)   {loop_low:.4f} to {loop_high:.4f}"
-    )
+    few = f"from {args.loop_resamples} resamples"
+    print(f"  loop  {slow:6.2f} s, {slow_busy:.2f} s of processor ({few})   {loop_low:.4f} to {loop_high:.4f}")
     print(f"  loop / ours {slow_busy / cpu:.1f}")
     return 0
 
