@@ -100,13 +100,14 @@ def start(way: str, folder: Path, python: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "2", "TQDM_DISABLE": "1"}
     command = [python, str(Path(__file__).resolve()), "--one", way, "--features", str(folder)]
     done = subprocess.run(command, env=environment, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    run = json.loads(done.stdout.splitlines()[-1])
+    print(f"  one run of {way}: {run['seconds']:.1f} s, rise {run['rise_mb']:.0f} MB, load {os.getloadavg()[0]:.1f}", flush=True)
+    return run
 
 
 def said(name: str, runs: Sequence[dict[str, Any]]) -> tuple[float, float]:
     seconds, rise = (statistics.median(run[key] for run in runs) for key in ("seconds", "rise_mb"))
-    each = ", ".join(f"{run['seconds']:.1f}" for run in runs)
-    print(f"  {name:15} {seconds:8.1f} s   rise {rise:8.0f} MB   (seconds of each run: {each})", flush=True)
+    print(f"  {name:15} {seconds:8.1f} s   rise {rise:8.0f} MB   (medians of {len(runs)})", flush=True)
     return seconds, rise
 
 
