@@ -101,7 +101,10 @@ def start(way: str, folder: Path, python: str) -> dict[str, Any]:
     command = [python, str(Path(__file__).resolve()), "--one", way, "--features", str(folder)]
     done = subprocess.run(command, env=environment, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
     run = json.loads(done.stdout.splitlines()[-1])
-    print(f"  one run of {way}: {run['seconds']:.1f} s, rise {run['rise_mb']:.0f} MB, load {os.getloadavg()[0]:.1f}", flush=True)
+    print(
+        f"  one run of {way}: {run['seconds']:.1f} s, rise {run['rise_mb']:.0f} MB, load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
     return run
 
 
@@ -112,7 +115,9 @@ def said(name: str, runs: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval_speed", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.retrieval_speed", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--pairs", type=int, default=20_000, metavar="N", help="of the comparison (default: 20000)")
     parser.add_argument("--large", type=int, default=100_000, metavar="N", help="ours alone; 0: not (default: 100000)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each (default: 3)")
@@ -135,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for way in list(WAYS) if repeat % 2 else list(reversed(WAYS)):
                     python = str(Path(args.peers).absolute()) if way == "CLIP_benchmark" else sys.executable
                     runs[way].append(start(way, folder, python))
-            print(f"{args.pairs:,} x {args.pairs:,}, {WIDTH} wide, R@{KS}, both directions, load {os.getloadavg()[0]:.1f}")
+            print(
+                f"{args.pairs:,} x {args.pairs:,}, {WIDTH} wide, R@{KS}, both directions, load {os.getloadavg()[0]:.1f}"
+            )
             (fast, small), (slow, big) = (said(way, runs[way]) for way in WAYS)
             print(f"  time, theirs / ours: {slow / fast:.1f}   rise, ours / theirs: {small / big:.4f}")
             mine, other = (runs[way][0]["recalls"] for way in WAYS)

@@ -133,7 +133,8 @@ def _pool(word: str) -> int | str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval_zero_shot.retrieve", description="Which image belongs to this text, which text to this image?"
+        prog="python -m eval_zero_shot.retrieve",
+        description="Which image belongs to this text, which text to this image?",
     )
     add = parser.add_argument
     add_inputs(parser)
@@ -162,7 +163,9 @@ def _score(args: argparse.Namespace) -> None:
     strange = [kind for kind in kinds if kind not in TEXT_KINDS]
     if strange or not kinds:
         raise EvalError(
-            f"--text {args.text}: no such kind of text", why="nothing could be paired", fix=f"of: {', '.join(TEXT_KINDS)}"
+            f"--text {args.text}: no such kind of text",
+            why="nothing could be paired",
+            fix=f"of: {', '.join(TEXT_KINDS)}",
         )
     inputs = open_inputs(args)
     rows = inputs.rows(args.split, args.max_studies)
@@ -208,7 +211,9 @@ def print_outcome(outcome: Outcome, console: Console | None = None) -> None:
         name = m.name if "k" not in m.at else f"{'R' if m.name == 'recall' else 'MAP'}@{m.at['k']}"
         hits = str(m.at.get("ties") or m.at.get("relevance") or "")
         value = f"{m.value:.3f}" if m.value is not None else f"- ({m.reason})"
-        table.add_row(m.of or "mean", str(m.at.get("pool", "")), hits, name, value, _span(m), _span(cut), _value(chance))
+        table.add_row(
+            m.of or "mean", str(m.at.get("pool", "")), hits, name, value, _span(m), _span(cut), _value(chance)
+        )
     console.print(table)
     for note in outcome.notes:
         console.print(note, highlight=False)

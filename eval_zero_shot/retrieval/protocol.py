@@ -53,9 +53,7 @@ class _Scored:
 
     def sampled(self, values_QM: Array, patients_Q: NDArray, names: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
         """A metric for each column: its mean over queries and the bootstrap over patients."""
-        found = clustered_means(
-            values_QM, patients_Q, resamples=self.resamples, seed=self.seed, level=self.level
-        )
+        found = clustered_means(values_QM, patients_Q, resamples=self.resamples, seed=self.seed, level=self.level)
         for (name, of, at), interval, column in zip(names, found, values_QM.T, strict=True):
             self.metrics.append(Metric.of_interval(name, interval, of=of, at=at, n=int((~np.isnan(column)).sum())))
 
@@ -239,8 +237,8 @@ def _headline(
 def _notes(told: Told, text: str, distinct: int, reasons: Mapping[Pool, str]) -> tuple[str, ...]:
     notes = [
         "Queries tied with others count with the share of random orders in which they hit.",
-        "Intervals are over patients with the candidates fixed; those at noise=partition are the noise of cutting pools.",
-        f"{len(told.texts)} texts of kind {text}, {distinct} of them distinct; an image is the first scan of its study.",
+        "Intervals are over patients, the candidates fixed; those at noise=partition are the noise of cutting pools.",
+        f"{len(told.texts)} texts of kind {text}, {distinct} distinct; an image is the first scan of its study.",
     ]
     if told.without:
         notes.append(f"{told.without} studies without a text of kind {text} are left out on both sides.")
@@ -265,12 +263,14 @@ def score_volumes(
     """
     names = tuple(labels) or tuple(inputs.shards.label_names)
     if not names:
-        raise EvalError("the shards have no labels", why="nothing says which volumes are alike", fix="build with labels")
+        raise EvalError(
+            "the shards have no labels", why="nothing says which volumes are alike", fix="build with labels"
+        )
     rows = np.asarray(rows)
     labels_NL = inputs.shards.labels(names)[rows]
     studies = inputs.features(rows)
     scored = _Scored({"image_to_text": studies.keys}, {"image_to_text": studies.patients}, resamples, seed, level)
-    notes = [f"A study counts where all {len(names)} labels are known. Average precision of SPECTRE and the mean Jaccard "
+    notes = [f"A study counts where all {len(names)} labels are known. Average precision (SPECTRE) and the mean Jaccard "
              "of CT-CLIP are both called MAP@k by their authors; they do not compare."]  # fmt: skip
     notes.append(f"Other studies of the query's patient {'are' if same_patient else 'are not'} candidates.")
     k = 5 if 5 in ks else min(ks)

@@ -61,4 +61,6 @@ def told_studies(shards: Any, rows: Sequence[int] | NDArray, kind: TextKind) -> 
             texts += found
             study += [len(kept)] * len(found)
             kept.append(int(row))
-    return Told(np.asarray(kept, dtype=np.int64), tuple(texts), np.asarray(study, dtype=np.int64), len(rows) - len(kept))
+    return Told(
+        np.asarray(kept, dtype=np.int64), tuple(texts), np.asarray(study, dtype=np.int64), len(rows) - len(kept)
+    )

@@ -43,7 +43,9 @@ def told_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def inputs(told_folder: Path) -> Inputs:
-    loaded = SimpleNamespace(model=ToyEncoder(), tokenizer=tokenize, geometry=GEOMETRY, view=VIEW, sha256="0", kind="clip")
+    loaded = SimpleNamespace(
+        model=ToyEncoder(), tokenizer=tokenize, geometry=GEOMETRY, view=VIEW, sha256="0", kind="clip"
+    )
     return Inputs("toy", loaded, ShardSet.open(told_folder), None)
 
 
@@ -85,7 +87,9 @@ def test_noise_of_cutting_pools_and_of_patients_are_two_metrics(inputs: Inputs) 
 
 def test_what_cannot_be_scored_is_there_with_its_reason(inputs: Inputs) -> None:
     found = score(inputs, pools=(8, 64), ks=(1, 10))
-    assert found.metric("recall", "text_to_image", k=10, pool=8, ties="strict").reason == "k 10 is more than the pool of 8"
+    assert (
+        found.metric("recall", "text_to_image", k=10, pool=8, ties="strict").reason == "k 10 is more than the pool of 8"
+    )
     assert found.metric("recall", "image_to_text", k=1, pool=64, ties="strict").reason == (
         "40 studies do not fill one pool of 64"
     )
@@ -163,6 +167,10 @@ def test_the_command_scores_a_release_and_writes_results(
     assert [o.task for o in found] == ["retrieval_findings", "retrieval_impression", "retrieval_volumes"]
     assert found[0].model == "toy" and found[0].main.value is not None
     assert found[0].scores is not None
-    for wrong, said in ((["--text", "abstract"], "no such kind"), (["--pool", "0"], "below 1"), (["--split", "x"], "x")):
+    for wrong, said in (
+        (["--text", "abstract"], "no such kind"),
+        (["--pool", "0"], "below 1"),
+        (["--split", "x"], "x"),
+    ):
         assert main([*words, *wrong]) == 1
         assert said in capsys.readouterr().err

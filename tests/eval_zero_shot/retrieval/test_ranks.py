@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,10 +16,9 @@ KS = (1, 5, 10, 50)
 
 
 @pytest.fixture(params=[(1024, 4096), (7, 5)], ids=["one block", "many blocks"], autouse=True)
-def block_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def block_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in zip(("ROWS", "COLUMNS"), request.param, strict=True):
         monkeypatch.setattr(ranks, name, size)
-    yield
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -80,7 +78,10 @@ def test_ranks_with_duplicate_images_and_a_grid_of_ties() -> None:
 
 def test_several_scans_and_captions_a_study() -> None:
     rng = np.random.default_rng(4)
-    study_i, study_t = np.repeat(np.arange(12), rng.integers(1, 4, 12)), np.repeat(np.arange(12), rng.integers(1, 4, 12))
+    study_i, study_t = (
+        np.repeat(np.arange(12), rng.integers(1, 4, 12)),
+        np.repeat(np.arange(12), rng.integers(1, 4, 12)),
+    )
     study_i, study_t = rng.permutation(study_i), rng.permutation(study_t)
     hashes = [f"h{g}" for g in rng.integers(9, size=len(study_t))]
     check(rng.normal(size=(len(study_i), 6)), rng.normal(size=(len(study_t), 6)), hashes, study_i, study_t)
