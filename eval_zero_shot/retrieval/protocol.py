@@ -270,8 +270,8 @@ def score_volumes(
     labels_NL = inputs.shards.labels(names)[rows]
     studies = inputs.features(rows)
     scored = _Scored({"image_to_text": studies.keys}, {"image_to_text": studies.patients}, resamples, seed, level)
-    notes = [f"A study counts where all {len(names)} labels are known. Average precision (SPECTRE) and the mean Jaccard "
-             "of CT-CLIP are both called MAP@k by their authors; they do not compare."]  # fmt: skip
+    notes = [f"A study counts where all {len(names)} labels are known. Average precision (SPECTRE) and the mean "
+             "Jaccard of CT-CLIP are both called MAP@k by their authors; they do not compare."]  # fmt: skip
     notes.append(f"Other studies of the query's patient {'are' if same_patient else 'are not'} candidates.")
     k = 5 if 5 in ks else min(ks)
     headline = f"map_at_{k}_jaccard"
