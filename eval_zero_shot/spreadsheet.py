@@ -28,7 +28,12 @@ SHARED: dict[str, tuple[Protocol, str, str, dict[str, int | str]]] = {
     "mean_per_class_recall": ("classification", "balanced_accuracy", "", {}),
     "mean_average_precision": ("classification", "auprc", "", {}),
     **{
-        f"{column}_retrieval_recall@{k}": ("retrieval", "recall", direction, {"k": k, "pool": "full", "ties": "identical_texts"})
+        f"{column}_retrieval_recall@{k}": (
+            "retrieval",
+            "recall",
+            direction,
+            {"k": k, "pool": "full", "ties": "identical_texts"},
+        )
         for column, direction in (("image", "text_to_image"), ("text", "image_to_text"))
         for k in KS
     },
