@@ -21,7 +21,9 @@ from data_shards.schema import Scan, Study, Texts
 from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.dual import build_dual
 from encoders.release import write_release
+from eval_zero_shot.classification import score_classification
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import read_results, write_results
 from eval_zero_shot.report import write_report
 from eval_zero_shot.report.__main__ import main
@@ -29,6 +31,7 @@ from eval_zero_shot.report.cases import Shown
 from eval_zero_shot.report.version1 import version1_outcomes
 from eval_zero_shot.report.wording import verdict
 from eval_zero_shot.run import evaluate
+from eval_zero_shot.tasks import Task
 
 from .chromium import chromium, severe, too_wide
 from .conftest import GEOMETRY, TASK, VIEW, study
@@ -140,6 +143,17 @@ def test_what_was_not_scored_is_not_shown(
         assert main(["--run", str(evaluated), *arguments, "--out", str(tmp_path / "x.html")]) == 1
         assert f"{option} is not what these results were made with" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_task_of_classes_shows_its_studies_as_well(release: Path, toy_folder: Path, tmp_path: Path) -> None:
+    classes: dict[str, Any] = {"bright": {}, "dark": {}}
+    said = {"name": "kinds", "kind": "classes", "prompt_sets": {"main": ["a {} scan"]}, "classes": classes}
+    loaded, shards, task = encoders.load(str(release)), ShardSet.open(toy_folder), Task.model_validate(said)
+    rows = shards.rows("test")
+    outcome = score_classification(Inputs("toy", loaded, shards, None), rows, task, resamples=20)
+    studies = [Shown("toy", loaded, shards, rows, task)]
+    text = write_report([outcome], tmp_path / "x.html", title="t", studies=studies).read_text(encoding="utf-8")
+    assert 'id="looked"' in text and "a bright scan" in text and "a dark scan" in text and "balanced accuracy" in text
 
 
 @pytest.fixture(scope="module")
