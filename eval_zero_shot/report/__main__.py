@@ -43,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(args: argparse.Namespace) -> None:
+    from eval_zero_shot.outcome import read_results
     from eval_zero_shot.report.page import write_report
 
     folders = args.results or ([args.run / "results"] if args.run else [])
     if not folders:
         raise EvalError("neither --results nor --run is given", why="there is nothing to show", fix="give one")
     models = args.model or ([str(args.run / "release")] if args.run else [])
-    outcomes = [o for folder in folders for o in _read(folder, models)]
+    outcomes = [o for folder in folders for o in read_results(folder)]
     metrics = args.run / "metrics.csv" if args.run and (args.run / "metrics.csv").is_file() else None
     wanted = not args.no_cases and models and args.data and args.task
     title = args.title or (args.run.name if args.run else folders[0].resolve().parent.name or "Evaluation")
@@ -58,16 +59,6 @@ def _write(args: argparse.Namespace) -> None:
     write_report(outcomes, args.out, title=title, comparisons=comparisons, metrics=metrics, studies=studies)
     missing = not wanted and not args.no_cases
     print(f"wrote {args.out}" + (" (numbers only: studies need --model, --data and --task)" if missing else ""))
-
-
-def _read(folder: Path, models: Sequence[str]) -> list[Outcome]:
-    from eval_zero_shot.outcome import read_results
-    from eval_zero_shot.release import model_name
-    from eval_zero_shot.report.version1 import is_version1, version1_outcomes
-
-    if is_version1(folder):
-        return version1_outcomes(folder, model_name(models[0]) if models else "model")
-    return read_results(folder)
 
 
 def _compared(folder: Path) -> list[dict[str, Any]]:

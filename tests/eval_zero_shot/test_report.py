@@ -28,9 +28,8 @@ from eval_zero_shot.outcome import read_results, write_results
 from eval_zero_shot.report import write_report
 from eval_zero_shot.report.__main__ import main
 from eval_zero_shot.report.cases import Shown
-from eval_zero_shot.report.version1 import version1_outcomes
 from eval_zero_shot.report.wording import verdict
-from eval_zero_shot.run import evaluate
+from eval_zero_shot.retrieval.protocol import score_retrieval
 from eval_zero_shot.tasks import Task
 
 from .chromium import chromium, severe, too_wide
@@ -47,13 +46,13 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(release: Path, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of an evaluation and a file of training numbers beside them."""
     run = tmp_path_factory.mktemp("run")
-    loaded, shards = encoders.load(str(release)), ShardSet.open(toy_folder)
-    evaluate(
-        loaded.model, loaded.tokenizer, shards, shards.rows("test"), GEOMETRY, VIEW, TASK,
-        resamples=20, pools=(8,), repeats=5, out=run / "version1",
-        provenance={"split": "test", "release_sha256": loaded.sha256},
-    )  # fmt: skip
-    write_results(run / "results", version1_outcomes(run / "version1", "toy"))
+    inputs = Inputs("toy", encoders.load(str(release)), ShardSet.open(toy_folder), None)
+    rows = inputs.rows("test")
+    found = [
+        score_classification(inputs, rows, TASK, resamples=100),
+        score_retrieval(inputs, rows, split="test", pools=(8,), ks=(1, 5), repeats=5, resamples=100),
+    ]
+    write_results(run / "results", found)
     lines = [f"{step},loss,{9 - step}" for step in range(1, 6)]
     lines += ["2,select/macro_auroc,0.6", "5,select/macro_auroc,0.7"]
     (run / "metrics.csv").write_text("step,name,value\n" + "\n".join(lines) + "\n")
@@ -109,11 +108,6 @@ def test_the_same_outcomes_give_the_same_bytes(evaluated: Path, tmp_path: Path) 
     once = write_report(outcomes, tmp_path / "a.html", title="t", metrics=evaluated / "metrics.csv")
     again = write_report(outcomes, tmp_path / "b.html", title="t", metrics=evaluated / "metrics.csv")
     assert once.read_bytes() == again.read_bytes()
-
-
-def test_results_of_version_1_make_a_page(evaluated: Path, tmp_path: Path) -> None:
-    assert main(["--results", str(evaluated / "version1"), "--out", str(tmp_path / "x.html"), "--title", "t"]) == 0
-    assert "Macro AUROC over 2 findings" in (tmp_path / "x.html").read_text(encoding="utf-8").replace("macro", "Macro")
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: Any) -> None:
@@ -178,11 +172,7 @@ def planar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             writer.write(Study(f"{i:016x}", f"{i + 100:016x}", "test", (scan,), texts, labels))
     loaded, shards = encoders.load(str(folder)), ShardSet.open(root / "shards")
     rows = shards.rows("test")
-    evaluate(
-        loaded.model, loaded.tokenizer, shards, rows, geometry, view, TASK,
-        resamples=0, pools=(), out=root / "results", provenance={"split": "test"},
-    )  # fmt: skip
-    outcomes = version1_outcomes(root / "results", "toy")
+    outcomes = [score_classification(Inputs("toy", loaded, shards, None), rows, TASK, resamples=100)]
     shown = [Shown("toy", loaded, shards, rows, TASK)]
     page = write_report(outcomes, root / "report.html", title="t", studies=shown)
     return page, root / "shards"
