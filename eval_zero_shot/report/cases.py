@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_zero_shot.classify import class_embeddings
+from eval_zero_shot.classify import side_vectors
 from eval_zero_shot.embedding import embed_batches, embed_texts, study_batches
 from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import Outcome
@@ -85,10 +85,15 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
     (None where the tower's tokens cannot be compared with texts)."""
     loaded, shards, task = shown.loaded, shown.shards, shown.task
     aurocs = {m.of: m.value for m in outcome.metrics if m.name == "auroc" and not m.at and m.value is not None}
-    ranked = sorted((n for n in task.names if n in aurocs), key=lambda n: -aurocs[n])
+    scored = findings(outcome)
+    ranked = sorted((n for n in task.names if n in aurocs and n in scored), key=lambda n: -aurocs[n])
     ranked = ranked if len(ranked) <= FINDINGS else ranked[: FINDINGS // 2] + ranked[-(FINDINGS // 2) :]
     vectors = embed_texts(loaded.model, loaded.tokenizer, task.texts())  # type: ignore[arg-type]
-    prompts = class_embeddings(task, vectors)
+    sides = side_vectors(task, vectors)
+    if len(sides) == 2:
+        directions_LD = sides[0] - sides[1]
+    else:  # one class of several is right: against the mean of the others
+        directions_LD = (sides[0] * len(task.names) - sides[0].sum(0)) / (len(task.names) - 1)
     row_of = {shards.key(int(row)): int(row) for row in shown.rows}
     reference = choose_rows(shown.rows, ORDINARY)
     ordinary = mean_tokens(
@@ -97,14 +102,13 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
     if ordinary is None:
         return []
     cases = []
-    scored = findings(outcome)
     for name in ranked:
         part = scored[name][(scored[name]["label"] == 1) & scored[name]["key"].isin(list(row_of))]
         if not len(part):
             continue
         row = row_of[str(part.sort_values(["score", "key"], ascending=[False, True])["key"].iloc[0])]
         image, j = model_input(shards, row, loaded), task.names.index(name)
-        direction = prompts.positive_LD[j] - prompts.negative_LD[j]
+        direction = directions_LD[j]
         share = contributions(loaded.model, image, direction, ordinary)
         if share is None:
             return []

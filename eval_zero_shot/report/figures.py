@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_zero_shot.outcome import Metric, Outcome
-from eval_zero_shot.report.wording import words
+from eval_zero_shot.report.wording import one_of_recalls, words
 
 INK = "#123456"  # replaced by currentColor in the SVG, so that one drawing serves light and dark
 PNG_INK = "#222222"
@@ -146,7 +146,7 @@ def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
         {(m.of, tuple(m.at.items())): m for m in o.metrics if m.name == "recall" and m.value is not None}
         for o in outcomes
     ]
-    keys = list(dict.fromkeys(k for of in by for k in of if not set(dict(k[1])) - {"k", "pool", "texts"}))[:MOST_BARS]
+    keys = list(dict.fromkeys(k for of in by for k in of if one_of_recalls(dict(k[1]))))[:MOST_BARS]
     if not keys:
         return None
     n = len(outcomes)

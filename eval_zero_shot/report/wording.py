@@ -158,15 +158,20 @@ def _classification(outcome: Outcome) -> list[str]:
 def _retrieval(outcome: Outcome) -> list[str]:
     said = []
     for m in outcome.metrics:
-        if m.name != "recall" or m.value is None or m.at.get("k") != 1 or set(m.at) - {"k", "pool"}:
+        if m.name != "recall" or m.value is None or m.at.get("k") != 1 or not one_of_recalls(m.at):
             continue
         chance = outcome.metric("chance", m.of, **m.at)
         times = f" ({_times(m.value / chance.value)} chance)" if chance is not None and chance.value else ""
-        pool = f"of {m.at['pool']} " if "pool" in m.at else ""
+        pool = "of all " if m.at.get("pool") == "full" else f"of {m.at['pool']} " if "pool" in m.at else ""
         said.append(
             f"Retrieval {words(m.of)}: the right one {pool}comes first in {100 * m.value:.0f} % of queries{times}."
         )
     return said[:4] or _headline(outcome)
+
+
+def one_of_recalls(at: Mapping[str, Any]) -> bool:
+    """Whether a recall is shown in short: identical texts are hits, intervals are over patients."""
+    return not set(at) - {"k", "pool", "ties"} and at.get("ties") in (None, "identical_texts")
 
 
 def _marks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:

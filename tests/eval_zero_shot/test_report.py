@@ -22,7 +22,6 @@ from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.dual import build_dual
 from encoders.release import write_release
 from eval_zero_shot.classification import score_classification
-from eval_zero_shot.compare import compare, write_comparisons
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import read_results, write_results
@@ -31,10 +30,10 @@ from eval_zero_shot.report.__main__ import main
 from eval_zero_shot.report.cases import Shown
 from eval_zero_shot.report.wording import verdict
 from eval_zero_shot.retrieval.protocol import score_retrieval
+from eval_zero_shot.tasks import Task
 
 from .chromium import chromium, severe, too_wide
 from .conftest import GEOMETRY, TASK, VIEW, study
-from .outcomes import MODELS, classification, suite
 from .toy_release import write_toy_release
 
 
@@ -47,11 +46,11 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(release: Path, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of an evaluation and a file of training numbers beside them."""
     run = tmp_path_factory.mktemp("run")
-    loaded, shards = encoders.load(str(release)), ShardSet.open(toy_folder)
-    inputs, rows = Inputs("toy", loaded, shards, None), shards.rows("test")
+    inputs = Inputs("toy", encoders.load(str(release)), ShardSet.open(toy_folder), None)
+    rows = inputs.rows("test")
     found = [
-        score_classification(inputs, rows, TASK, resamples=20),
-        score_retrieval(inputs, rows, split="test", pools=(8,), ks=(1, 5), repeats=5, resamples=20),
+        score_classification(inputs, rows, TASK, resamples=100),
+        score_retrieval(inputs, rows, split="test", pools=(8,), ks=(1, 5), repeats=5, resamples=100),
     ]
     write_results(run / "results", found)
     lines = [f"{step},loss,{9 - step}" for step in range(1, 6)]
@@ -119,68 +118,6 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "x.html").exists()
 
 
-def test_a_table_of_models_and_tasks(tmp_path: Path) -> None:
-    outcomes, comparisons = suite()
-    text = write_report(
-        outcomes, tmp_path / "report.html", title="t", comparisons=comparisons, groups={"slake": "questions"}
-    ).read_text(encoding="utf-8")
-    (table,) = re.findall(r'<table id="overview".*?</table>', text)
-    assert all(f">{model}" in table for model in MODELS)
-    rows = re.findall(r"<tr(?: class=\"(?:group|total)\")?>(.*?)</tr>", table)
-    groups = [row for row in rows if "rowgroup" in row]
-    assert [re.sub("<[^>]+>", "", g) for g in groups] == ["chest CT", "retrieval", "probe", "questions"]
-    first = next(row for row in rows if "ct_<wbr>rate_<wbr>18" in row)
-    main_metric = outcomes[0].main
-    assert f"<b>{main_metric.value:.3f}</b>" in first and f"{main_metric.low:.3f} – {main_metric.high:.3f}" in first
-    assert first.count("▲ win") == 1 and first.count("▼ loss") == 1 and "400 studies of 200 patients" in first
-    assert "(reference)" in table and "4 / 2 / 0" in table and "0 / 0 / 6" in table
-    assert "&lt; 0.001" in text and "no evidence that two models are equal" in text
-    assert "Do not report these scores" in text
-    assert text.index("Do not report these scores") < text.index('id="overview"')
-    assert sorted(f.name for f in (tmp_path / "plots").iterdir()) == [
-        "auroc-merlin_30.png", "auroc-rad_chestct_15.png", "auroc.png", "probe.png", "retrieval.png",
-    ]  # fmt: skip
-    assert not re.search(r"\b0{14}[0-9a-f]{2}\b", text)  # no key of a study
-    plain = write_report(outcomes[3:4], tmp_path / "plain.html", title="t").read_text(encoding="utf-8")
-    assert "▲ win" not in plain and "(reference)" not in plain
-
-
-def test_marks_come_from_a_comparison(tmp_path: Path, capsys: Any) -> None:
-    outcomes = [classification(model, classes=("x", "y"), n=120) for model in ("ours-ct3d", "biomed-clip-2d")]
-    for outcome in outcomes:
-        write_results(tmp_path / outcome.model, [outcome])
-    write_comparisons(tmp_path / "compared", compare(outcomes[:1], outcomes[1:], resamples=100))
-    words = ["--results", *(str(tmp_path / o.model) for o in outcomes), "--out", str(tmp_path / "x.html")]
-    assert main([*words, "--comparison", str(tmp_path / "compared")]) == 0
-    text = (tmp_path / "x.html").read_text(encoding="utf-8")
-    assert "Against biomed-clip-2d, ours-ct3d wins 1, ties 0 and loses 0 of 1 task" in text and "1 / 0 / 0" in text
-    assert main([*words, "--comparison", str(tmp_path)]) == 1
-    assert "no readable comparison.json" in capsys.readouterr().err
-
-
-def test_an_ambiguous_table_is_refused(tmp_path: Path) -> None:
-    one = classification("a", classes=("x",), n=40)
-    with pytest.raises(EvalError, match="twice for model a"):
-        write_report([one, one], tmp_path / "x.html", title="t")
-    other = dataclasses.replace(one, task="other", model_sha256="f" * 64)
-    with pytest.raises(EvalError, match="two models are called a"):
-        write_report([one, other], tmp_path / "x.html", title="t")
-    with pytest.raises(EvalError, match="no outcome"):
-        write_report([], tmp_path / "x.html", title="t")
-    _, comparisons = suite()
-    mixed = [comparisons[0], {**comparisons[1], "reference": "somebody else"}]
-    with pytest.raises(EvalError, match="several references"):
-        write_report([one], tmp_path / "x.html", title="t", comparisons=mixed)
-    assert not (tmp_path / "x.html").exists()
-
-
-def test_names_from_files_are_text_and_no_markup(tmp_path: Path) -> None:
-    evil = "<img src=x onerror=alert(1)>"
-    one = dataclasses.replace(classification(evil, evil, (evil,), n=40), notes=(evil,))
-    text = write_report([one], tmp_path / "x.html", title=evil).read_text(encoding="utf-8")
-    assert "<img src=x" not in text and "&lt;img src=x" in text
-
-
 def test_what_was_not_scored_is_not_shown(
     tmp_path: Path, evaluated: Path, toy_folder: Path, release: Path, toy_task: Path, capsys: Any
 ) -> None:
@@ -200,6 +137,17 @@ def test_what_was_not_scored_is_not_shown(
         assert main(["--run", str(evaluated), *arguments, "--out", str(tmp_path / "x.html")]) == 1
         assert f"{option} is not what these results were made with" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_task_of_classes_shows_its_studies_as_well(release: Path, toy_folder: Path, tmp_path: Path) -> None:
+    classes: dict[str, Any] = {"bright": {}, "dark": {}}
+    said = {"name": "kinds", "kind": "classes", "prompt_sets": {"main": ["a {} scan"]}, "classes": classes}
+    loaded, shards, task = encoders.load(str(release)), ShardSet.open(toy_folder), Task.model_validate(said)
+    rows = shards.rows("test")
+    outcome = score_classification(Inputs("toy", loaded, shards, None), rows, task, resamples=20)
+    studies = [Shown("toy", loaded, shards, rows, task)]
+    text = write_report([outcome], tmp_path / "x.html", title="t", studies=studies).read_text(encoding="utf-8")
+    assert 'id="looked"' in text and "a bright scan" in text and "a dark scan" in text and "balanced accuracy" in text
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +172,7 @@ def planar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             writer.write(Study(f"{i:016x}", f"{i + 100:016x}", "test", (scan,), texts, labels))
     loaded, shards = encoders.load(str(folder)), ShardSet.open(root / "shards")
     rows = shards.rows("test")
-    outcomes = [score_classification(Inputs("toy", loaded, shards, None), rows, TASK, resamples=0)]
+    outcomes = [score_classification(Inputs("toy", loaded, shards, None), rows, TASK, resamples=100)]
     shown = [Shown("toy", loaded, shards, rows, TASK)]
     page = write_report(outcomes, root / "report.html", title="t", studies=shown)
     return page, root / "shards"
@@ -343,36 +291,3 @@ def test_studies_of_two_models_in_a_browser(evaluated: Path, release: Path, toy_
         write_report(
             outcomes, tmp_path / "x.html", title="t", studies=[dataclasses.replace(studies[0], model="nobody")]
         )
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("width", [1280, 380])
-def test_a_suite_in_a_browser(tmp_path: Path, width: int) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import Select
-
-    outcomes, comparisons = suite()
-    page = write_report(outcomes, tmp_path / "report.html", title="t", comparisons=comparisons)
-    with chromium(tmp_path, width, dark=width == 380) as browser:
-        browser.get(page.as_uri())
-        curves = browser.find_element(By.ID, "curves")
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#roc path")) == 3
-        before = browser.find_element(By.CSS_SELECTOR, "#roc path").get_attribute("d")
-        assert "Expected calibration error" in browser.find_element(By.ID, "reliability-note").text
-        Select(browser.find_element(By.ID, "curve-finding")).select_by_visible_text("emphysema")
-        assert (curves.get_attribute("data-shown") or "") == "ct_rate_18, emphysema, ours-ct3d"
-        assert browser.find_element(By.CSS_SELECTOR, "#roc path").get_attribute("d") != before
-        Select(browser.find_element(By.ID, "curve-model")).select_by_visible_text("CT-CLIP")
-        assert "no probabilities" in browser.find_element(By.ID, "reliability-note").text
-        Select(browser.find_element(By.ID, "curve-task")).select_by_visible_text("merlin_30")
-        assert curves.get_attribute("data-shown") == "merlin_30, emphysema, CT-CLIP"  # kept where the task has them
-        legend = browser.find_element(By.ID, "curve-legend").text
-        assert all(model in legend for model in MODELS) and "AUROC 0." in legend
-        fold = browser.find_element(By.XPATH, "//summary[text()='Every difference']")
-        fold.send_keys(Keys.ENTER)  # by keyboard
-        assert browser.find_element(By.ID, "differences").is_displayed()
-        for fold in browser.find_elements(By.TAG_NAME, "details"):
-            browser.execute_script("arguments[0].open = true", fold)
-        assert too_wide(browser) <= 0
-        assert not severe(browser)
