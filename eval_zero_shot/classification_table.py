@@ -13,18 +13,25 @@ def print_classification(outcome: Outcome) -> None:
 
     console = Console()
     findings = outcome.headline == "auroc"
-    table = Table("finding" if findings else "class", title=f"{outcome.task}: {outcome.model}", box=SIMPLE_HEAD)
-    heads = ("AUROC", "95 % interval", "AUPRC", "sens. at 0.9 spec.", "F1", "F1, test-chosen")
+    # Narrow: names and intervals stand whole on 80 columns.
+    table = Table(title=f"{outcome.task}: {outcome.model}", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("finding" if findings else "class", no_wrap=True)
+    heads = ("AUROC", "95 % interval", "AUPRC", "sens.", "F1", "F1*")
     for heading in heads if findings else ("recall", "95 % interval", "AUROC", "AUPRC", "F1"):
-        table.add_column(heading, justify="right")
-    rule = "validation" if outcome.metric("f1", threshold="validation") else "sign"
+        table.add_column(heading, justify="right", min_width=11 if "interval" in heading else None)
+    fitted = outcome.metric("f1", threshold="validation")
+    rule = "sign" if fitted is None or fitted.value is None else "validation"
     for of in (*outcome.classes, ""):
         if not of:
             table.add_section()
         table.add_row(of or "macro", *(_finding(outcome, of, rule) if findings else _class(outcome, of)))
     console.print(table)
     for metric in outcome.metrics:
-        if metric.of == "" and ("prompts" in metric.at or "group" in metric.at or "average" in metric.at):
+        if (
+            metric.value is not None
+            and metric.of == ""
+            and ("prompts" in metric.at or "group" in metric.at or "average" in metric.at)
+        ):
             where = ", ".join(f"{name} {value}" for name, value in metric.at.items())
             console.print(f"{metric.name}, {where}: {_value(metric)} {_span(metric)}", highlight=False)
     if not findings:
@@ -34,7 +41,8 @@ def print_classification(outcome: Outcome) -> None:
                     console.print(f"{name}: {_value(metric)} {_span(metric)}", highlight=False)
     console.print(f"{outcome.studies} studies of {outcome.patients} patients.", highlight=False)
     if findings:
-        console.print(f"F1: threshold {rule}.", highlight=False)
+        said = "sens.: at specificity 0.9. F1: threshold"
+        console.print(f"{said} {rule}; F1*: test-chosen, for comparison with papers.", highlight=False)
     for note in outcome.notes:
         console.print(note, highlight=False, markup=False)
 
@@ -59,4 +67,4 @@ def _value(metric: Metric | None) -> str:
 def _span(metric: Metric | None) -> str:
     if metric is None or metric.low is None or metric.high is None:
         return "" if metric is None else (metric.reason or "")
-    return f"{metric.low:.3f} to {metric.high:.3f}"
+    return f"{metric.low:.3f}–{metric.high:.3f}"

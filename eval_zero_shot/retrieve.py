@@ -3,8 +3,7 @@
     python -m eval_zero_shot.retrieve --model MODEL --data SHARDS [--split test] [--text report,findings,impression]
                                       [--pool 32 64 128 full] [--k 1 5 10 50 100] [--volumes] [--out DIR]
 
-`retrieve` gives the same in pools for features at hand, as evaluation while training does.
-Shapes: N studies, D embedding.
+docs/retrieval.md says what each number is.
 """
 
 from __future__ import annotations
@@ -12,119 +11,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from eval_zero_shot.classify import unit
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_inputs, open_inputs, run_command
-from eval_zero_shot.retrieval.pools import cut_pools, pool_hits
-from eval_zero_shot.retrieval.ranks import DIRECTIONS, Direction
-from eval_zero_shot.retrieval.texts import TEXT_KINDS, text_hash
-from eval_zero_shot.retrieval.ties import expected_hits
+from eval_zero_shot.retrieval.texts import TEXT_KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from eval_zero_shot.outcome import Metric, Outcome
 
-__all__ = ["DIRECTIONS", "Direction", "Recall", "main", "print_outcome", "retrieve", "text_hash"]
-
-
-@dataclass(frozen=True)
-class Recall:
-    """R@k of one direction in pools of one size.
-
-    value: mean over queries, pools and repeats. partition_low/high: 2.5 and 97.5 percentiles over repeats, that is the
-    noise of cutting pools, NOT a sampling interval. chance_plain: k / pool. chance: expected value of random scores
-    given the duplicate texts of these very pools. chance_measured: one run of random scores through the same code.
-    `value` is None where the studies do not fill one pool; `reason` says so.
-    """
-
-    direction: Direction
-    k: int
-    pool: int
-    value: float | None
-    chance_plain: float
-    chance: float | None = None
-    chance_measured: float | None = None
-    partition_low: float | None = None
-    partition_high: float | None = None
-    pools: int = 0
-    repeats: int = 0
-    studies: int = 0
-    distinct_texts: int = 0
-    reason: str | None = None
-
-
-def retrieve(
-    image_ND: ArrayLike,
-    text_ND: ArrayLike,
-    hashes_N: Sequence[str],
-    *,
-    pools: Sequence[int] = (64,),
-    ks: Sequence[int] = (1, 5, 10),
-    repeats: int = 100,
-    seed: int = 0,
-) -> tuple[Recall, ...]:
-    """Recall of both directions for every pool size and k. Row i of both arrays is study i; any feature scale.
-
-    hashes_N: identity of each study's text (`text_hash`); equal hashes count as each other's hit.
-    Raises EvalError on features that are not finite, on lengths that differ, or on a pool or k below 1.
-    """
-    images, texts = unit(image_ND, "studies"), unit(text_ND, "reports")
-    if images.shape != texts.shape or len(hashes_N) != len(images):
-        raise EvalError(
-            f"images {images.shape}, texts {texts.shape} and {len(hashes_N)} hashes do not fit together",
-            why="study i would be matched with another study's text",
-            fix="give one text vector and one hash for each study, from the same model",
-        )
-    if min(*pools, *ks, repeats) < 1:
-        raise EvalError("a pool, k or repeat count below 1", why="no query is left", fix="give positive numbers")
-    n = len(images)
-    text_N = np.unique(np.asarray(hashes_N), return_inverse=True)[1].reshape(-1)
-    out: list[Recall] = []
-    for pool in pools:
-        if n < pool:
-            reason = f"{n} studies do not fill one pool of {pool}"
-            out += [
-                Recall(direction, k, pool, None, min(k / pool, 1.0), studies=n, reason=reason)
-                for direction in DIRECTIONS
-                for k in ks
-            ]
-            continue
-        found = pool_hits(images, texts, text_N, pool, ks, repeats, seed)
-        noise = _random_hits(text_N, pool, ks, repeats, seed)
-        for direction in DIRECTIONS:
-            ours = found[direction, "identical_texts"]
-            low, high = np.percentile(ours.mean_RK, (2.5, 97.5), axis=0)
-            out += [
-                Recall(
-                    direction, k, pool, float(ours.mean_RK[:, j].mean()), min(k / pool, 1.0), float(ours.chance_K[j]),
-                    float(noise[direction][j]), float(low[j]), float(high[j]), n // pool, repeats, n,
-                    len(np.unique(text_N)),
-                )
-                for j, k in enumerate(ks)
-            ]  # fmt: skip
-    return tuple(out)
-
-
-def _random_hits(
-    text_N: NDArray, pool: int, ks: Sequence[int], repeats: int, seed: int
-) -> dict[Direction, NDArray[np.float64]]:
-    """What random scores get in these very pools."""
-    rng = np.random.Generator(np.random.Philox([seed, 1]))
-    total = {direction: np.zeros(len(ks)) for direction in DIRECTIONS}
-    for rows_QM in cut_pools(len(text_N), pool, repeats, seed):
-        same_QMM = text_N[rows_QM][:, :, None] == text_N[rows_QM][:, None, :]
-        random_QMM = rng.random(same_QMM.shape)
-        for direction in DIRECTIONS:
-            turn = (0, 2, 1) if direction == "text_to_image" else (0, 1, 2)
-            total[direction] += expected_hits(random_QMM.transpose(turn), same_QMM, ks).mean(axis=(0, 1)) / repeats
-    return total
+ARROWS = {"text_to_image": "text → image", "image_to_text": "image → text", "volume_to_volume": "volume → volume"}
 
 
 def _pool(word: str) -> int | str:
@@ -197,24 +95,37 @@ def _device(asked: str) -> str:
 
 
 def print_outcome(outcome: Outcome, console: Console | None = None) -> None:
-    """A table of recalls (or MAPs) against chance, then the notes."""
+    """A table of recalls (or MAPs) against chance, narrow enough for 80 columns, then the notes."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = console or Console()
-    table = Table("direction", "pool", "hits", "metric", "value", "95 % of patients", "95 % of cuts", "chance")
-    table.title = f"{outcome.task}: {outcome.model}, {outcome.studies} studies"
+    table = Table(
+        title=f"{outcome.task}: {outcome.model}, {outcome.studies} studies", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
+    table.add_column("", no_wrap=True)
+    for heading in ("pool", "value", "95 % interval", "strict", "chance"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    main = outcome.main
+    table.add_row(f"mean {main.name.replace('_', ' ')}", "", _value(main), _span(main), "", "", style="bold")
+    lost = []
     for m in outcome.metrics:
-        if "noise" in m.at or m.name == "chance":
+        if "noise" in m.at or "k" not in m.at or m.name == "chance" or m.at.get("ties") == "strict":
             continue
-        cut, chance = outcome.metric(m.name, m.of, **m.at, noise="partition"), outcome.metric("chance", m.of, **m.at)
-        name = m.name if "k" not in m.at else f"{'R' if m.name == 'recall' else 'MAP'}@{m.at['k']}"
-        hits = str(m.at.get("ties") or m.at.get("relevance") or "")
-        value = f"{m.value:.3f}" if m.value is not None else f"- ({m.reason})"
-        table.add_row(
-            m.of or "mean", str(m.at.get("pool", "")), hits, name, value, _span(m), _span(cut), _value(chance)
-        )
+        name = f"{ARROWS.get(m.of, m.of)} {'R' if m.name == 'recall' else 'MAP'}@{m.at['k']}"
+        if m.value is None:
+            lost.append(f"{name}: {m.reason}")
+            continue
+        strict = outcome.metric(m.name, m.of, **{**m.at, "ties": "strict"}) if "ties" in m.at else None
+        name += f" {m.at['relevance']}" if "relevance" in m.at else ""
+        chance = outcome.metric("chance", m.of, **m.at)
+        table.add_row(name, str(m.at.get("pool", "")), _value(m), _span(m), _value(strict), _value(chance))
     console.print(table)
+    if any("ties" in m.at for m in outcome.metrics):
+        console.print("value: identical texts are hits; strict: only the study's own.", highlight=False)
+    for line in dict.fromkeys(lost):
+        console.print(f"not scored, {line}", highlight=False)
     for note in outcome.notes:
         console.print(note, highlight=False)
 
@@ -224,7 +135,7 @@ def _value(metric: Metric | None) -> str:
 
 
 def _span(metric: Metric | None) -> str:
-    return "" if metric is None or metric.low is None else f"{metric.low:.3f}-{metric.high:.3f}"
+    return "" if metric is None or metric.low is None else f"{metric.low:.3f}–{metric.high:.3f}"
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from data_shards.opening import add_tar_options
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_embedding, run_command
-from eval_zero_shot.suite_file import Classification, Retrieval, Suite, load_suite
-from eval_zero_shot.tasks import load_task
+from eval_zero_shot.suite_file import Classification, Retrieval, Suite, load_suite, require_names
 
 DEFAULT = "default"  # comparisons with each task's default prompts
 
@@ -72,9 +71,7 @@ def _run(args: argparse.Namespace) -> list[str]:
     from eval_zero_shot.suite_table import print_outcomes
 
     suite = _suite(args)
-    for entry in suite.entries:  # said before torch is imported
-        if task := getattr(entry, "task", None):
-            load_task(task)
+    require_names(suite)  # said before torch is imported, as what is wrong with a task
     opened = Opened(args)
     with tempfile.TemporaryDirectory(prefix="voxclip-") as scratch:
         out = args.out or Path(scratch)
@@ -167,6 +164,7 @@ def _studies(suite: Suite, models: Sequence[str], opened: Opened, found: Sequenc
     """What the page may show, a model at a time: the studies of each classification that was scored. Of findings, for
     which the page has pictures."""
     from eval_zero_shot.report.cases import Shown
+    from eval_zero_shot.tasks import load_task
 
     known = {(o.model, o.task, o.provenance.get("task_sha256")) for o in found if o.protocol == "classification"}
     for model in models:

@@ -119,20 +119,12 @@ def own_code_sha256() -> str:
 
 
 def _require_names(outcomes: Sequence[Outcome]) -> None:
-    """Two models, or two entries, of one name would be one row of a table."""
+    """Two models of one name would be one row of a table."""
     seen: dict[tuple[str, str, str], str] = {}
     for o in outcomes:
         before = seen.setdefault((o.protocol, o.task, o.model), o.model_sha256)
         if before != o.model_sha256:
             raise EvalError(f"two models are called {o.model}", why="their rows would be one", fix="rename a folder")
-    names = [(o.protocol, o.task, o.model) for o in outcomes]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise EvalError(
-            f"two entries give {twice[0][0]} of task {twice[0][1]}",
-            why="their rows would be one",
-            fix="give one of them a name: in the suite",
-        )
 
 
 def comparisons(outcomes: Sequence[Outcome], reference: str | None, seed: int = 0) -> Iterator[tuple[str, list[Any]]]:

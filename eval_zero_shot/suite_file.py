@@ -24,7 +24,8 @@ from eval_zero_shot.errors import EvalError
 
 
 class Entry(BaseModel):
-    """What every protocol has. name: how tables call it, where two entries would have one name."""
+    """What every protocol has. name: how tables call it, where two entries would have one name. resamples: draws of
+    patients; 0, no intervals."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +34,7 @@ class Entry(BaseModel):
     split: StrictStr = "test"
     max_studies: int | None = Field(None, ge=2)
     seed: int = 0
-    resamples: int = Field(1000, ge=100)
+    resamples: int = Field(1000, ge=0)
 
 
 class Classification(Entry):
@@ -138,6 +139,25 @@ def load_suite(path: str | Path) -> Suite:
             "entries": tuple(_entry_from(path.parent, entry) for entry in found.entries),
         }
     )
+
+
+def require_names(suite: Suite) -> None:
+    """Raise EvalError where two entries would be one row of a table, or a task cannot be read."""
+    from eval_zero_shot.tasks import load_task
+
+    seen: set[tuple[str, str]] = set()
+    for entry in suite.entries:
+        named = getattr(entry, "task", None)
+        task = load_task(named).name if named else ""
+        of = entry.name or task or getattr(entry, "labels", None) or Path(getattr(entry, "items", "")).stem
+        for name in entry.texts if isinstance(entry, Retrieval) and not entry.name else (of,):
+            if (entry.protocol, name) in seen:
+                raise EvalError(
+                    f"two entries give {entry.protocol} of {name or 'the same'}",
+                    why="their rows would be one",
+                    fix="give one of them a name: in the suite, or change `name:` in a task file",
+                )
+            seen.add((entry.protocol, name))
 
 
 def _entry_from(folder: Path, entry: Entry) -> Entry:

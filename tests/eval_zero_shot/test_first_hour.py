@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -188,26 +189,29 @@ def test_array_nifti_dicom_and_stream_give_the_same_input(release: Path, series:
 def test_features_are_kept_until_anything_changes(
     release: Path, toy_folder: Path, task: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "cache"
-    arguments = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "0"]
-    arguments += ["--pool", "8", "--device", "cpu", "--no-cases", "--out", str(tmp_path / "out")]
-    assert run.main([*arguments, "--no-cache"]) == 0
-    fresh = (tmp_path / "out" / "scores.parquet").read_bytes()
+    cache, runs = tmp_path / "cache", itertools.count()
+
+    def scores(*more: str) -> bytes:
+        out = tmp_path / f"out{next(runs)}"  # in one folder the second run would keep what the first has scored
+        words = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "0"]
+        assert run.main([*words, "--pool", "8", "--device", "cpu", "--no-cases", "--out", str(out), *more]) == 0
+        return (out / "scores.parquet").read_bytes()
+
+    fresh = scores("--no-cache")
     assert not cache.exists()
-    assert run.main([*arguments, "--cache", str(cache)]) == 0
-    (kept,) = cache.iterdir()
-    stamp = kept.stat().st_mtime_ns
-    assert run.main([*arguments, "--cache", str(cache)]) == 0
-    assert [f.stat().st_mtime_ns for f in cache.iterdir()] == [stamp]
-    assert (tmp_path / "out" / "scores.parquet").read_bytes() == fresh
-    kept.write_bytes(kept.read_bytes()[:-40])  # a damaged file is made again
-    assert run.main([*arguments, "--cache", str(cache)]) == 0
-    assert (tmp_path / "out" / "scores.parquet").read_bytes() == fresh
-    assert run.main([*arguments, "--cache", str(cache), "--max-studies", "5"]) == 0
-    assert len(list(cache.iterdir())) == 2
-    monkeypatch.setattr(feature_cache, "code_sha256", lambda: "other code")
-    assert run.main([*arguments, "--cache", str(cache)]) == 0
+    assert scores("--cache", str(cache)) == fresh
+    stamps = {f: f.stat().st_mtime_ns for f in cache.iterdir()}
+    assert len(stamps) == 2, "the scored studies, and those that thresholds are fitted on"
+    assert scores("--cache", str(cache)) == fresh
+    assert {f: f.stat().st_mtime_ns for f in cache.iterdir()} == stamps
+    for kept in stamps:
+        kept.write_bytes(kept.read_bytes()[:-40])  # a damaged file is made again
+    assert scores("--cache", str(cache)) == fresh
+    scores("--cache", str(cache), "--max-studies", "5")
     assert len(list(cache.iterdir())) == 3
+    monkeypatch.setattr(feature_cache, "code_sha256", lambda: "other code")
+    scores("--cache", str(cache))
+    assert len(list(cache.iterdir())) == 5
 
 
 def test_identities_differ_in_everything_that_matters(release: Path, toy_shards: ShardSet, tmp_path: Path) -> None:
@@ -306,4 +310,4 @@ def test_tasks_of_one_name_are_refused(
     shutil.copy(task, tmp_path / "again.yaml")
     arguments = ["--model", str(release), "--data", str(toy_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert run.main([*arguments, "--task", str(task), str(tmp_path / "again.yaml")]) == 1
-    assert "two tasks have one name" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "two entries give classification of toy" in capsys.readouterr().err and not (tmp_path / "out").exists()

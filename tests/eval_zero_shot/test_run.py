@@ -128,7 +128,7 @@ def test_two_entries_of_one_name_are_refused(
     body["entries"].append({**body["entries"][0], "seed": 1})
     suite.write_text(yaml.safe_dump(body))
     assert run(suite, tmp_path / "out", release, more=("--no-cases",)) == 1
-    assert "two entries give classification of task toy" in capsys.readouterr().err
+    assert "two entries give classification of toy" in capsys.readouterr().err
     body["entries"][-1]["name"] = "again"
     suite.write_text(yaml.safe_dump(body))
     assert run(suite, tmp_path / "out", release, more=("--no-cases",)) == 0

@@ -201,4 +201,4 @@ def test_tasks_and_help_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--allow-geometry-mismatch" in done.stdout
+    assert "--suite" in done.stdout

@@ -178,7 +178,7 @@ def test_a_timm_tower_shows_where_it_looked(
 ) -> None:
     tower = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 160}
     folder = local_dir(tmp_path / "tiny", vision_cfg=tower)
-    assert score(f"open_clip:local-dir:{folder}", image_shards)["studies"] == 12
+    assert score(f"open_clip:local-dir:{folder}", image_shards)["outcomes"][0]["studies"] == 12
     loaded = load_dual(f"open_clip:local-dir:{folder}", "cpu")
     with torch.no_grad():
         assert loaded.model.encode_image(torch.rand(1, 3, 160, 160), tokens=True).grid == (10, 10)

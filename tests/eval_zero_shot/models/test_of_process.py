@@ -69,7 +69,7 @@ def wrapper(tmp_path: Path) -> Path:
 
 def test_a_worker_is_scored(image_shards: Path, score: Callable[..., dict[str, Any]], wrapper: Path) -> None:
     found = score(f"process:{wrapper}@{sys.executable}", image_shards)
-    assert found["macro"] == 1.0
+    assert found["outcomes"][0]["metrics"][0]["value"] == 1.0
     loaded = load_dual(f"process:{wrapper}@{sys.executable}", "cpu")
     vectors = embed_texts(loaded.model, loaded.tokenizer, ["ein dunkler Fleck ü", "bright", "bright and dark"])
     assert np.allclose(vectors["ein dunkler Fleck ü"], [0, 1]) and np.allclose(vectors["bright"], [1, 0])

@@ -56,7 +56,7 @@ def test_a_folder_is_scored_as_transformers_itself_would(
 ) -> None:
     folder = folder_of(kind, tmp_path / f"tiny-{kind}")
     found = score(f"hf:{folder}", image_shards)
-    assert found["studies"] == 12 and model_name(f"hf:{folder}") == f"hf:tiny-{kind}"
+    assert found["outcomes"][0]["studies"] == 12 and model_name(f"hf:{folder}") == f"hf:tiny-{kind}"
 
     loaded = load_dual(f"hf:{folder}", "cpu")
     texts = ["a bright scan", "a dark scan , number 1 2 3 4 5 6 7 8 9 10 11 a bright scan", "scan"]
