@@ -23,7 +23,9 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     if not scored:
         return
     models = list(dict.fromkeys(o.model for o in scored))
-    table = Table("task", "metric", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric")
     for model in models:
         table.add_column(model, justify="right")
     table.add_column("studies", justify="right")
@@ -33,7 +35,7 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
         first = next(iter(here.values()))
         cells = [_cell(here[model].main) if model in here else "failed" for model in models]
         counts = (str(first.studies), str(first.patients))
-        table.add_row(f"{task} ({protocol})", first.headline, *cells, *counts)
+        table.add_row(task if protocol in task else f"{task} ({protocol})", first.headline, *cells, *counts)
     console.print(table)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import encoders
 from encoders.errors import ReleaseError
+from eval_zero_shot.outcome import read_results
 from pretrain import fit
 from pretrain.config import dump, load_recipe
 
@@ -47,7 +48,8 @@ def test_a_run_leaves_recipe_environment_numbers_checkpoints_results_and_release
         "loss", "loss/sentence", "loss/contrastive", "grad_norm", "lr", "logit_scale", "refused",
         "select/macro_auroc", "select/nodule", "select/effusion",
     }  # fmt: skip
-    assert json.loads((folder / "results" / "results.json").read_text())["studies"] == 4
+    classified, retrieved = read_results(folder / "results")
+    assert (classified.protocol, classified.studies, retrieved.protocol) == ("classification", 4, "retrieval")
     assert not list(folder.rglob(".*"))  # nothing half-written stays
 
 

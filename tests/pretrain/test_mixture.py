@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from data_shards import DataError
+from eval_zero_shot.outcome import read_results
 from pretrain import build, schema
 from pretrain.config import ConfigError, dump, load_recipe, schema_help
 from pretrain.runs import refuse_changes
@@ -114,9 +115,11 @@ def test_two_sources_are_trained_scored_and_released(
     assert counts(mixed.metrics("run")) == want
     said = capsys.readouterr().out
     assert "drawn    ct 24 (75.0 %), more 8 (25.0 %)\n" in said and "drawn    CT 24 (75.0 %), MR 8" in said
-    results = json.loads((mixed.folder("run") / "results" / "results.json").read_text())
-    assert results["studies"] == 6, "four of one source and two of the other"
-    found = {name: one["n_pos"] + one["n_neg"] for name, one in results["per_finding"].items()}
+    classified = read_results(mixed.folder("run") / "results")[0]
+    assert classified.studies == 6, "four of one source and two of the other"
+    assert classified.scores is not None
+    known = classified.scores[(classified.scores["variant"] == "") & classified.scores["label"].notna()]
+    found = known["of"].value_counts().to_dict()
     assert found == {"nodule": 6, "effusion": 4}, "unknown where the source does not have the label"
     recipe = load_recipe(str(mixed.folder("run") / "recipe.yaml"))
     assert dump(recipe) == (mixed.folder("run") / "recipe.yaml").read_text()

@@ -34,7 +34,7 @@ def test_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert fit.main(["--config", "ct3d.yaml", "--smoke", "--output.root", str(tmp_path), "--output.run", "run",
                      "--data.cache", str(tmp_path / "cache")]) == 0  # fmt: skip
     said = capsys.readouterr().out
-    assert "Zero-shot: phantom" in said
+    assert "phantom: run" in said
     _load_as_told(said, encoders_first=True, size=(3, 56, 64, 80))
 
 
