@@ -4,7 +4,8 @@ Both models see the same resampled patients, so what makes a patient easy or har
 The statistic is the headline of the task, computed again from the per-case scores under case weights:
 
     auroc                     mean over findings of the AUROC (ties one half); findings with both classes in the data
-    acc1, balanced_accuracy   the class with the highest score is the answer; classes that tie share it
+    acc1, balanced_accuracy   the class with the highest score is the answer; of classes that tie, the one listed last,
+                              as in scikit-learn and in the protocol
     any other                 mean of the scores (hits of retrieval, right answers of vqa)
 
 Legend: N cases, P patients, R resamples, L findings, K classes.
@@ -52,8 +53,9 @@ class Cases:
             return (weights_RN @ self.scores_NL[:, 0]) / total
 
     def _accuracy(self, weights_RN: Array) -> Array:
-        best = self.scores_NL == self.scores_NL.max(axis=1, keepdims=True)
-        right_N = (best * (self.labels_NL == 1)).sum(axis=1) / best.sum(axis=1)
+        last = self.scores_NL.shape[1] - 1
+        said_N = last - self.scores_NL[:, ::-1].argmax(axis=1)
+        right_N = (self.labels_NL[np.arange(len(said_N)), said_N] == 1).astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.statistic == "acc1":
                 return (weights_RN @ right_N) / weights_RN.sum(axis=1)
@@ -82,7 +84,8 @@ def cases_of(outcome: Outcome, variant: str = "") -> Cases:
     column = rows["of"] if classes else rows["of"].map(lambda _: "all")
     long = rows.assign(column=column, case=rows["key"] if classes else rows["key"] + "/" + rows["of"])
     wide = long.pivot(index="case", columns="column", values=["score", "label"])
-    names = sorted(set(wide.columns.get_level_values(1)))
+    found = set(wide.columns.get_level_values(1))
+    names = [name for name in outcome.classes if name in found] if classes else sorted(found)
     patient = long.drop_duplicates("case").set_index("case")["patient"].reindex(wide.index)
     return Cases(
         outcome.headline,
