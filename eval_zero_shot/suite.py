@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from data_shards.opening import open_studies
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.feature_cache import code_sha256
 from eval_zero_shot.inputs import Inputs
@@ -98,7 +99,8 @@ def cell_name(entry: Entry, inputs: Inputs) -> str:
         "geometry": inputs.loaded.geometry.identity,
         "view": inputs.loaded.view.identity,
         "data": None if inputs.shards is None else inputs.shards.manifest_hash,
-        "train": list(getattr(entry, "train", ())),
+        "train": [open_studies(where).manifest_hash for where in getattr(entry, "train", ())],
+        "images": _listing(getattr(entry, "images", None)),
         "task": load_task(task).identity if task else None,
         "files": [hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None for file in files],
         "precision": inputs.precision,
@@ -107,6 +109,15 @@ def cell_name(entry: Entry, inputs: Inputs) -> str:
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{inputs.name}-{entry_name(entry)}")[:60]
     return f"{readable}-{digest[:12]}"
+
+
+def _listing(folder: str | None) -> str | None:
+    """Of names, sizes and times of the files below a folder: what tells that an image is another one."""
+    if folder is None:
+        return None
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    told = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
