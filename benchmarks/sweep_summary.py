@@ -70,7 +70,7 @@ def _retrieval(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Recall of each direction, k and pool, identical reports as hits, beside chance."""
     found = []
     for metric in outcomes[0].metrics:
-        if metric.name != "recall" or metric.at.get("ties") != "identical_texts":
+        if metric.name != "recall" or metric.at.get("ties") != "identical_texts" or "noise" in metric.at:
             continue
         values = [_value(o, "recall", metric.of, **metric.at) for o in outcomes]
         k, pool = metric.at["k"], metric.at["pool"]

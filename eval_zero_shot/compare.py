@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from eval_zero_shot.inputs import run_command
 from eval_zero_shot.outcome import Outcome, read_results
 from eval_zero_shot.paired import Difference, Method, cases_of, holm, paired_difference, require_comparable
 
+LEAST_PER_TASK = 100  # draws: p is 2 / (draws + 1) at least, and times the number of tasks
 CHOSEN = "validation"  # the prompt set that a model does best with on the validation split
 DEFAULT = "default"
 
@@ -72,37 +73,56 @@ def compare(
     seed: int = 0,
     level: float = 0.95,
     method: Method = "bca",
+    tell: Callable[[str], None] | None = None,
 ) -> list[Comparison]:
     """Every task that both were scored on, default prompts first, then prompts chosen on validation where there are.
 
     p values are adjusted over the tasks of one kind of prompts. Raises EvalError where the two share no task, and where
-    a shared task was not scored on the same cases.
+    a shared task was not scored on the same cases; with `tell`, such tasks are told and left out instead.
     """
+    if not 0 < level < 1 or seed < 0 or resamples < 1:
+        raise EvalError(
+            f"level {level}, seed {seed}, resamples {resamples}",
+            why="no interval can be drawn",
+            fix="a level between 0 and 1 such as 0.95, a seed of 0 or more",
+        )
     reference: dict[tuple[str, str], Outcome] = {(o.protocol, o.task): o for o in theirs if o.protocol != "audit"}
     shared = [(o, reference[o.protocol, o.task]) for o in ours if (o.protocol, o.task) in reference]
-    if not shared:
+    only = sorted({o.task for o in ours if o.protocol != "audit"} - {o.task for o, _ in shared})
+    if not shared and tell is None:
         raise EvalError(
             "the two results have no task in common",
             why="there is nothing to compare",
             fix="score both models on the same tasks (eval_zero_shot.run --suite)",
         )
-    found = []
+    if only and tell is not None:
+        tell(f"{', '.join(only)}: only one of the two has them")
+    resamples = max(resamples, LEAST_PER_TASK * len(shared))  # else Holm's adjustment alone would keep p above 0.05
+    found: list[Comparison] = []
     for a, b in shared:
-        require_comparable(a, b)
-        for prompts in (DEFAULT, CHOSEN):
-            mine, other = _chosen(a, prompts), _chosen(b, prompts)
-            if mine is None or other is None:
-                continue
-            difference, _ = paired_difference(
-                cases_of(a, mine.variant), cases_of(b, other.variant),
-                resamples=resamples, seed=seed, level=level, method=method,
-            )  # fmt: skip
-            names, spread = (mine.name, other.name), (_spread(a), _spread(b))
-            found.append(Comparison(a.protocol, a.task, a.model, b.model, prompts, names, spread, difference))
+        try:
+            found += _of_task(a, b, {"resamples": resamples, "seed": seed, "level": level, "method": method})
+        except EvalError as error:
+            if tell is None:
+                raise
+            tell(str(error).splitlines()[0])
     for prompts in (DEFAULT, CHOSEN):
         at = [i for i, c in enumerate(found) if c.prompts == prompts]
         for i, p in zip(at, holm([found[i].difference.p for i in at]), strict=True):
             found[i] = replace(found[i], p_holm=p)
+    return found
+
+
+def _of_task(a: Outcome, b: Outcome, options: Mapping[str, Any]) -> list[Comparison]:
+    require_comparable(a, b)
+    found = []
+    for prompts in (DEFAULT, CHOSEN):
+        mine, other = _chosen(a, prompts), _chosen(b, prompts)
+        if mine is None or other is None:
+            continue
+        difference, _ = paired_difference(cases_of(a, mine.variant), cases_of(b, other.variant), **options)
+        names, spread = (mine.name, other.name), (_spread(a), _spread(b))
+        found.append(Comparison(a.protocol, a.task, a.model, b.model, prompts, names, spread, difference))
     return found
 
 
@@ -175,7 +195,8 @@ def print_comparisons(found: Sequence[Comparison]) -> None:
         mean = np.mean([c.difference.value for c in rows])
         console.print(f"{said}; mean difference over {len(rows)} tasks {mean:+.3f}", highlight=False)
     method, draws = found[0].difference.method, found[0].difference.resamples
-    console.print(f"Intervals: {method}, {draws} draws of patients, the same for both models.", highlight=False)
+    said = "the same for both models. Marks go by each task's own interval, p (Holm) by all tasks together."
+    console.print(f"Intervals: {method}, {draws} draws of patients, {said}", highlight=False)
 
 
 def forest_plot(found: Sequence[Comparison], path: Path) -> None:

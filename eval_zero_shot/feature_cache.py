@@ -24,7 +24,7 @@ DEFAULT = Path("~/.cache/voxclip/features")
 # What stands between a stored scan and its features.
 CODE = (
     "encoders/**/*.py",
-    "data_shards/*.py",
+    "data_shards/**/*.py",
     *(f"eval_zero_shot/{f}.py" for f in ("embedding", "classify", "release", "models/**/*")),
 )
 PACKAGES = ("torch", "timm", "open_clip_torch", "numpy", "pillow", "blosc2")

@@ -56,6 +56,11 @@ class Inputs:
     cache: FeatureCache | None
     batch_size: int = 8
     precision: Any = "fp32"
+    asked: argparse.Namespace | None = None  # how tars are read (data_shards.opening.add_tar_options)
+
+    def open_shards(self, where: str) -> Any:
+        """Further studies, read as the first ones were asked for."""
+        return open_studies(where, self.asked)
 
     @classmethod
     def of(
@@ -82,7 +87,13 @@ class Inputs:
         return features_of(self.loaded, self.shards, np.asarray(rows), self.precision, self.cache, self.batch_size)
 
     def texts(self, texts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-        """Unit vector of every distinct text."""
+        """Unit vector of every distinct text. Raises EvalError where the model has no text tower."""
+        if self.loaded.tokenizer is None:
+            raise EvalError(
+                f"{self.name} has no text tower",
+                why="prompts and reports cannot be compared with its images",
+                fix="probe its features with labels (protocol probe, without a task)",
+            )
         from eval_zero_shot.embedding import embed_texts
 
         return embed_texts(self.loaded.model, self.loaded.tokenizer, texts, precision=self.precision)
@@ -121,6 +132,8 @@ def open_inputs(args: argparse.Namespace, texts: bool = True) -> Inputs:
 def choose_rows(rows: Sequence[int] | NDArray, max_studies: int | None, seed: int = 0) -> NDArray:
     """At most `max_studies` of the rows, the same ones at every call with the same seed, in ascending order."""
     rows = np.sort(np.asarray(rows))
+    if max_studies is not None and max_studies < 1:
+        raise EvalError(f"--max-studies {max_studies}", why="no study would be left", fix="1 or more, or leave it out")
     if max_studies is None or len(rows) <= max_studies:
         return rows
     return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(rows)[:max_studies])

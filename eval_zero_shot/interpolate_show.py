@@ -41,7 +41,7 @@ def plot_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: str
                 axis.vlines(x, main.low, main.high, color=BLUE, lw=4, alpha=0.3, zorder=1)
         axis.set_title(task.replace("$", r"\$"), fontsize=10)
         axis.set_xlabel("a   (0: base, 1: tuned)")
-        axis.set_ylabel("macro AUROC")
+        axis.set_ylabel(next(o.headline for o in made if o.task == task).replace("_", " "))
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     for axis in list(axes.flat)[len(tasks) :]:
@@ -62,9 +62,9 @@ def print_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: st
 
     console = Console()
     curve = ", ".join(f"{p.alpha:g}: {p.mean:.3f}" for p in found.points)
-    console.print(f"validation ('{validation}'), mean AUROC by a: {curve}", highlight=False)
-    table = Table("task", "model", title=f"a = {found.chosen:g}, AUROC on split '{test}'", box=SIMPLE_HEAD)
-    for heading in ("macro AUROC", "merged − it"):
+    console.print(f"validation ('{validation}'), mean headline by a: {curve}", highlight=False)
+    table = Table("task", "model", title=f"a = {found.chosen:g}, on split '{test}'", box=SIMPLE_HEAD)
+    for heading in ("headline", "merged − it"):
         table.add_column(heading, justify="right")
     forgotten = []
     for task in found.results:
@@ -72,8 +72,13 @@ def print_sweep(found: Sweep, made: Sequence[Outcome], validation: str, test: st
         if tuned.main.value < base.main.value:  # type: ignore[operator]
             forgotten.append(task)
         for name, outcome in ((task, base), ("", tuned), ("", merged)):
-            difference = merged.metric("auroc_difference", outcome.model)
-            table.add_row(name, outcome.model, _cell(outcome.main), _cell(difference, "+") if difference else "")
+            difference = merged.metric(f"{merged.headline}_difference", outcome.model)
+            table.add_row(
+                f"{name} ({outcome.headline})" if name else "",
+                outcome.model,
+                _cell(outcome.main),
+                _cell(difference, "+") if difference else "",
+            )
     console.print(table)
     if forgotten:
         console.print(f"tuning lost on {len(forgotten)} of {len(found.results)} tasks: {', '.join(forgotten)}")

@@ -26,7 +26,10 @@ from eval_zero_shot.statistics import weighted_auroc
 
 Array = NDArray[np.float64]
 Method = Literal["percentile", "bca"]
-SAME = ("data_sha256", "split", "rows_sha256", "task_sha256", "draws_sha256", "items_sha256")
+SAME = (
+    "data_sha256", "split", "rows_sha256", "task_sha256", "prompt_set", "draws_sha256", "items_sha256",
+    "train_rows_sha256", "validation_rows_sha256", "pools", "repeats",
+)  # fmt: skip
 _CHUNK = 8_000_000  # weights held at once: 64 MB
 
 

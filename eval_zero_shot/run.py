@@ -10,6 +10,7 @@ What is scored already in DIR is kept: started again, a run goes on where it was
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,14 +64,21 @@ def _run(args: argparse.Namespace) -> list[str]:
     """Names of the entries that could not be scored."""
     import tempfile
 
-    from eval_zero_shot.compare import print_comparisons, write_comparisons
     from eval_zero_shot.outcome import write_results
+    from eval_zero_shot.release import model_name
     from eval_zero_shot.spreadsheet import write_csv
-    from eval_zero_shot.suite import comparisons, run_suite
+    from eval_zero_shot.suite import run_suite
     from eval_zero_shot.suite_protocols import PROTOCOLS
     from eval_zero_shot.suite_table import print_outcomes
 
     suite = _suite(args)
+    names = [model_name(model) for model in args.models]
+    if len(set(names)) < len(names):
+        raise EvalError(
+            f"two models are called {next(n for n in names if names.count(n) > 1)}",
+            why="their rows would be one",
+            fix="rename a folder, or name each model once",
+        )
     require_names(suite)  # said before torch is imported, as what is wrong with a task
     opened = Opened(args)
     with tempfile.TemporaryDirectory(prefix="voxclip-") as scratch:
@@ -79,21 +87,44 @@ def _run(args: argparse.Namespace) -> list[str]:
         if args.suite is None:
             _print_each(found)
         print_outcomes(found)
-        compared: list[Any] = []
-        if len({o.model for o in found}) > 1:
-            for model, one in comparisons(found, args.reference or suite.reference):
-                print_comparisons(one)
-                compared += one
-                if args.out:
-                    write_comparisons(out / "comparisons" / model, one)
         if args.out and found:
-            write_results(out, found, {"suite": suite.model_dump(mode="json"), "models": list(args.models)})
+            about = {"suite": suite.name, "about": suite.about, "models": list(dict.fromkeys(o.model for o in found))}
+            write_results(out, found, about)
             write_csv(out / "results.csv", found)
+        compared = _compared(args, suite, found)
+        if args.out and found:
             _page(args, suite, found, compared, opened)
             print(f"wrote {out}: results.json, results.csv, scores.parquet, report.html")
     for lost in failed:
         print(f"error: {lost.model}, {lost.entry}: {lost.reason}", file=sys.stderr)
     return [lost.entry for lost in failed]
+
+
+def _compared(args: argparse.Namespace, suite: Suite, found: Sequence[Outcome]) -> list[Any]:
+    """Every model against the reference; what cannot be compared is told."""
+    from eval_zero_shot.compare import compare, print_comparisons, write_comparisons
+    from eval_zero_shot.release import model_name
+
+    models = list(dict.fromkeys(o.model for o in found))
+    base = args.reference or suite.reference or model_name(args.models[0])
+    if args.out:
+        shutil.rmtree(args.out / "comparisons", ignore_errors=True)
+    if len(models) < 2 or base not in models:
+        if len(args.models) > 1:
+            print(f"no comparison: the reference {base} has no results", file=sys.stderr)
+        return []
+    compared: list[Any] = []
+    for model in models:
+        if model == base:
+            continue
+        pairs = [[o for o in found if o.model == name] for name in (model, base)]
+        one = compare(*pairs, tell=lambda said: print(f"not compared: {said}", file=sys.stderr))
+        if one:
+            print_comparisons(one)
+            compared += one
+            if args.out:
+                write_comparisons(args.out / "comparisons" / model, one)
+    return compared
 
 
 def _print_each(found: Sequence[Outcome]) -> None:
@@ -145,7 +176,9 @@ class Opened:
             self._model = (model, load_release(model, self.args.device))
         cache = None if self.args.no_cache else FeatureCache(self.args.cache)
         shards = None if data is None else self._shards[data]
-        return Inputs(model_name(model), self._model[1], shards, cache, self.args.batch_size, self.args.precision)
+        return Inputs(
+            model_name(model), self._model[1], shards, cache, self.args.batch_size, self.args.precision, self.args
+        )
 
 
 def _page(
@@ -163,11 +196,14 @@ def _page(
 def _studies(suite: Suite, models: Sequence[str], opened: Opened, found: Sequence[Outcome]) -> Iterator[Shown]:
     """What the page may show, a model at a time: the studies of each classification that was scored. Of findings, for
     which the page has pictures."""
+    from eval_zero_shot.release import model_name
     from eval_zero_shot.report.cases import Shown
     from eval_zero_shot.tasks import load_task
 
     known = {(o.model, o.task, o.provenance.get("task_sha256")) for o in found if o.protocol == "classification"}
     for model in models:
+        if model_name(model) not in {name for name, *_ in known}:
+            continue  # it could not be loaded
         for entry in suite.entries:
             if not isinstance(entry, Classification) or entry.name:
                 continue

@@ -1,7 +1,7 @@
 """Every entry of a suite for every model, each kept as soon as it is there: a run that was stopped goes on.
 
     OUT/cells/NAME-HASH/     one entry, one model: results.json, scores.parquet
-    OUT/results.json, scores.parquet, results.csv, comparison-MODEL.json, report.html
+    OUT/results.json, scores.parquet, results.csv, comparisons/MODEL/, report.html
 
 The hash is of what determines a cell: entry, weights, data, task, and the code of this package. A cell that is there is
 not scored again, and one that no longer fits is not found.
@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_shards.opening import open_studies
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.feature_cache import code_sha256
 from eval_zero_shot.inputs import Inputs
@@ -57,7 +56,7 @@ def run_suite(
             try:
                 inputs = open_inputs(model, suite.data_of(entry))
                 folder = out / "cells" / cell_name(entry, inputs)
-                known = (folder / "results.json").is_file()
+                known = _readable(folder)
                 tell(f"[{number}/{total}] {inputs.name}: {name}{' (kept)' if known else ''}")
                 if not known:
                     found = _named(protocols[_protocol(entry)](inputs, entry), entry.name)
@@ -68,6 +67,14 @@ def run_suite(
                 failed.append(Failed(model, name, str(error)))
     _require_names(outcomes)
     return outcomes, failed
+
+
+def _readable(folder: Path) -> bool:
+    """Whether a cell is whole; one that a full disk or a power cut damaged is scored again."""
+    try:
+        return bool(read_results(folder))
+    except (EvalError, TypeError, KeyError):
+        return False
 
 
 def _named(found: Sequence[Outcome], name: str | None) -> list[Outcome]:
@@ -99,16 +106,27 @@ def cell_name(entry: Entry, inputs: Inputs) -> str:
         "geometry": inputs.loaded.geometry.identity,
         "view": inputs.loaded.view.identity,
         "data": None if inputs.shards is None else inputs.shards.manifest_hash,
-        "train": [open_studies(where).manifest_hash for where in getattr(entry, "train", ())],
+        "train": [inputs.open_shards(where).manifest_hash for where in getattr(entry, "train", ())],
         "images": _listing(getattr(entry, "images", None)),
-        "task": load_task(task).identity if task else None,
-        "files": [hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None for file in files],
+        "task": [load_task(task).identity, load_task(task).groups, load_task(task).about] if task else None,
+        "files": [_sha256(file) if file else None for file in files],
         "precision": inputs.precision,
         "code": [code_sha256(), own_code_sha256()],
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{inputs.name}-{entry_name(entry)}")[:60]
     return f"{readable}-{digest[:12]}"
+
+
+def _sha256(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise EvalError(
+            f"a file that the entry names cannot be read ({error.strerror or type(error).__name__})",
+            why="there is nothing to ask",
+            fix="check items: or draws:",
+        ) from None
 
 
 def _listing(folder: str | None) -> str | None:
@@ -136,18 +154,3 @@ def _require_names(outcomes: Sequence[Outcome]) -> None:
         before = seen.setdefault((o.protocol, o.task, o.model), o.model_sha256)
         if before != o.model_sha256:
             raise EvalError(f"two models are called {o.model}", why="their rows would be one", fix="rename a folder")
-
-
-def comparisons(outcomes: Sequence[Outcome], reference: str | None, seed: int = 0) -> Iterator[tuple[str, list[Any]]]:
-    """(model, its comparisons with the reference) of every other model. Raises EvalError for a reference not there."""
-    from eval_zero_shot.compare import compare
-
-    models = list(dict.fromkeys(o.model for o in outcomes))
-    base = reference or (models[0] if models else "")
-    if models and base not in models:
-        raise EvalError(f"the reference {base!r} is no model here", why="there is nothing to compare with",
-                        fix=f"name one of: {', '.join(models)}")  # fmt: skip
-    theirs = [o for o in outcomes if o.model == base]
-    for model in models:
-        if model != base:
-            yield model, compare([o for o in outcomes if o.model == model], theirs, seed=seed)

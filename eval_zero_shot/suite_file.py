@@ -48,11 +48,15 @@ class Classification(Entry):
 
 
 class Retrieval(Entry):
+    """volumes: also volume to volume, by the labels of the shards. short_pool: as eval_zero_shot.retrieve."""
+
     protocol: Literal["retrieval"]
-    texts: tuple[Literal["report", "findings", "impression"], ...] = Field(("report",), min_length=1)
+    texts: tuple[Literal["report", "findings", "impression", "captions"], ...] = Field(("report",), min_length=1)
     pools: tuple[int | Literal["full"], ...] = Field((32, 64, 128, "full"), min_length=1)
     ks: tuple[int, ...] = (1, 5, 10, 50, 100)
     repeats: int = Field(100, ge=1)
+    short_pool: bool = False
+    volumes: bool = False
 
 
 class Probe(Entry):
@@ -71,10 +75,14 @@ class Probe(Entry):
 
 
 class Vqa(Entry):
+    """images: a folder (none: keys of the studies of `data`, else the items' own folder)."""
+
     protocol: Literal["vqa"]
     items: StrictStr
     images: StrictStr | None = None
     mapping: StrictStr = "own"
+    template: StrictStr | None = None
+    max_missing: int = Field(0, ge=0)
 
 
 class Audit(Entry):
@@ -149,7 +157,9 @@ def require_names(suite: Suite) -> None:
     for entry in suite.entries:
         named = getattr(entry, "task", None)
         task = load_task(named).name if named else ""
-        of = entry.name or task or getattr(entry, "labels", None) or Path(getattr(entry, "items", "")).stem
+        labels = getattr(entry, "labels", None) or ""
+        asked = labels.partition("=")[0].strip() if "=" in labels else "labels" if entry.protocol == "probe" else ""
+        of = entry.name or (asked if labels else task or asked) or Path(getattr(entry, "items", "")).stem
         for name in entry.texts if isinstance(entry, Retrieval) and not entry.name else (of,):
             if (entry.protocol, name) in seen:
                 raise EvalError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.suite_file import Audit, Classification, Probe, Retrieval, Vqa
 
@@ -19,7 +21,7 @@ def classification(inputs: Inputs, entry: Classification) -> Sequence[Outcome]:
     from eval_zero_shot.classification import score_classification
     from eval_zero_shot.tasks import load_task
 
-    held = entry.threshold_split
+    held = None if entry.threshold_split == entry.split else entry.threshold_split
     return [
         score_classification(
             inputs, inputs.rows(entry.split, entry.max_studies), load_task(entry.task), split=entry.split,
@@ -30,16 +32,27 @@ def classification(inputs: Inputs, entry: Classification) -> Sequence[Outcome]:
 
 
 def retrieval(inputs: Inputs, entry: Retrieval) -> Sequence[Outcome]:
-    from eval_zero_shot.retrieval.protocol import score_retrieval
+    """Of every kind of text that the studies have. Raises EvalError where they have none of them."""
+    from eval_zero_shot.retrieval.protocol import score_retrieval, score_volumes
 
     rows = inputs.rows(entry.split, entry.max_studies)
-    return [
-        score_retrieval(
-            inputs, rows, split=entry.split, text=text, pools=entry.pools, ks=entry.ks, repeats=entry.repeats,
-            resamples=entry.resamples, seed=entry.seed,
-        )
-        for text in entry.texts
-    ]  # fmt: skip
+    found: list[Outcome] = []
+    missing: list[EvalError] = []
+    for text in entry.texts:
+        try:
+            found.append(
+                score_retrieval(
+                    inputs, rows, split=entry.split, text=text, pools=entry.pools, ks=entry.ks, repeats=entry.repeats,
+                    short_pool=entry.short_pool, resamples=entry.resamples, seed=entry.seed,
+                )
+            )  # fmt: skip
+        except EvalError as error:
+            missing.append(error)
+    if entry.volumes:
+        found.append(score_volumes(inputs, rows, split=entry.split, resamples=entry.resamples, seed=entry.seed))
+    if not found:
+        raise missing[0]
+    return [replace(one, notes=(*one.notes, *(str(e).splitlines()[0] for e in missing))) for one in found]
 
 
 def probe(inputs: Inputs, entry: Probe) -> Sequence[Outcome]:
@@ -62,7 +75,7 @@ def probe(inputs: Inputs, entry: Probe) -> Sequence[Outcome]:
         held = None if rows.validation is None else Labelled.of(inputs.shards, rows.validation, asked)
         draws = make_draws(
             Labelled.of(inputs.shards, rows.train, asked), held, asked, inputs.shards.manifest_hash,
-            shots=entry.shots, fractions=[f for f in entry.fractions if f < 1], draws=entry.draws_count,
+            shots=entry.shots, fractions=[f for f in entry.fractions if f != 1], draws=entry.draws_count,
             seed=entry.seed,
         )  # fmt: skip
     return [
@@ -79,19 +92,26 @@ def vqa(inputs: Inputs, entry: Vqa) -> Sequence[Outcome]:
 
     return [
         score_vqa(
-            inputs, read_items(Path(entry.items), entry.mapping), Path(entry.images) if entry.images else None,
-            task=Path(entry.items).stem, resamples=entry.resamples, seed=entry.seed,
+            inputs, read_items(Path(entry.items), entry.mapping), _images(inputs, entry),
+            task=Path(entry.items).stem, template=entry.template, max_missing=entry.max_missing,
+            resamples=entry.resamples, seed=entry.seed,
         )
     ]  # fmt: skip
 
 
+def _images(inputs: Inputs, entry: Vqa) -> Path | None:
+    """The folder of the images: named, else that of the items where they are no studies of shards."""
+    if entry.images:
+        return Path(entry.images)
+    return Path(entry.items).parent if inputs.shards is None else None
+
+
 def audit(inputs: Inputs, entry: Audit) -> Sequence[Outcome]:
-    from data_shards.opening import open_studies
     from eval_zero_shot.audit.protocol import score_audit, training_set
     from eval_zero_shot.tasks import load_task
 
     training = [
-        training_set(open_studies(where), entry.train_split, entry.max_train, entry.seed) for where in entry.train
+        training_set(inputs.open_shards(where), entry.train_split, entry.max_train, entry.seed) for where in entry.train
     ]
     found = score_audit(
         inputs, inputs.rows(entry.split, entry.max_studies), load_task(entry.task), training, split=entry.split,

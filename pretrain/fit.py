@@ -88,7 +88,8 @@ class ZeroShotTask:
 
         loaded, run, splits = encoders.load(str(release)), out.parent, self.recipe.data.splits
         inputs = self._inputs(run.name, loaded.model, loaded.tokenizer, data, precision, loaded.sha256)
-        held = data.select_rows if len(data.select_rows) and splits.select != splits.test else None
+        apart = splits.select not in (splits.test, "test")
+        held = data.select_rows if len(data.select_rows) and apart else None
         found = [
             score_classification(
                 inputs, data.test_rows, self.task, split=splits.test, threshold_rows=held,

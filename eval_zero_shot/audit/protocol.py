@@ -24,6 +24,7 @@ from eval_zero_shot.inputs import Inputs, choose_rows
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.tasks import Task
 
+DECIDING = ("identical images", "near-identical images", "patients", "all of training")
 LEAKS = ("exact", "perceptual", "patient")  # what takes a study out of the decontaminated part
 FEWEST_OF_CLASS = 5
 LEAK_CHECKS = (
@@ -89,7 +90,8 @@ def score_audit(
             leaking |= leak.hits(len(rows))
     several, variants = _controls(inputs, rows, case, scored, test.facts, seed)
     if training:
-        several.append(controls.decontaminated(case, leaking))
+        unseen = [f.check.name for f in found if f.check.name in DECIDING and f.check.severity == "not checked"]
+        several.append(controls.decontaminated(case, leaking, unseen))
     checks = tuple([f.check for f in found] + [c.check for c in several] + rare)
     metrics = [m for c in several for m in c.metrics]
     metrics += [_metric(check) for check in checks]

@@ -68,7 +68,7 @@ def _probe(args: argparse.Namespace) -> None:
         held = None if rows.validation is None else Labelled.of(inputs.shards, rows.validation, asked)
         draws = make_draws(
             Labelled.of(inputs.shards, rows.train, asked), held, asked, inputs.shards.manifest_hash,
-            shots=args.shots, fractions=[f for f in args.fractions if f < 1], draws=args.draws_count,
+            shots=args.shots, fractions=[f for f in args.fractions if f != 1], draws=args.draws_count,
             seed=args.draws_seed,
         )  # fmt: skip
     outcome = score_probe(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eval_zero_shot.metrics import answers, top_k
 from eval_zero_shot.outcome import Metric
 from eval_zero_shot.statistics import Run, finding_interval, percentile_interval, weighted_auroc
 
@@ -64,16 +65,15 @@ def values(
         each = [found[metric, name] for name in usable]
         found[metric, ""] = np.mean(each, axis=0) if each else nothing
     if exclusive:
-        best = scores_NL == scores_NL.max(1, keepdims=True)  # classes that tie share the answer
-        hit_N, known_N = (best * (labels_NL == 1)).sum(1) / best.sum(1), ~np.isnan(labels_NL).all(1)
+        known_N, truth_N = ~np.isnan(labels_NL).all(1), np.argmax(labels_NL == 1, axis=1)
+        hit_N = (answers(scores_NL) == truth_N).astype(np.float64)  # of classes that tie, the last listed
         recalls = {n: _share(hit_N, labels_NL[:, j] == 1, weights_RN) for j, n in enumerate(names)}
         found |= {("recall", name): recall for name, recall in recalls.items()}
         present = [recalls[n] for j, n in enumerate(names) if (labels_NL[:, j] == 1).any()]
         found["balanced_accuracy", ""] = np.mean(present, axis=0) if present else nothing
         found["acc1", ""] = _share(hit_N, known_N, weights_RN)
         if len(names) > 5:
-            rank_N = (scores_NL > np.where(labels_NL == 1, scores_NL, -np.inf).max(1, keepdims=True)).sum(1)
-            found["acc5", ""] = _share(rank_N < 5, known_N, weights_RN)
+            found["acc5", ""] = top_k(scores_NL, truth_N, 5, weights_RN * known_N)
     return found
 
 
@@ -113,7 +113,7 @@ def measure(
         else:
             drawn_R = np.concatenate([block[metric, of] for block in blocks]) if blocks else np.zeros(0)
             interval = percentile_interval(float(value[0]), drawn_R, level=level, patients=patients)
-            if interval.low is not None and interval.low == interval.high and interval.value in (0.0, 1.0):
+            if interval.low is not None and interval.low == interval.high:
                 reason = "all resamples agree, which says nothing of other patients"
                 found.append(Metric(metric, interval.value, of=of, n=known, level=level, reason=reason))
             else:

@@ -60,7 +60,7 @@ def question(text: str | None, label_names: Sequence[str], task: Task | None = N
         if task.kind == "classes":
             found = Question(task.name, tuple(labels), exclusive=True)
         else:
-            found = Question(task.name, tuple(label for label in labels if label in label_names))
+            found = Question(task.name, tuple(dict.fromkeys(label for label in labels if label in label_names)))
     elif text is None:
         found = Question("labels", tuple(label_names))
     elif "=" in text:

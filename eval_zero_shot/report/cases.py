@@ -14,7 +14,7 @@ from eval_zero_shot.classify import side_vectors
 from eval_zero_shot.embedding import embed_batches, embed_texts, study_batches
 from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import Outcome
-from eval_zero_shot.report.curves import findings, hardest
+from eval_zero_shot.report.curves import hardest, ranked
 from eval_zero_shot.report.focus import contributions, mean_tokens, similarity
 from eval_zero_shot.report.maps import as_int8, peak_of
 from eval_zero_shot.report.pictures import (
@@ -85,9 +85,10 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
     (None where the tower's tokens cannot be compared with texts)."""
     loaded, shards, task = shown.loaded, shown.shards, shown.task
     aurocs = {m.of: m.value for m in outcome.metrics if m.name == "auroc" and not m.at and m.value is not None}
-    scored = findings(outcome)
-    ranked = sorted((n for n in task.names if n in aurocs and n in scored), key=lambda n: -aurocs[n])
-    ranked = ranked if len(ranked) <= FINDINGS else ranked[: FINDINGS // 2] + ranked[-(FINDINGS // 2) :]
+    scored = ranked(outcome)
+    shown_names = sorted((n for n in task.names if n in aurocs and n in scored), key=lambda n: -aurocs[n])
+    if len(shown_names) > FINDINGS:
+        shown_names = shown_names[: FINDINGS // 2] + shown_names[-(FINDINGS // 2) :]
     vectors = embed_texts(loaded.model, loaded.tokenizer, task.texts())  # type: ignore[arg-type]
     sides = side_vectors(task, vectors)
     if len(sides) == 2:
@@ -102,7 +103,7 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
     if ordinary is None:
         return []
     cases = []
-    for name in ranked:
+    for name in shown_names:
         part = scored[name][(scored[name]["label"] == 1) & scored[name]["key"].isin(list(row_of))]
         if not len(part):
             continue
@@ -145,7 +146,7 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
 def hardest_errors(outcome: Outcome) -> list[dict[str, Any]]:
     """[{"finding", "negatives", "positives"}] of every finding with both sides, as `curves.hardest` has them."""
     found = []
-    for name, part in findings(outcome).items():
+    for name, part in ranked(outcome).items():
         errors = hardest(part)
         if errors["negatives"] or errors["positives"]:
             found.append({"finding": name, **errors})

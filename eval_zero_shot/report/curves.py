@@ -115,6 +115,24 @@ def probabilities(outcome: Outcome, name: str, part: pd.DataFrame) -> pd.DataFra
         return part.assign(score=1 / (1 + np.exp(-float(scale) * part["score"].to_numpy(float))))
 
 
+def ranked(outcome: Outcome) -> dict[str, pd.DataFrame]:
+    """Finding or class -> its cases with the score that its AUROC ranks by: of classes the log odds of the softmax, not
+    the cosine itself, which is higher for some studies with every class."""
+    parts = findings(outcome)
+    scale = outcome.provenance.get("logit_scale")
+    if outcome.protocol != "classification" or outcome.headline == "auroc" or len(parts) < 2:
+        return parts
+    from eval_zero_shot.class_metrics import log_odds
+
+    names = list(parts)
+    wide = np.stack(
+        [parts[n].set_index("key")["score"].reindex(parts[names[0]]["key"]).to_numpy(float) for n in names], 1
+    )
+    odds = log_odds(wide, float(scale) if isinstance(scale, int | float) else 1.0)
+    place = {key: i for i, key in enumerate(parts[names[0]]["key"])}
+    return {n: p.assign(score=odds[[place[k] for k in p["key"]], j]) for j, (n, p) in enumerate(parts.items())}
+
+
 def finding_curves(outcome: Outcome) -> dict[str, dict[str, Any]]:
     """Finding -> {"roc", "bins", "probability", "error", "positive", "negative"}, as the page's script draws them.
 
@@ -122,7 +140,7 @@ def finding_curves(outcome: Outcome) -> dict[str, dict[str, Any]]:
     read from them.
     """
     found = {}
-    for name, part in findings(outcome).items():
+    for name, part in ranked(outcome).items():
         curve = roc(part["score"], part["label"])
         if curve is None:
             continue

@@ -125,7 +125,8 @@ def per_finding(outcomes: Sequence[Outcome], plot: Plot) -> tuple[str, str, str]
         titled = f"{task}: {', '.join(o.model for o in here)}"
         body.append(inner if len(tasks) == 1 else f"<details{first}><summary>{esc(titled)}</summary>{inner}</details>")
     note = (
-        "Score: cosine with the positive prompts minus cosine with the negative ones. Intervals: clustered DeLong on "
+        "Score: cosine with the positive prompts minus cosine with the negative ones; of classes, the log odds of the "
+        "softmax over their cosines. Intervals: clustered DeLong on "
         "the logit scale, by patient; macro means by bootstrap over patients. Threshold metrics say in their heading "
         "where their threshold comes from; without one they take the sign of the score. Unknown labels are left out."
     )

@@ -211,3 +211,19 @@ def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
     (back,) = read_results(tmp_path)
     assert back == whole
     pd.testing.assert_frame_equal(back.scores, whole.scores)  # type: ignore[arg-type]
+
+
+def test_other_prompts_or_training_studies_are_not_compared() -> None:
+    a = outcome("a", scored(1.0))
+    for name in ("prompt_set", "train_rows_sha256"):
+        b = replace(a, model="b", provenance={**a.provenance, name: "another"})
+        with pytest.raises(EvalError, match=f"differ in {name}"):
+            compare([a], [b])
+
+
+def test_many_tasks_get_draws_enough_for_holm() -> None:
+    strong = [outcome("strong", scored(3.0), task=f"t{i}") for i in range(30)]
+    weak = [outcome("weak", scored(0.0, noise=7), task=f"t{i}") for i in range(30)]
+    found = compare(strong, weak)
+    assert {c.difference.resamples for c in found} == {3000}
+    assert all(c.p_holm is not None and c.p_holm < 0.05 for c in found)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from data_shards.shard_set import ShardWriter
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import read_results
@@ -20,7 +23,7 @@ from eval_zero_shot.run import main
 from eval_zero_shot.spreadsheet import COLUMNS
 from eval_zero_shot.suite_file import load_suite
 
-from .conftest import TASK
+from .conftest import TASK, study
 from .toy_release import write_toy_release
 
 TOY = TASK.model_dump(mode="json")
@@ -185,3 +188,75 @@ def test_choice_of_rows_is_fixed() -> None:
     assert np.array_equal(chosen, choose_rows(rows[::-1], 10))
     assert np.array_equal(choose_rows(rows, None), rows)
     assert np.array_equal(choose_rows(rows, 500), rows)
+
+
+def test_a_training_set_that_was_replaced_is_audited_again(
+    release: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = tmp_path / "train"
+    with ShardWriter(train) as writer:
+        for i in range(100, 124):
+            writer.write(study(i, "train"))
+    (tmp_path / "toy.yaml").write_text(json.dumps(TOY))
+    entry = {"protocol": "audit", "task": "toy.yaml", "train": ["train"], "resamples": 100}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump({"name": "a", "data": str(toy_folder), "entries": [entry]}))
+    out = tmp_path / "out"
+    assert run(tmp_path / "suite.yaml", out, release, more=("--no-cases",)) == 0
+    assert run(tmp_path / "suite.yaml", out, release, more=("--no-cases",)) == 0
+    assert "(kept)" in capsys.readouterr().err
+    shutil.rmtree(train)
+    with ShardWriter(train) as writer:  # the test studies themselves, at the same place
+        for i in range(24):
+            writer.write(replace(study(i, "train"), key=f"{i + 500:016x}"))
+    assert run(tmp_path / "suite.yaml", out, release, more=("--no-cases",)) == 0
+    assert "(kept)" not in capsys.readouterr().err
+    (audit,) = read_results(out)
+    assert any(note.startswith("FAIL identical images") for note in audit.notes), audit.notes
+
+
+def test_a_damaged_cell_is_scored_again(suite: Path, release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(suite, out, release, more=("--no-cases",)) == 0
+    for table in (out / "cells").glob("*/scores.parquet"):
+        table.write_bytes(b"")
+    assert run(suite, out, release, more=("--no-cases",)) == 0
+    assert all(o.scores is not None for o in read_results(out))
+
+
+def test_a_model_without_texts_and_one_that_is_not_there_cost_themselves_alone(
+    suite: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--models", "pixels:ct", str(tmp_path / "nowhere"), str(release), "--suite", str(suite), "--out", str(out)]
+    assert main([*words, "--device", "cpu", "--no-cache"]) == 1
+    told = capsys.readouterr().err
+    assert "has no text tower" in told and "no comparison: the reference pixels:ct has no results" in told
+    assert {o.model for o in read_results(out)} == {"first"}
+    assert (out / "report.html").is_file()
+    body = (out / "results.json").read_text()
+    assert str(tmp_path) not in body, "no path of this machine in a file that is handed on"
+
+
+def test_what_cannot_be_compared_costs_nothing_else(
+    suite: Path, release: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = yaml.safe_load(suite.read_text())
+    body["entries"][1]["pools"] = [64]  # more than there are studies
+    suite.write_text(yaml.safe_dump(body))
+    assert run(suite, tmp_path / "out", release, second, more=("--no-cases",)) == 0
+    assert "not compared: retrieval of task retrieval_report" in capsys.readouterr().err
+    compared = json.loads((tmp_path / "out" / "comparisons" / "second" / "comparison.json").read_text())["comparisons"]
+    assert {c["task"] for c in compared} == {"toy"}
+
+
+def test_the_validation_split_itself_can_be_scored(release: Path, toy_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(json.dumps(TOY))
+    words = ["--model", str(release), "--data", str(toy_folder), "--task", str(tmp_path / "toy.yaml"), "--split", "val"]
+    assert main([*words, "--pool", "--device", "cpu", "--no-cache", "--resamples", "0"]) == 0
+
+
+def test_two_models_of_one_name_are_refused_before_anything_is_scored(
+    suite: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(suite, tmp_path / "out", release, release) == 1
+    assert "two models are called first" in capsys.readouterr().err and not (tmp_path / "out").exists()

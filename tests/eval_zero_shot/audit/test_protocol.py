@@ -33,7 +33,9 @@ def test_a_clean_set_is_not_accused(write: Write, seed: int) -> None:
     found = severities(audit)
     assert "fail" not in found.values(), audit.outcome.notes
     assert "warn" not in found.values(), audit.outcome.notes
-    assert {name for name, severity in found.items() if severity == "not checked"} == {"patients", "identical reports"}
+    # Other salts: whether patients are shared is unknown, so nobody can say that nothing had to be removed.
+    unknown = {"patients", "identical reports", "decontaminated scores"}
+    assert {name for name, severity in found.items() if severity == "not checked"} == unknown
     assert not [pair for pair in audit.pairs if pair["kind"] != "embedding"]
     assert audit.outcome.notes[0].startswith("Nothing was found against these scores")
 
@@ -198,7 +200,6 @@ def test_a_handful_of_studies_is_not_judged(write: Write) -> None:
     test, train = clean(write)
     found = severities(audited(write("test", test[:12]), [write("train", train[:8])], resamples=20))
     assert found.pop("identical images") == found.pop("prompts in training texts") == "ok"
-    assert found.pop("decontaminated scores") == "ok"
     assert set(found.values()) == {"not checked"}, found
 
 
