@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.tasks import load_task, read_yaml
 
 
 class Entry(BaseModel):
@@ -126,7 +127,7 @@ def load_suite(path: str | Path) -> Suite:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = str(error) if isinstance(error, yaml.YAMLError) else type(error).__name__
         raise EvalError(
@@ -151,8 +152,6 @@ def load_suite(path: str | Path) -> Suite:
 
 def require_names(suite: Suite) -> None:
     """Raise EvalError where two entries would be one row of a table, or a task cannot be read."""
-    from eval_zero_shot.tasks import load_task
-
     seen: set[tuple[str, str]] = set()
     for entry in suite.entries:
         named = getattr(entry, "task", None)

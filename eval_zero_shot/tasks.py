@@ -263,6 +263,11 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def read_yaml(text: str) -> Any:
+    """A YAML document without objects, and without a key that is given twice. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
+
+
 def packaged_tasks() -> tuple[str, ...]:
     """Names of the tasks that ship with the package."""
     return tuple(sorted(path.stem for path in PACKAGED.glob("*.yaml")))
@@ -285,7 +290,7 @@ def load_task(name_or_path: str | Path) -> Task:
                 fix=f"give a file, or one of: {', '.join(known) or '(none packaged)'}",
             )
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise EvalError(
             f"task {path.name} is not readable YAML: {error}", why="no prompt can be taken from it", fix="correct it"
