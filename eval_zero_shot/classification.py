@@ -86,6 +86,7 @@ def score_classification(
             main = next(m for m in on_fitted if m.name == headline and m.of == "" and not m.at)
             reason = main.reason if main.value is None else None  # no interval was asked for
             found.append(replace(main, at={"prompts": name, "validation": threshold_split}, reason=reason))
+    absent = [n for n in task.names if not set(task.label_of(n)) & set(inputs.shards.label_names)]
     provenance = inputs.provenance(
         rows, split, task_sha256=task.identity, prompt_set=chosen, rule=task.rule, seed=seed, resamples=resamples,
         threshold_split=threshold_split if fitted else None, logit_scale=scale,
@@ -94,7 +95,7 @@ def score_classification(
         "classification", task.name, inputs.name, inputs.loaded.sha256, headline, tuple(found),
         studies=len(scored.keys), scans=len(scored.keys), patients=len(np.unique(scored.patients_N)),
         classes=task.names, prompts={name: task.written_out(name) for name in sets}, provenance=provenance,
-        notes=tuple(_notes(task, scored, fitted, found, sets, scale, split, threshold_split)),
+        notes=(*_absent(task, absent), *_notes(task, scored, fitted, found, sets, scale, split, threshold_split)),
         scores=_table(task, scored, sets),
     )  # fmt: skip
 
@@ -170,6 +171,17 @@ def _table(task: Task, scored: Split, sets: Sequence[str]) -> pd.DataFrame:
         for name in sets
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def _absent(task: Task, names: Sequence[str]) -> list[str]:
+    """Said first: a mistyped label looks like a finding that nobody has."""
+    if not names:
+        return []
+    listed = ", ".join(f"{name} ({' | '.join(task.label_of(name))})" for name in names[:6]) + ", ..." * (len(names) > 6)
+    return [
+        f"{len(names)} of {len(task.names)} findings are NOT scored, since the shards have no such label: {listed}. "
+        "Macro means are over the others."
+    ]
 
 
 def _notes(

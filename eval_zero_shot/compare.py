@@ -20,10 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.inputs import run_command
+from eval_zero_shot.inputs import require_folder, run_command
 from eval_zero_shot.outcome import Outcome, read_results
 from eval_zero_shot.paired import Difference, Method, cases_of, holm, paired_difference, require_comparable
 
@@ -180,20 +178,24 @@ def print_comparisons(found: Sequence[Comparison]) -> None:
             continue
         first = rows[0]
         level = f"{first.difference.level:.0%} interval"
-        table = Table("task", "metric", title=f"{first.model} − {first.reference}: {title}", box=SIMPLE_HEAD)
-        for heading in (first.model, first.reference, "difference", level, "p (Holm)", ""):
-            table.add_column(heading, justify="right")
+        table = Table(title=f"A: {first.model}, B: {first.reference}; {title}", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+        table.add_column("task", overflow="fold")
+        for heading in ("A", "B", "A − B", level, "p (Holm)", ""):
+            table.add_column(heading, justify="right", no_wrap=True)
         for c in rows:
             d = c.difference
-            span = d.reason or f"{d.low:+.3f} to {d.high:+.3f}"
+            span = "–" if d.low is None else f"{d.low:+.3f} to {d.high:+.3f}"
             p = "–" if c.p_holm is None else f"{c.p_holm:.3f}"
             values = (f"{d.ours:.3f}", f"{d.theirs:.3f}", f"{d.value:+.3f}", span, p)
-            table.add_row(f"{c.task} ({c.protocol})", d.statistic, *values, c.mark)
+            task = c.task if c.protocol in c.task else f"{c.task} {c.protocol}"
+            table.add_row(f"{task}, {d.statistic}", *values, c.mark)
         console.print(table)
+        for c in rows:
+            if c.difference.reason:
+                console.print(f"{c.task}: no interval, {c.difference.reason}; counted as a tie.", highlight=False)
         told = counts(rows)
         said = f"{told['win']} won, {told['tie']} tied, {told['loss']} lost"
-        mean = np.mean([c.difference.value for c in rows])
-        console.print(f"{said}; mean difference over {len(rows)} tasks {mean:+.3f}", highlight=False)
+        console.print(f"A {said}.", highlight=False)
     method, draws = found[0].difference.method, found[0].difference.resamples
     said = "the same for both models. Marks go by each task's own interval, p (Holm) by all tasks together."
     console.print(f"Intervals: {method}, {draws} draws of patients, {said}", highlight=False)
@@ -253,6 +255,7 @@ def _of_one_model(folder: Path, model: str | None) -> list[Outcome]:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    require_folder(args.out)
     if args.resamples < 1000:
         raise EvalError(
             f"--resamples {args.resamples}", why="the ends of a 95 % interval would be noise", fix="1000 or more"

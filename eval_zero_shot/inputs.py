@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,7 @@ class Inputs:
     def rows(self, split: str, max_studies: int | None = None) -> NDArray:
         """Rows of a split. Raises EvalError naming the splits there are."""
         if not self.shards.manifest["splits"].get(split):
-            known = ", ".join(self.shards.manifest["splits"])
-            raise EvalError(f"no study in split '{split}'", why="nothing can be scored", fix=f"name one of: {known}")
+            raise _no_split(split, self.shards)
         return choose_rows(self.shards.rows(split), max_studies)
 
     def features(self, rows: Sequence[int] | NDArray) -> StudyFeatures:
@@ -118,15 +118,37 @@ def open_inputs(args: argparse.Namespace, texts: bool = True) -> Inputs:
 
     Raises EvalError, DataError or ReleaseError with what is wrong.
     """
+    require_folder(getattr(args, "out", None))
+    if getattr(args, "resamples", 0) < 0 or getattr(args, "seed", 0) < 0:
+        raise EvalError("--resamples or --seed below 0", why="nothing can be drawn", fix="give 0 or more")
     if args.batch_size < 1:
         raise EvalError(f"--batch-size {args.batch_size}", why="nothing would be encoded", fix="1 or more")
     shards = open_studies(args.data, args)
+    for split in (getattr(args, "split", None), getattr(args, "threshold_split", None)):
+        if split and not shards.manifest["splits"].get(split):  # said before the model is loaded
+            raise _no_split(split, shards)
+    print("loading the model", file=sys.stderr, flush=True)
     from eval_zero_shot.feature_cache import FeatureCache
     from eval_zero_shot.release import load_dual, load_release, model_name
 
     loaded = (load_dual if texts else load_release)(args.model, args.device)
     cache = None if args.no_cache else FeatureCache(args.cache)
     return Inputs(model_name(args.model), loaded, shards, cache, args.batch_size, args.precision)
+
+
+def _no_split(split: str, shards: Any) -> EvalError:
+    known = ", ".join(shards.manifest["splits"])
+    return EvalError(f"no study in split '{split}'", why="nothing can be scored", fix=f"name one of: {known}")
+
+
+def require_folder(out: Any) -> None:
+    """Raise EvalError where results would go into a file that exists."""
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise EvalError(
+            "--out is a file that exists",
+            why="results are a folder of several files",
+            fix="name a folder, or a new one",
+        )
 
 
 def choose_rows(rows: Sequence[int] | NDArray, max_studies: int | None, seed: int = 0) -> NDArray:

@@ -109,14 +109,12 @@ def print_outcome(outcome: Outcome, console: Console | None = None) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     main = outcome.main
     table.add_row(f"mean {main.name.replace('_', ' ')}", "", _value(main), _span(main), "", "", style="bold")
-    lost = []
     for m in outcome.metrics:
         if "noise" in m.at or "k" not in m.at or m.name == "chance" or m.at.get("ties") == "strict":
             continue
         name = f"{ARROWS.get(m.of, m.of)} {'R' if m.name == 'recall' else 'MAP'}@{m.at['k']}"
         if m.value is None:
-            lost.append(f"{name}: {m.reason}")
-            continue
+            continue  # the notes say why
         strict = outcome.metric(m.name, m.of, **{**m.at, "ties": "strict"}) if "ties" in m.at else None
         name += f" {m.at['relevance']}" if "relevance" in m.at else ""
         chance = outcome.metric("chance", m.of, **m.at)
@@ -124,8 +122,6 @@ def print_outcome(outcome: Outcome, console: Console | None = None) -> None:
     console.print(table)
     if any("ties" in m.at for m in outcome.metrics):
         console.print("value: identical texts are hits; strict: only the study's own.", highlight=False)
-    for line in dict.fromkeys(lost):
-        console.print(f"not scored, {line}", highlight=False)
     for note in outcome.notes:
         console.print(note, highlight=False)
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_shards.opening import add_tar_options
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.inputs import add_embedding, run_command
-from eval_zero_shot.suite_file import Classification, Retrieval, Suite, load_suite, require_names
+from eval_zero_shot.inputs import add_embedding, require_folder, run_command
+from eval_zero_shot.suite_file import Audit, Classification, Probe, Retrieval, Suite, load_suite, require_names
 
 DEFAULT = "default"  # comparisons with each task's default prompts
 
@@ -81,6 +81,7 @@ def _run(args: argparse.Namespace) -> list[str]:
         )
     require_names(suite)  # said before torch is imported, as what is wrong with a task
     opened = Opened(args)
+    _check(args, suite, names, opened)
     with tempfile.TemporaryDirectory(prefix="voxclip-") as scratch:
         out = args.out or Path(scratch)
         found, failed = run_suite(suite, args.models, out, opened, PROTOCOLS, lambda said: print(said, file=sys.stderr))
@@ -102,6 +103,30 @@ def _run(args: argparse.Namespace) -> list[str]:
     for lost in failed:
         print(f"error: {lost.model}, {lost.entry}: {lost.reason}", file=sys.stderr)
     return [lost.entry for lost in failed]
+
+
+def _check(args: argparse.Namespace, suite: Suite, names: Sequence[str], opened: Opened) -> None:
+    """What can be known before the first model is loaded: the reference, every shard set, every split, the folder."""
+    from eval_zero_shot.suite_file import entry_name
+
+    require_folder(args.out)
+    base = args.reference or suite.reference
+    if base is not None and base not in names:
+        raise EvalError(f"the reference {base!r} is no model here", why="nothing could be compared with it",
+                        fix=f"name one of: {', '.join(names)}")  # fmt: skip
+    for entry in suite.entries:
+        data = suite.data_of(entry)
+        wanted = [(data, entry.split)] if data else []
+        wanted += [(data, entry.train_split)] if isinstance(entry, Probe) and data else []
+        wanted += [(where, entry.train_split) for where in entry.train] if isinstance(entry, Audit) else []
+        for where, split in wanted:
+            splits = opened.shards(where).manifest["splits"]
+            if not splits.get(split):
+                raise EvalError(
+                    f"{entry_name(entry)}: no study in split '{split}'",
+                    why="hours of scoring would end without it",
+                    fix=f"name one of: {', '.join(splits)}",
+                )
 
 
 def _compared(args: argparse.Namespace, suite: Suite, found: Sequence[Outcome]) -> list[Any]:
@@ -167,19 +192,23 @@ class Opened:
         self._model: tuple[str, Any] | None = None
         self._shards: dict[str, Any] = {}
 
-    def __call__(self, model: str, data: str | None) -> Inputs:
+    def shards(self, data: str) -> Any:
         from data_shards.opening import open_studies
+
+        if data not in self._shards:
+            self._shards[data] = open_studies(data, self.args)
+        return self._shards[data]
+
+    def __call__(self, model: str, data: str | None) -> Inputs:
         from eval_zero_shot.feature_cache import FeatureCache
         from eval_zero_shot.inputs import Inputs
         from eval_zero_shot.release import load_release, model_name
 
-        if data is not None and data not in self._shards:
-            self._shards[data] = open_studies(data, self.args)
         if self._model is None or self._model[0] != model:
             self._model = None  # freed before the next is loaded
             self._model = (model, load_release(model, self.args.device))
         cache = None if self.args.no_cache else FeatureCache(self.args.cache)
-        shards = None if data is None else self._shards[data]
+        shards = None if data is None else self.shards(data)
         return Inputs(
             model_name(model), self._model[1], shards, cache, self.args.batch_size, self.args.precision, self.args
         )

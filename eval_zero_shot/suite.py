@@ -22,7 +22,8 @@ from eval_zero_shot.errors import EvalError
 from eval_zero_shot.feature_cache import code_sha256
 from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import Outcome, read_results, write_results
-from eval_zero_shot.suite_file import Entry, Suite
+from eval_zero_shot.release import model_name
+from eval_zero_shot.suite_file import Entry, Suite, entry_name
 
 Protocols = Mapping[str, Callable[[Inputs, Any], Sequence[Outcome]]]
 Opener = Callable[[str, str | None], Inputs]  # model, data (None: the protocol needs no shards)
@@ -63,7 +64,7 @@ def run_suite(
                     write_results(folder, found, {"entry": entry.model_dump(mode="json")})
                 outcomes += [replace(one, model=inputs.name) for one in read_results(folder)]
             except ValueError as error:  # EvalError, DataError, ReleaseError: told, and the other entries go on
-                tell(f"[{number}/{total}] {model}: {name} FAILED")
+                tell(f"[{number}/{total}] {model_name(model)}: {name} FAILED")
                 failed.append(Failed(model, name, str(error)))
     _require_names(outcomes)
     return outcomes, failed
@@ -86,12 +87,6 @@ def _named(found: Sequence[Outcome], name: str | None) -> list[Outcome]:
 
 def _protocol(entry: Entry) -> str:
     return str(entry.protocol)  # type: ignore[attr-defined]
-
-
-def entry_name(entry: Entry) -> str:
-    """How progress and errors call an entry."""
-    what = getattr(entry, "task", None) or getattr(entry, "items", None) or ""
-    return " ".join(filter(None, (_protocol(entry), entry.name or (Path(what).stem if what else ""))))
 
 
 def cell_name(entry: Entry, inputs: Inputs) -> str:

@@ -169,6 +169,14 @@ def require_names(suite: Suite) -> None:
             seen.add((entry.protocol, name))
 
 
+def entry_name(entry: Entry) -> str:
+    """How progress and errors call an entry."""
+    what = getattr(entry, "task", None) or getattr(entry, "items", None) or ""
+    return " ".join(
+        filter(None, (str(getattr(entry, "protocol", "")), entry.name or (Path(what).stem if what else "")))
+    )
+
+
 def _entry_from(folder: Path, entry: Entry) -> Entry:
     update: dict[str, Any] = {
         name: _from(folder, value) for name in PATHS if (value := getattr(entry, name, None)) is not None

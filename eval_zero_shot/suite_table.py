@@ -1,4 +1,4 @@
-"""Outcomes of a suite on a terminal: tasks down, models across, the headline of each with its interval."""
+"""Outcomes of a suite on a terminal: a row a task and model, the headline of each with its interval."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     scored = [o for o in outcomes if o.protocol != "audit"]
     if not scored:
         return
-    models = list(dict.fromkeys(o.model for o in scored))
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.add_column("task", no_wrap=True)
-    table.add_column("metric")
-    for model in models:
-        table.add_column(model, justify="right")
-    table.add_column("studies", justify="right")
-    table.add_column("patients", justify="right")
+    table.add_column("task, metric, split", overflow="fold")
+    table.add_column("model", overflow="fold")
+    for heading in ("value", "95 % interval", "studies", "patients"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for protocol, task in dict.fromkeys((o.protocol, o.task) for o in scored):
-        here = {o.model: o for o in scored if (o.protocol, o.task) == (protocol, task)}
-        first = next(iter(here.values()))
-        cells = [_cell(here[model].main) if model in here else "failed" for model in models]
-        counts = (str(first.studies), str(first.patients))
-        table.add_row(task if protocol in task else f"{task} ({protocol})", first.headline, *cells, *counts)
+        here = [o for o in scored if (o.protocol, o.task) == (protocol, task)]
+        name = task if protocol in task else f"{task} {protocol}"
+        for i, o in enumerate(here):
+            said = f"{name}, {o.headline}, {o.provenance.get('split', '')}".rstrip(", ") if i == 0 else ""
+            table.add_row(said, o.model, *_cells(o.main), str(o.studies), str(o.patients))
     console.print(table)
+    for o in scored:
+        if o.main.value is None:
+            console.print(f"{o.model}, {o.task}: {o.main.reason}", highlight=False)
 
 
-def _cell(metric: Metric) -> str:
+def _cells(metric: Metric) -> tuple[str, str]:
     if metric.value is None:
-        return metric.reason or "–"
-    span = "" if metric.low is None or metric.high is None else f" ({metric.low:.3f}–{metric.high:.3f})"
-    return f"{metric.value:.3f}{span}"
+        return "–", ""
+    return f"{metric.value:.3f}", "–" if metric.low is None else f"{metric.low:.3f}–{metric.high:.3f}"

@@ -101,13 +101,15 @@ def shuffled_names(case: Case, names: Sequence[str]) -> Control:
     )
     says = (
         f"macro AUROC {said(macro)} when each finding is asked for in another's words (mean of "
-        f"{len(orders)} derangement{'s' if len(orders) > 1 else ''}), {said(loss)} lower than in its own"
+        f"{len(orders)} derangement{'s' if len(orders) > 1 else ''}); in its own it is higher by {said(loss)}"
     )
     if not known(loss):
         return Control(Check(name, "not checked", f"{says}; no interval ({loss.reason}).", n=len(scores)), metrics)
     if above(loss):
         return Control(Check(name, "ok", f"{says}.", loss.value, 0.0, len(scores)), metrics)
-    return Control(Check(name, "warn", f"{says}: the words make no difference.", loss.value, 0.0, len(scores)), metrics)
+    worse = loss.high is not None and loss.high < 0
+    why = "another's words do better than the own" if worse else "the words make no reliable difference"
+    return Control(Check(name, "warn", f"{says}: {why}.", loss.value, 0.0, len(scores)), metrics)
 
 
 def inverted(case: Case, names: Sequence[str]) -> Control:

@@ -9,7 +9,7 @@ Legend: N studies, L findings, R resamples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,12 +167,18 @@ def blanked_border(case: Case, by_name: dict[str, Array]) -> Control:
     name, n = "border of the image", len(case.labels_NL)
     losses = {part: case.loss(scores) for part, scores in by_name.items()}
     metrics = tuple(Metric.of_interval("auroc_loss", loss, at={"control": part}, n=n) for part, loss in losses.items())
-    parts = "; ".join(f"with {part} macro AUROC falls by {said(loss)}" for part, loss in losses.items())
+    parts = "; ".join(f"with {part} macro AUROC changes by {said(_negative(loss))}" for part, loss in losses.items())
     worst = max(losses.values(), key=lambda loss: loss.value or 0.0)
     if above(worst) and (worst.value or 0) >= MATERIAL:
         says = f"{parts}: the scores lean on what lies there, a mark or anatomy cut by the border; look at the images."
         return Control(Check(name, "warn", says, worst.value, MATERIAL, n), metrics)
     return Control(Check(name, "ok", f"{parts}.", worst.value, MATERIAL, n), metrics)
+
+
+def _negative(loss: Interval) -> Interval:
+    """A loss as a change."""
+    low, high = (None if v is None else -v for v in (loss.high, loss.low))
+    return replace(loss, value=None if loss.value is None else -loss.value, low=low, high=high)
 
 
 def separation_loss(case: Case, finding: int, blanked_N: Array) -> Interval:

@@ -110,7 +110,8 @@ def shortcut(
         return Control(Check(name, "not checked", f"no finding could be probed: {'; '.join(sorted(why))}."))
     worst = max(values)
     if not caught:
-        says = f"no finding can be told from {seen} alone (greatest AUROC {worst:.3f}, {len(values)} findings probed)."
+        says = f"no finding can reliably be told from {seen} alone (greatest AUROC {worst:.3f}, by its interval not "
+        says += f"materially above chance; {len(values)} findings probed)."
         return Control(Check(name, "ok", says, worst, CAUGHT, n), tuple(metrics))
     listed = "; ".join(
         f"{finding} with AUROC {said(i)}" for finding, i in sorted(caught, key=lambda c: -(c[1].value or 0))

@@ -113,7 +113,7 @@ def measure(
         else:
             drawn_R = np.concatenate([block[metric, of] for block in blocks]) if blocks else np.zeros(0)
             interval = percentile_interval(float(value[0]), drawn_R, level=level, patients=patients)
-            if interval.low is not None and interval.low == interval.high:
+            if interval.low is not None and interval.high is not None and interval.high - interval.low < 1e-12:
                 reason = "all resamples agree, which says nothing of other patients"
                 found.append(Metric(metric, interval.value, of=of, n=known, level=level, reason=reason))
             else:

@@ -46,6 +46,8 @@ def _write(args: argparse.Namespace) -> None:
     from eval_zero_shot.outcome import read_results
     from eval_zero_shot.report.page import write_report
 
+    if args.out.is_dir():
+        raise EvalError("--out is a folder", why="the page is one file", fix="name a file, such as report.html")
     folders = args.results or ([args.run / "results"] if args.run else [])
     if not folders:
         raise EvalError("neither --results nor --run is given", why="there is nothing to show", fix="give one")

@@ -188,7 +188,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     write_results(tmp_path / "b", [outcome("weak", scored(0.6, noise=7))])
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 0
     told = capsys.readouterr().out
-    assert "strong − weak: default prompts" in told and "1 won, 0 tied, 0 lost" in told
+    assert "A: strong, B: weak" in told and "A 1 won, 0 tied, 0 lost" in told
     body = json.loads((tmp_path / "c" / "comparison.json").read_text())
     (one,) = body["comparisons"]
     assert one["mark"] == "win" and one["low"] > 0 and one["resamples"] == 1000 and one["method"] == "bca"

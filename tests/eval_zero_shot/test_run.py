@@ -70,7 +70,7 @@ def test_two_models_are_scored_compared_and_shown(
     out = tmp_path / "out"
     assert run(suite, out, release, second) == 0
     told = capsys.readouterr()
-    assert "[4/4] second: retrieval" in told.err and "second − first: default prompts" in told.out
+    assert "[4/4] second: retrieval" in told.err and "A: second, B: first" in told.out
     schema = json.loads((repo / "eval_zero_shot" / "results.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(json.loads((out / "results.json").read_text(), parse_constant=pytest.fail), schema)
@@ -116,11 +116,13 @@ def test_what_cannot_be_scored_is_told_and_the_rest_goes_on(
     suite: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = yaml.safe_load(suite.read_text())
-    body["entries"].insert(0, {"protocol": "classification", "task": "toy.yaml", "split": "tset", "name": "lost"})
+    stone = {"name": "other", "classes": {"stone": {"positive": ["a stone"], "negative": ["no stone"]}}}
+    (tmp_path / "stone.yaml").write_text(json.dumps(stone))
+    body["entries"].insert(0, {"protocol": "classification", "task": "stone.yaml", "name": "lost"})
     suite.write_text(yaml.safe_dump(body))
     assert run(suite, tmp_path / "out", release, tmp_path / "nowhere", more=("--no-cases",)) == 1
     told = capsys.readouterr().err
-    assert "error: " in told and "classification lost: no study in split 'tset'" in told
+    assert "error: " in told and "classification lost: no label of task other" in told
     assert [o.task for o in read_results(tmp_path / "out")] == ["toy", "retrieval_report"]
 
 
@@ -163,7 +165,7 @@ def test_without_a_suite_the_command_line_is_one(
     words = ["--model", str(release), "--data", str(toy_folder), "--task", str(task), "--resamples", "100"]
     assert main([*words, "--pool", "8", "--device", "cpu", "--no-cache"]) == 0
     told = capsys.readouterr().out
-    assert "bright" in told and "macro" in told and "toy (classification)" in told
+    assert "bright" in told and "macro" in told and "toy classification" in told
     assert main([*words, "--pool", "8x", "--device", "cpu"]) == 1
     assert "numbers, or full" in capsys.readouterr().err
 
@@ -176,6 +178,9 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
         (["--data", str(toy_folder)], "there is nothing to score"),
         (["--suite", str(suite), "--data", str(toy_folder)], "--suite beside --data"),
         (["--suite", str(tmp_path / "gone.yaml")], "suite gone.yaml cannot be read"),
+        (["--suite", str(suite), "--reference", "zzz"], "the reference 'zzz' is no model here"),
+        (["--task", "phantom", "--data", str(toy_folder), "--split", "tset"], "no study in split 'tset'"),
+        (["--suite", str(suite), "--out", str(suite)], "--out is a file that exists"),
     ):
         assert main(["--model", "nowhere", *words]) == 1
         assert said in capsys.readouterr().err
