@@ -31,7 +31,9 @@ def auroc_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
         {m.of: m for m in o.metrics if m.name == "auroc" and m.of and not m.at and m.value is not None}
         for o in outcomes
     ]
-    names = sorted({n for of in found for n in of}, key=lambda n: next(of[n].value or 0.0 for of in found if n in of))
+    names = sorted(
+        {n for of in found for n in of}, key=lambda n: (next(of[n].value or 0.0 for of in found if n in of), n)
+    )
     if not names:
         return None
     step = 0.8 / len(outcomes) if len(outcomes) > 1 else 0.0

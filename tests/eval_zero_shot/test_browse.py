@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -203,7 +204,10 @@ def test_a_run_names_its_model_and_shards(tmp_path: Path, release: Path) -> None
 def test_it_starts_and_stops(release: Path, toy_folder: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "eval_zero_shot.browse", str(release), "--data", str(toy_folder)]
     words += ["--cache", str(tmp_path), "--max-studies", "5", "--device", "cpu"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell that runs tests in the background has Ctrl-C ignored, and children inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes, text=True, preexec_fn=heed) as process:
         assert process.stdout is not None and process.stderr is not None
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{32,}/", url)
