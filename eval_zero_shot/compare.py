@@ -196,6 +196,11 @@ def print_comparisons(found: Sequence[Comparison]) -> None:
         told = counts(rows)
         said = f"{told['win']} won, {told['tie']} tied, {told['loss']} lost"
         console.print(f"A {said}.", highlight=False)
+        for c in rows:
+            if all(c.spread):
+                ranges = [f"{low:.3f} to {high:.3f}" for low, high in c.spread if (low, high)]  # type: ignore[misc]
+                sets = f"A said {c.chosen[0]}, B {c.chosen[1]}"
+                console.print(f"{c.task}: {sets}; over all sets A {ranges[0]}, B {ranges[1]}", highlight=False)
     method, draws = found[0].difference.method, found[0].difference.resamples
     said = "the same for both models. Marks go by each task's own interval, p (Holm) by all tasks together."
     console.print(f"Intervals: {method}, {draws} draws of patients, {said}", highlight=False)

@@ -14,6 +14,7 @@ Relative paths start at the file's folder.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,7 +137,7 @@ def load_suite(path: str | Path) -> Suite:
     try:
         found = Suite.model_validate(raw)
     except ValidationError as error:
-        told = "\n    ".join(f"{_key(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        told = "\n    ".join(f"{_key(e['loc'])}: {_said(e)}" for e in error.errors())
         raise EvalError(
             f"suite {path.name} has {len(error.errors())} mistake(s):\n    {told}",
             why="an entry that is not understood would be left out in silence",
@@ -191,6 +192,32 @@ def _entry_from(folder: Path, entry: Entry) -> Entry:
 
 def _from(folder: Path, where: str) -> str:
     return where if "://" in where or Path(where).expanduser().is_absolute() else str(folder / where)
+
+
+PROTOCOLS: dict[str, type[Entry]] = {
+    "classification": Classification, "retrieval": Retrieval, "probe": Probe, "vqa": Vqa, "audit": Audit,
+}  # fmt: skip
+
+
+def _said(mistake: Any) -> str:
+    """A mistake in the words of a suite file, with the keys or protocols there are."""
+    kind, where = mistake["type"], mistake["loc"]
+    if kind == "extra_forbidden":
+        protocol = next((PROTOCOLS[part] for part in where if part in PROTOCOLS), None)
+        known = sorted((protocol or Suite).model_fields)
+        near = difflib.get_close_matches(str(where[-1]), known, n=1)
+        return "is no key here" + (f"; did you mean {near[0]}?" if near else "") + f" There are: {', '.join(known)}"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        return f"needs protocol: one of {', '.join(PROTOCOLS)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "should hold keys with values, such as {protocol: classification, task: NAME}"
+    if kind == "tuple_type":
+        return "should be a list, in brackets"
+    if kind == "too_short":
+        return "is empty"
+    if kind == "missing":
+        return "is missing"
+    return str(mistake["msg"]).removeprefix("Value error, ")
 
 
 def _key(where: tuple[int | str, ...]) -> str:

@@ -74,7 +74,7 @@ def altered_features(inputs: Inputs, rows: Sequence[int] | NDArray, seed: int) -
     def made() -> StudyFeatures:
         return embed_batches(
             image_encoder(loaded), _batches(inputs, rows, seed), batch_size=inputs.batch_size,
-            precision=inputs.precision, total=len(rows) * len(PER_STUDY), progress=sys.stderr.isatty(),
+            precision=inputs.precision, total=len(rows) * len(PER_STUDY) + 2, progress=sys.stderr.isatty(),
         )  # fmt: skip
 
     if inputs.cache is None:

@@ -145,8 +145,11 @@ def test_two_entries_of_one_name_are_refused(
     [
         ({"entries": []}, "entries: "),
         ({"entires": 1}, "entires: "),
-        ({"entries": [{"protocol": "telepathy"}]}, "entries.0"),
-        ({"entries": [{"protocol": "classification", "taks": "phantom"}]}, "entries.0.taks"),
+        ({"entries": [{"protocol": "telepathy"}]}, "entries.0: needs protocol: one of classification"),
+        (
+            {"entries": [{"protocol": "classification", "taks": "phantom"}]},
+            r"entries.0.taks: is no key here; did you mean task\?",
+        ),
         ({"data": None}, "entries.0: no data is named"),
         ({"entries": [{"protocol": "retrieval", "pools": ["all"]}]}, "entries.0.pools"),
     ],
