@@ -99,7 +99,7 @@ def loaded(
     packages: Sequence[str] = (),
     weights_sha256: str | None = None,
 ) -> Loaded:
-    """In eval mode on `device`, with an identity of weights, `about` and package versions.
+    """In eval mode on `device`, with an identity of weights, `about`, package versions and how texts are tokenised.
 
     Args:
         about: plain JSON that says how the weights are read (architecture, activations); part of the identity, since
@@ -109,9 +109,19 @@ def loaded(
     kind = "timm" if tokenizer is None else "clip"
     about = {**about, "versions": {name: _version(name) for name in packages}}
     parts = [json.dumps(about, sort_keys=True, default=str), weights_sha256 or state_sha256(model)]
+    if tokenizer is not None:  # another vocabulary under the same weights reads other words
+        parts.append(json.dumps([tokenizer(sentence) for sentence in READ_ALOUD]))
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     model.to(device).eval()
     return Loaded(model, Preprocess(geometry, view), tokenizer, geometry, view, about, digest, kind)
+
+
+READ_ALOUD = (
+    "There is a small pleural effusion on the left side; no pneumothorax, consolidation or nodule is seen.",
+    "Findings: 2.5 cm hepatic cyst, mild splenomegaly, coronary artery calcification, hiatal hernia, T2-hyperintense.",
+    "A histopathology image of adipose tissue, H&E stain, 40x; OCT of drusen; chest X-ray, posteroanterior view (PA).",
+    "Axial CT without contrast: Emphysema, atelectasis, lymphadenopathy, gallstones, hydronephrosis, fracture of L4-5!",
+)
 
 
 def state_sha256(module: nn.Module) -> str:
