@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
@@ -139,8 +140,11 @@ def test_every_open_clip_text_tower_gives_open_clips_own_numbers(kind: str, tmp_
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
-def test_open_clip_architecture_and_weights_file(ending: str, tmp_path: Path) -> None:
+def test_open_clip_architecture_and_weights_file(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the same name, other weights never share features: they are another identity."""
+    # What is registered here is forgotten afterwards: other tests read the list of models.
+    for registry in ("_MODEL_CONFIGS", "_MODEL_CONFIG_PATHS"):
+        monkeypatch.setattr(open_clip.factory, registry, copy.copy(getattr(open_clip.factory, registry)))
     config = tmp_path / f"tiny-arch-{ending}.json"
     config.write_text(json.dumps({"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}))
     open_clip.add_model_config(config)
