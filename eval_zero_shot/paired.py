@@ -14,23 +14,20 @@ Legend: N cases, P patients, R resamples, L findings, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import Outcome
+from eval_zero_shot.resample import Method, resample
 from eval_zero_shot.statistics import weighted_auroc
 
 Array = NDArray[np.float64]
-Method = Literal["percentile", "bca"]
 SAME = (
     "data_sha256", "split", "rows_sha256", "task_sha256", "prompt_set", "draws_sha256", "items_sha256",
     "train_rows_sha256", "validation_rows_sha256", "pools", "repeats",
 )  # fmt: skip
-_CHUNK = 8_000_000  # weights held at once: 64 MB
 
 
 @dataclass(frozen=True)
@@ -169,63 +166,23 @@ def paired_difference(
         if not usable.any():
             raise EvalError("no finding has both classes", why="an AUROC needs both", fix="choose another split")
         ours, theirs = ours.only(usable), theirs.only(usable)
-    _, patient_N = np.unique(ours.patients_N, return_inverse=True)
-    n_patients = int(patient_N.max()) + 1
     everyone = np.ones((1, n))
     one, other = float(ours.value(everyone)[0]), float(theirs.value(everyone)[0])
-    rng = np.random.Generator(np.random.Philox(seed))
-    drawn = []
-    block = max(1, _CHUNK // max(n, n_patients))
-    for start in range(0, resamples, block):
-        counts_RP = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=min(block, resamples - start))
-        weights_RN = counts_RP[:, patient_N].astype(np.float64)
-        drawn.append(ours.value(weights_RN) - theirs.value(weights_RN))
-    drawn_R = np.concatenate(drawn) if drawn else np.empty(0)
-    kept = drawn_R[~np.isnan(drawn_R)]
-    skipped = len(drawn_R) - len(kept)
-    low = high = p = None
-    reason = None
-    if n_patients < 2:
-        reason = "a single patient"
-    elif not len(kept) or 2 * skipped > resamples:
-        reason = f"{skipped} of {resamples} resamples lose a class"
-    elif np.ptp(kept) == 0 and kept[0] == one - other:
-        reason = "all resamples agree"
-    else:
-        tails = (1 - level) / 2, (1 + level) / 2
-        if method == "bca":
-            tails = _bca_tails(ours, theirs, one - other, kept, patient_N, tails)
-        low, high = (float(v) for v in np.quantile(kept, tails))
+    drawn = resample(
+        lambda weights_RN: ours.value(weights_RN) - theirs.value(weights_RN), ours.patients_N, resamples=resamples,
+        seed=seed, jackknife=method == "bca",
+    )  # fmt: skip
+    found, drawn_R = drawn.interval(0, level, method), drawn.drawn_RM[:, 0]
+    p = None
+    if found.low is not None:
+        kept = drawn_R[~np.isnan(drawn_R)]
         at_least = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
         p = min(1.0, 2 * (at_least + 1) / (len(kept) + 1))
-    found = Difference(
-        ours.statistic, one, other, one - other, low, high, p, level, method, resamples, skipped, n, n_patients, reason
-    )
-    return found, drawn_R
-
-
-def _bca_tails(
-    ours: Cases, theirs: Cases, value: float, kept: Array, patient_N: NDArray, tails: tuple[float, float]
-) -> tuple[float, float]:
-    """The percentiles to read instead of `tails`."""
-    share = (float((kept < value).sum()) + 0.5 * float((kept == value).sum())) / len(kept)
-    bias = float(norm.ppf(np.clip(share, 1 / (len(kept) + 1), len(kept) / (len(kept) + 1))))
-    left_out = []
-    n, n_patients = len(patient_N), int(patient_N.max()) + 1
-    block = max(1, _CHUNK // n)
-    for start in range(0, n_patients, block):
-        numbers = np.arange(start, min(start + block, n_patients))
-        weights = (patient_N[None, :] != numbers[:, None]).astype(np.float64)
-        left_out.append(ours.value(weights) - theirs.value(weights))
-    jack = np.concatenate(left_out)
-    spread = np.nanmean(jack) - jack[~np.isnan(jack)]
-    scale = float(np.square(spread).sum()) ** 1.5
-    acceleration = 0.0 if scale == 0 else float((spread**3).sum()) / (6 * scale)
-    found = []
-    for tail in tails:
-        z = bias + float(norm.ppf(tail))
-        found.append(float(norm.cdf(bias + z / (1 - acceleration * z))))
-    return found[0], found[1]
+    difference = Difference(
+        ours.statistic, one, other, one - other, found.low, found.high, p, level, method, resamples, found.skipped, n,
+        found.patients, found.reason,
+    )  # fmt: skip
+    return difference, drawn_R
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:

@@ -10,7 +10,7 @@ set of patients alone: runs on the same patients see the same resamples, in what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -110,6 +110,45 @@ def interval(
     """Interval of one statistic, see `Resampled.interval`."""
     drawn = resample(statistic, patients_N, resamples=resamples, seed=seed, jackknife=method == "bca")
     return drawn.interval(0, level, method)
+
+
+def means_by_patient(values_NM: Array, patients_N: Sequence[str] | NDArray) -> tuple[NDArray[np.str_], Statistic]:
+    """(patients_P, statistic of weights of patients): the mean of each column over its known values (nan: unknown).
+
+    A sum over a patient's cases is all that a mean needs of them, so resamples cost patients, not cases.
+    """
+    names, patient_N = np.unique(np.asarray(patients_N).astype(str), return_inverse=True)
+    known_NM = ~np.isnan(values_NM)
+    sums_PM, counts_PM = np.zeros((len(names), values_NM.shape[1])), np.zeros((len(names), values_NM.shape[1]))
+    np.add.at(sums_PM, patient_N, np.where(known_NM, values_NM, 0.0))
+    np.add.at(counts_PM, patient_N, known_NM.astype(np.float64))
+
+    def means(weights_RP: Array) -> Array:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights_RP @ sums_PM) / (weights_RP @ counts_PM)
+
+    return names, means
+
+
+def clustered_means(
+    values_NM: Array, patients_N: Sequence[str] | NDArray, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> list[Interval]:
+    """Interval of the mean of each column over its known values; cases of a patient (or image) come and go together.
+
+    A column that is known of a single patient has none, nor one on which all resamples agree.
+    """
+    names, means = means_by_patient(values_NM, patients_N)
+    drawn = resample(means, names, resamples=resamples, seed=seed)
+    found = []
+    for column, values_N in enumerate(values_NM.T):
+        interval = drawn.interval(column, level)
+        patients = len(np.unique(np.asarray(patients_N)[~np.isnan(values_N)]))
+        if interval.value is None:
+            interval = replace(interval, reason="no case has a value")
+        elif patients < 2:
+            interval = replace(interval, low=None, high=None, reason="a single patient")
+        found.append(replace(interval, patients=patients))
+    return found
 
 
 def _numbered(patients_N: Sequence[str] | NDArray) -> tuple[NDArray[np.intp], int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from eval_zero_shot.audit.controls import MATERIAL, Case, Control, above, known, said
 from eval_zero_shot.audit.verdict import Check
 from eval_zero_shot.outcome import Metric
+from eval_zero_shot.resample import patient_weights
 from eval_zero_shot.statistics import finding_interval, percentile_interval, weighted_auroc
 
 SHUFFLES = 20
@@ -146,14 +147,10 @@ def _gain(scores_NL: Array, labels_NL: Array, weights_RN: NDArray, order: NDArra
     return np.sum(gains, axis=0) / len(order) if gains else np.zeros(len(weights_RN))
 
 
-def _draws(case: Case) -> NDArray[np.int64]:
+def _draws(case: Case) -> Array:
     """[1 + R, N] weights of studies: all once, then patients drawn."""
-    _, patient_N = np.unique(case.patients_N, return_inverse=True)
-    people = int(patient_N.max()) + 1
-    drawn = np.random.Generator(np.random.Philox([case.seed, 2])).multinomial(
-        people, np.full(people, 1 / people), size=case.resamples
-    )
-    return np.concatenate([np.ones((1, len(patient_N)), dtype=np.int64), drawn[:, patient_N]])
+    drawn = patient_weights(case.patients_N, case.resamples, case.seed)
+    return np.concatenate([np.ones((1, len(case.patients_N))), *drawn])
 
 
 def _derangements(n: int, seed: int) -> list[NDArray[np.int64]]:

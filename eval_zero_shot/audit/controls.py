@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from eval_zero_shot.audit.verdict import Check
 from eval_zero_shot.outcome import Metric
-from eval_zero_shot.statistics import Interval, Run, auroc_intervals, macro_difference, percentile_interval
+from eval_zero_shot.resample import interval, means_by_patient
+from eval_zero_shot.statistics import Interval, Run, auroc_intervals, macro_difference
 
 MATERIAL = 0.05  # AUROC or accuracy; smaller differences are not worth a word
 RESIDUE = 0.60  # AUROC of shuffled voxels that is worth a look
@@ -142,7 +143,8 @@ def text_prior(case: Case, blank_L: Array, average_L: Array) -> Control:
     mean = {key: float(np.nanmean(right, axis=0).mean()) for key, right in right_NL.items()}
     share_L = np.nanmean(labels, axis=0)
     majority = float(np.maximum(share_L, 1 - share_L).mean())
-    gain = mean_difference(right_NL["model"], right_NL["blank"], case.patients_N, case.resamples, case.seed)
+    people, means = means_by_patient(right_NL["model"] - right_NL["blank"], case.patients_N)
+    gain = interval(lambda w: means(w).mean(axis=1), people, resamples=case.resamples, seed=case.seed)
     macro = case.macro()
     metrics = [Metric("accuracy", mean["model"], n=n), Metric("accuracy", majority, at={"control": "majority"}, n=n)]
     metrics += [Metric("accuracy", mean[key], at={"control": key}, n=n) for key in ("blank", "average")]
@@ -187,38 +189,11 @@ def separation_loss(case: Case, finding: int, blanked_N: Array) -> Interval:
     at its ceiling."""
     labels_N, spread = case.labels_NL[:, finding], float(case.scores_NL[:, finding].std())
     change_N = (case.scores_NL[:, finding] - blanked_N) / max(spread, 1e-12)
-    _, patient_N = np.unique(case.patients_N, return_inverse=True)
-    people = int(patient_N.max()) + 1
-    rng = np.random.Generator(np.random.Philox(case.seed))
-    drawn_RP = rng.multinomial(people, np.full(people, 1 / people), size=case.resamples)
-    weights_RP = np.concatenate([np.ones((1, people), dtype=np.int64), drawn_RP])
-    means = []
-    for side in (1, 0):
-        rows = labels_N == side
-        total_P = np.bincount(patient_N[rows], weights=change_N[rows], minlength=people)
-        count_P = np.bincount(patient_N[rows], minlength=people)
-        with np.errstate(invalid="ignore"):
-            means.append((weights_RP @ total_P) / (weights_RP @ count_P))
-    value_R = means[0] - means[1]
-    return percentile_interval(float(value_R[0]), value_R[1:], patients=people)
+    sides_N2 = np.stack([np.where(labels_N == side, change_N, np.nan) for side in (1, 0)], axis=1)
+    people, means = means_by_patient(sides_N2, case.patients_N)
+    return interval(lambda w: means(w) @ [1.0, -1.0], people, resamples=case.resamples, seed=case.seed)
 
 
 def _right(scores_NL: NDArray, labels_NL: Array) -> Array:
     """1 where the rule "above 0 is positive" is right, 0 where it is wrong, nan where the label is unknown."""
     return np.where(np.isnan(labels_NL), np.nan, (scores_NL > 0) == (labels_NL == 1))
-
-
-def mean_difference(a_NL: Array, b_NL: Array, patients_N: NDArray[np.str_], resamples: int, seed: int) -> Interval:
-    """Interval of the macro mean of a - b (same nan in both, no column all nan), patients resampled."""
-    _, patient_N = np.unique(patients_N, return_inverse=True)
-    people = int(patient_N.max()) + 1
-    known_NL = ~np.isnan(a_NL)
-    sums_PL, counts_PL = np.zeros((people, a_NL.shape[1])), np.zeros((people, a_NL.shape[1]))
-    np.add.at(sums_PL, patient_N, np.where(known_NL, a_NL - b_NL, 0.0))
-    np.add.at(counts_PL, patient_N, known_NL.astype(float))
-    rng = np.random.Generator(np.random.Philox(seed))
-    weights_RP = rng.multinomial(people, np.full(people, 1 / people), size=resamples)
-    with np.errstate(invalid="ignore"):
-        drawn_R = ((weights_RP @ sums_PL) / (weights_RP @ counts_PL)).mean(axis=1)
-    value = float((sums_PL.sum(axis=0) / counts_PL.sum(axis=0)).mean())
-    return percentile_interval(value, drawn_R, patients=people)

@@ -51,7 +51,7 @@
       line(bins, own.of.bins, range, own.i, true);
       for (const [at, share, from, to] of own.of.bins) bins.append(el("line", { x1: x(at, range), x2: x(at, range), y1: y(from), y2: y(to), stroke: colour(own.i), "stroke-width": 2, opacity: 0.5 }), el("circle", { cx: x(at, range), cy: y(share), r: 4, fill: colour(own.i) }));
       note.textContent = own.of.probability
-        ? `Dotted: perfect calibration. Expected calibration error over these bins ${own.of.error.toFixed(3)}. Bars: 95 % Wilson intervals.`
+        ? `Dotted: perfect calibration. ${own.of.error === null ? "" : `Expected calibration error, 15 bins of equal width: ${own.of.error.toFixed(3)}. `}Shown: bins of equally many cases with 95 % Wilson intervals.`
         : "These scores are no probabilities, so calibration cannot be judged: bins of equally many cases show only whether a higher score means the finding more often. Dotted: how often it is there. Bars: 95 % Wilson intervals.";
     } else {
       bins.replaceChildren();

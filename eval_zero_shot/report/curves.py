@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POINTS, BINS, HARDEST = 80, 10, 4
-PROBABILITY = "probability"  # variant of scores that are probabilities
 
 
 @dataclass(frozen=True)
@@ -95,19 +94,9 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
 
 
-def calibration_error(bins: list[list[float]]) -> float | None:
-    """Expected calibration error of `reliability` bins: mean |probability - share|, weighted by cases."""
-    total = sum(b[4] for b in bins)
-    return sum(abs(b[0] - b[1]) * b[4] for b in bins) / total if total else None
-
-
-def probabilities(outcome: Outcome, name: str, part: pd.DataFrame) -> pd.DataFrame | None:
-    """Rows of a finding with a probability as score: the variant "probability" where there is one, else, for findings
-    scored by cosine differences, sigmoid(logit scale * score), which is CLIP's softmax over both sides; else None."""
-    assert outcome.scores is not None
-    given = outcome.scores[(outcome.scores["variant"] == PROBABILITY) & (outcome.scores["of"] == name)]
-    if len(given):
-        return given
+def probabilities(outcome: Outcome, part: pd.DataFrame) -> pd.DataFrame | None:
+    """Rows of a finding with a probability as score, sigmoid(logit scale * score), which is CLIP's softmax over both
+    sides; None where findings are not scored by cosine differences, or no scale is known."""
     scale = outcome.provenance.get("logit_scale")
     if outcome.protocol != "classification" or outcome.headline != "auroc" or not isinstance(scale, int | float):
         return None
@@ -144,15 +133,23 @@ def finding_curves(outcome: Outcome) -> dict[str, dict[str, Any]]:
         curve = roc(part["score"], part["label"])
         if curve is None:
             continue
-        probable = probabilities(outcome, name, part)
+        probable = probabilities(outcome, part)
         shown = part if probable is None else probable
         n, bins = counts(part), reliability(shown["score"], shown["label"])
         found[name] = {
             "roc": curve, "bins": bins, "probability": probable is not None,
-            "error": None if probable is None else calibration_error(bins), "positive": n.positive,
+            "error": None if probable is None else _calibration_error(outcome, name), "positive": n.positive,
             "negative": n.negative,
         }  # fmt: skip
     return found
+
+
+def _calibration_error(outcome: Outcome, name: str) -> float | None:
+    """As the protocol states it."""
+    stated = (
+        m.value for m in outcome.metrics if (m.name, m.of) == ("calibration_error", name) and set(m.at) <= {"bins"}
+    )
+    return next(stated, None)
 
 
 def hardest(part: pd.DataFrame, most: int = HARDEST) -> dict[str, list[tuple[str, float, float]]]:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from eval_zero_shot.classify import unit
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import Metric, Outcome
+from eval_zero_shot.resample import clustered_means
 from eval_zero_shot.retrieval.pools import PoolHits, pool_hits
 from eval_zero_shot.retrieval.ranks import DIRECTIONS, TIES, Direction, Ranks, Ties, on_stderr, rank_both
-from eval_zero_shot.retrieval.sampling import clustered_means
 from eval_zero_shot.retrieval.texts import TextKind, Told, text_hash, told_studies
 from eval_zero_shot.retrieval.volumes import RELEVANCES, volume_hits
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import VERSIONS, Inputs
 from eval_zero_shot.outcome import Metric, Outcome
-from eval_zero_shot.vqa.answers import FEW, hits, majority_hits, mean_intervals, position_hits
+from eval_zero_shot.resample import clustered_means
+from eval_zero_shot.vqa.answers import FEW, hits, majority_hits, position_hits
 from eval_zero_shot.vqa.captions import captions_of, check_template
 from eval_zero_shot.vqa.items import Item, ItemFile, items_sha256
 from eval_zero_shot.vqa.mappings import MAPPINGS
@@ -103,7 +104,7 @@ def score_vqa(
         for metric, values in (("accuracy", hit_N), ("chance", chance_N), ("blank_accuracy", blank_N)):
             columns.append((metric, name, {}, np.where(within, values, np.nan)))
     groups = [_hashed(file.sha256, item.group) for item in items]
-    intervals = mean_intervals(
+    intervals = clustered_means(
         np.stack([c[3] for c in columns], axis=1), groups, resamples=resamples, seed=seed, level=level
     )
     metrics = []

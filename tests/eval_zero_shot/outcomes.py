@@ -43,18 +43,16 @@ def classification(
         metrics.append(Metric("sensitivity", 0.31, of=name, at={"specificity": 0.9}, n=cases))
         for at, shift in (("sign", 0.1), ("validation", 0.0), ("test", 0.03)):
             metrics.append(Metric("f1", 0.4 + shift, of=name, at={"threshold": at}, n=cases))
-        variants = {"": score, "probability": 1 / (1 + np.exp(-1.5 * (raw - 1)))}
-        for variant, values in variants.items() if model != "CT-CLIP" else [("", score)]:
-            rows.append(
-                pd.DataFrame(
-                    {"key": keys, "patient": patients, "variant": variant, "of": name, "score": values, "label": label}
-                )
-            )
+        metrics.append(Metric("calibration_error", 0.07, of=name, at={"bins": 15}, n=cases))
+        rows.append(
+            pd.DataFrame({"key": keys, "patient": patients, "variant": "", "of": name, "score": score, "label": label})
+        )
     macro = float(np.mean(aurocs))
     metrics.insert(0, Metric("auroc", macro, macro - 0.02, macro + 0.02, method="percentile", n=n))
+    provenance = {**PROVENANCE, "group": "chest CT", "logit_scale": None if model == "CT-CLIP" else 75.0}
     return Outcome(
         "classification", task, model, sha(model), "auroc", tuple(metrics), n, n, n // 2, tuple(classes),
-        provenance={**PROVENANCE, "group": "chest CT"}, scores=pd.concat(rows, ignore_index=True),
+        provenance=provenance, scores=pd.concat(rows, ignore_index=True),
     )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def test_a_better_model_wins_and_the_other_way_round_it_loses() -> None:
     assert won.p_holm is not None and won.p_holm < 0.01
     (tied,) = compare([strong], [replace(strong, model="twin")])
     assert tied.mark == "tie" and tied.difference.value == 0.0
-    assert tied.difference.reason == "all resamples agree"
+    assert (tied.difference.reason or "").startswith("all resamples agree")
 
 
 def test_pairing_makes_the_interval_narrower() -> None:

@@ -9,23 +9,13 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from eval_zero_shot.outcome import Metric
 from eval_zero_shot.probe.knn import nearest_share
-from eval_zero_shot.probe.measures import measure, weighted_average_precision
+from eval_zero_shot.probe.measures import measure
 
 NAN = float("nan")
 
 
 def named(metrics: list[Metric]) -> dict[tuple[str, str], Metric]:
     return {(m.name, m.of): m for m in metrics}
-
-
-def test_average_precision_is_scikit_learns_with_ties_weights_and_unknowns() -> None:
-    rng = np.random.default_rng(0)
-    scores, labels = rng.integers(0, 9, 200) / 9, rng.integers(0, 2, 200).astype(float)
-    weights = rng.integers(0, 3, (4, 200))
-    labels[::7] = NAN
-    known = ~np.isnan(labels)
-    expected = [average_precision_score(labels[known], scores[known], sample_weight=w[known]) for w in weights]
-    np.testing.assert_allclose(weighted_average_precision(scores, labels, weights), expected, atol=1e-12)
 
 
 def test_labels() -> None:

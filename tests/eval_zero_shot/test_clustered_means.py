@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval_zero_shot.retrieval.sampling import clustered_means
+from eval_zero_shot.resample import clustered_means
 
 NAN = float("nan")
 
@@ -30,7 +30,7 @@ def test_width_is_that_of_independent_patients_not_of_their_queries() -> None:
 @pytest.mark.parametrize(
     ("values", "patients", "reason"),
     [([1.0, 1.0, 1.0], "abc", "all resamples agree"), ([1.0, 0.0, 1.0], "aaa", "single patient"),
-     ([NAN, NAN, NAN], "abc", "no query")],
+     ([NAN, NAN, NAN], "abc", "no case has a value")],
 )  # fmt: skip
 def test_no_interval_is_better_than_one_of_width_zero(values: list[float], patients: str, reason: str) -> None:
     (found,) = clustered_means(np.array(values)[:, None], np.array(list(patients)))
