@@ -56,28 +56,15 @@ def retrieval(inputs: Inputs, entry: Retrieval) -> Sequence[Outcome]:
 
 
 def probe(inputs: Inputs, entry: Probe) -> Sequence[Outcome]:
-    from eval_zero_shot.probe.draws import Labelled, make_draws, read_draws
-    from eval_zero_shot.probe.protocol import Rows, score_probe
+    from eval_zero_shot.probe.material import draws_of, rows_of
+    from eval_zero_shot.probe.protocol import score_probe
     from eval_zero_shot.probe.split import question
     from eval_zero_shot.tasks import load_task
 
     task = load_task(entry.task) if entry.task else None
     asked = question(entry.labels, inputs.shards.label_names, task)
-    rows = Rows(
-        inputs.rows(entry.train_split),
-        _known_rows(inputs, entry.validation_split),
-        inputs.rows(entry.split, entry.max_studies),
-    )
-    draws = None
-    if entry.draws:
-        draws = read_draws(Path(entry.draws), asked, inputs.shards.manifest_hash)
-    elif entry.shots or entry.fractions:
-        held = None if rows.validation is None else Labelled.of(inputs.shards, rows.validation, asked)
-        draws = make_draws(
-            Labelled.of(inputs.shards, rows.train, asked), held, asked, inputs.shards.manifest_hash,
-            shots=entry.shots, fractions=[f for f in entry.fractions if f != 1], draws=entry.draws_count,
-            seed=entry.seed,
-        )  # fmt: skip
+    rows = rows_of(inputs, entry.train_split, entry.validation_split, entry.split, entry.max_studies)
+    draws = draws_of(inputs, rows, asked, entry.draws, entry.shots, entry.fractions, entry.draws_count, entry.seed)
     return [
         score_probe(
             inputs, rows, asked, split=entry.split, task=task, draws=draws, knn=entry.knn, resamples=entry.resamples,

@@ -16,8 +16,9 @@ from pathlib import Path
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_inputs, open_inputs, run_command
 from eval_zero_shot.outcome import Metric, Outcome, write_results
-from eval_zero_shot.probe.draws import Labelled, add_draws, make_draws, read_draws
-from eval_zero_shot.probe.protocol import Rows, score_probe
+from eval_zero_shot.probe.draws import add_draws
+from eval_zero_shot.probe.material import draws_of, require_one, rows_of
+from eval_zero_shot.probe.protocol import score_probe
 from eval_zero_shot.probe.split import question
 from eval_zero_shot.tasks import load_task
 
@@ -42,35 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _probe(args: argparse.Namespace) -> None:
-    if args.draws and (args.shots or args.fractions):
-        raise EvalError(
-            "--draws with --shots or --fractions", why="the file says which there are", fix="give one or the other"
-        )
+    require_one(args.draws, args.shots, args.fractions)  # said before the model is loaded
     if args.knn < 0 or args.resamples < 0:
         raise EvalError("--knn or --resamples below 0", why="nothing can be drawn", fix="give 0 or more")
     task = load_task(args.task) if args.task else None
     inputs = open_inputs(args, texts=task is not None)
     asked = question(args.labels, inputs.shards.label_names, task)
-    if args.split in (args.train_split, args.validation_split):
-        raise EvalError(
-            f"split '{args.split}' is learnt from and scored", why="its score would be memory", fix="name another"
-        )
-    has = inputs.shards.manifest["splits"].get(args.validation_split)
-    rows = Rows(
-        inputs.rows(args.train_split),
-        inputs.rows(args.validation_split) if has and args.validation_split != args.train_split else None,
-        inputs.rows(args.split, args.max_studies),
-    )
-    draws = None
-    if args.draws:
-        draws = read_draws(args.draws, asked, inputs.shards.manifest_hash)
-    elif args.shots or args.fractions:
-        held = None if rows.validation is None else Labelled.of(inputs.shards, rows.validation, asked)
-        draws = make_draws(
-            Labelled.of(inputs.shards, rows.train, asked), held, asked, inputs.shards.manifest_hash,
-            shots=args.shots, fractions=[f for f in args.fractions if f != 1], draws=args.draws_count,
-            seed=args.draws_seed,
-        )  # fmt: skip
+    rows = rows_of(inputs, args.train_split, args.validation_split, args.split, args.max_studies)
+    draws = draws_of(inputs, rows, asked, args.draws, args.shots, args.fractions, args.draws_count, args.draws_seed)
     outcome = score_probe(
         inputs, rows, asked, split=args.split, task=task, draws=draws, shot_strength=args.shot_strength, knn=args.knn,
         finer=args.finer, resamples=args.resamples, progress=True,

@@ -15,8 +15,6 @@ import yaml
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from data_shards.shard_set import ShardSet
-from encoders.dual import build_dual
-from encoders.release import write_release
 from eval_zero_shot import EvalError, Task
 from eval_zero_shot.classification import score_classification
 from eval_zero_shot.classify import main
@@ -25,6 +23,7 @@ from eval_zero_shot.embedding import embed_images, embed_texts
 from eval_zero_shot.outcome import Outcome, read_results
 
 from .conftest import GEOMETRY, TASK, VIEW, ToyEncoder, study, tokenize
+from .toy_release import write_toy_release
 
 BINARY = Task.model_validate(
     {
@@ -166,12 +165,7 @@ def test_rule_mean_cosine_is_the_mean_of_cosines(inputs: ToyInputs) -> None:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
-    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
-    folder = tmp_path_factory.mktemp("release") / "toy"
-    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
+    return write_toy_release(tmp_path_factory.mktemp("release") / "toy")
 
 
 @pytest.mark.parametrize("task", [TASK, BINARY], ids=["findings", "classes"])

@@ -20,14 +20,13 @@ import encoders
 from data_shards.geometry import PlanarGeometry
 from data_shards.phantom.pacs import write_pacs
 from data_shards.shard_set import ShardSet
-from encoders.dual import build_dual
-from encoders.release import write_release
 from eval_zero_shot import embed, feature_cache, run, score
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.feature_cache import FeatureCache, identity_of
 from eval_zero_shot.scans import find_scans, with_view
 
 from .conftest import GEOMETRY, TASK, VIEW
+from .toy_release import write_toy_release
 
 ISOTROPIC = GEOMETRY.__class__(spacing_mm=(4.0, 2.0, 2.0), windows=((-1000.0, 1000.0),))
 
@@ -35,12 +34,7 @@ ISOTROPIC = GEOMETRY.__class__(spacing_mm=(4.0, 2.0, 2.0), windows=((-1000.0, 10
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained dual encoder that wants its volumes resampled, released."""
-    torch.manual_seed(0)
-    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
-    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
-    folder = tmp_path_factory.mktemp("release") / "toy"
-    return write_release(folder, build_dual(config).clip.state_dict(), config, ISOTROPIC, VIEW)
+    return write_toy_release(tmp_path_factory.mktemp("release") / "toy", geometry=ISOTROPIC)
 
 
 @pytest.fixture

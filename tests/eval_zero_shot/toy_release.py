@@ -6,17 +6,18 @@ from pathlib import Path
 
 import torch
 
+from data_shards.preprocess import Geometry
 from encoders.dual import build_dual
 from encoders.release import write_release
 
 from .conftest import GEOMETRY, VIEW
 
 
-def write_toy_release(folder: Path, pool: str = "mean", seed: int = 0) -> Path:
+def write_toy_release(folder: Path, pool: str = "mean", seed: int = 0, geometry: Geometry = GEOMETRY) -> Path:
     """A volume encoder of the smallest size, tokens pooled as said."""
     torch.manual_seed(seed)
     name = f"voxvit_tiny.p-2x4x4_i-4x8x8_c-1_o-{pool}_l-1"
     vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 8}
     text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     config = {"embed_dim": 8, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
-    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
+    return write_release(folder, build_dual(config).clip.state_dict(), config, geometry, VIEW)

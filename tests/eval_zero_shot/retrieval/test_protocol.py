@@ -9,12 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from data_shards.schema import Caption, Texts
 from data_shards.shard_set import ShardSet, ShardWriter
-from encoders.dual import build_dual
-from encoders.release import write_release
 from eval_zero_shot import EvalError
 from eval_zero_shot.compare import compare
 from eval_zero_shot.inputs import Inputs
@@ -23,6 +20,7 @@ from eval_zero_shot.retrieval.protocol import score_retrieval, score_volumes
 from eval_zero_shot.retrieve import main
 
 from ..conftest import GEOMETRY, VIEW, ToyEncoder, study, tokenize
+from ..toy_release import write_toy_release
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +145,7 @@ def test_volumes_find_their_like_and_name_the_definition(inputs: Inputs) -> None
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained dual encoder of this project, released."""
-    torch.manual_seed(0)
-    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
-    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": text}
-    folder = tmp_path_factory.mktemp("release") / "toy"
-    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
+    return write_toy_release(tmp_path_factory.mktemp("release") / "toy")
 
 
 def test_the_command_scores_a_release_and_writes_results(
