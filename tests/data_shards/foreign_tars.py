@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_shards.foreign import ForeignShards
+
 BLOCK = 512
 
 LAYOUTS = ("unimed", "biomedica", "clip_benchmark", "img2dataset")
@@ -193,3 +195,13 @@ def pax(records: Mapping[bytes, bytes], kind: bytes = b"x") -> bytes:
 
 
 END = b"\0" * (2 * BLOCK)
+
+
+def npy(value: Any, **options: Any) -> bytes:
+    out = io.BytesIO()
+    np.save(out, value, **options)
+    return out.getvalue()
+
+
+def captions(shards: ForeignShards, row: int) -> list[tuple[str, float]]:
+    return [(c["text"], c["weight"]) for c in shards.json(row)["texts"]["captions"]]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
-import io
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from data_shards.foreign import ForeignShards
 from data_shards.opening import tell_lost, with_text
 from data_shards.privacy import hashed
 from data_shards.sources import tar_samples
-from data_shards.sources.layouts import JOINS, MAX_TEXT, Parts, decode_fields, decode_number, decode_vector, unimed
+from data_shards.sources.layouts import JOINS, Parts, unimed
 from data_shards.union import ShardUnion
 from tests.data_shards import foreign_tars as tars
 
@@ -27,14 +24,12 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def captions(shards: ForeignShards, row: int) -> list[tuple[str, float]]:
-    return [(c["text"], c["weight"]) for c in shards.json(row)["texts"]["captions"]]
-
-
 def test_unimed_captions_and_true_extensions(tmp_path: Path, cache: Path) -> None:
     shards = ForeignShards.open(tars.unimed(tmp_path / "in" / "dataset-000001.tar"), cache=cache)
     assert shards.layout == "unimed" and "joined by _radimagenet_ (in 6 of 6 samples)" in shards.reason
-    assert captions(shards, 1) == [(f"CT of organ 1, wording {k}.", 1.0) for k in range(10)], "ten, as their loader"
+    assert tars.captions(shards, 1) == [(f"CT of organ 1, wording {k}.", 1.0) for k in range(10)], (
+        "ten, as their loader"
+    )
     info = shards.json(1)
     assert info["scans"][0]["ext"] == "png", "a PNG under the name .jpg"
     assert info["labels"] == {} and info["split"] == "train" and info["patient"] == shards.key(1)
@@ -82,7 +77,7 @@ def test_biomedica_keeps_listed_fields_only(tmp_path: Path, cache: Path) -> None
         "mesh_terms": ["Humans", "Liver"],
     }
     assert (info["licence"], shards.json(0)["licence"]) == ("CC BY", "CC BY-NC")
-    assert captions(shards, 3) == [("Figure 3. Axial CT of the liver.", 1.0)]
+    assert tars.captions(shards, 3) == [("Figure 3. Axial CT of the liver.", 1.0)]
     assert shards.patient(2) == shards.patient(3) != shards.patient(4), "figures of one article stay together"
     assert [shards.modality(r) for r in (0, 1)] == ["GM", "OT"]
     assert shards.manifest["licences"] == {"CC BY": 5, "CC BY-NC": 1}
@@ -96,7 +91,7 @@ def test_clip_benchmark_classes_templates_and_splits(tmp_path: Path, cache: Path
     assert shards.label_names == ("normal lung", "pneumonia")
     row = int(shards.rows("train")[1])
     assert shards.json(row)["labels"] == {"normal lung": 0, "pneumonia": 1}
-    assert captions(shards, row) == [("an X-ray of pneumonia.", 1.0), ("pneumonia on a radiograph.", 1.0)]
+    assert tars.captions(shards, row) == [("an X-ray of pneumonia.", 1.0), ("pneumonia on a radiograph.", 1.0)]
     np.testing.assert_array_equal(shards.labels(("pneumonia",))[shards.rows("test"), 0], [0, 1, 0])
     with pytest.raises(DataError, match=r"no label \['cyst'\]"):
         shards.labels(("cyst",))
@@ -110,16 +105,18 @@ def test_clip_benchmark_classes_templates_and_splits(tmp_path: Path, cache: Path
 def test_clip_benchmark_multilabel_and_retrieval(tmp_path: Path, cache: Path) -> None:
     multi = ForeignShards.open(tars.clip_benchmark(tmp_path / "multi", "npy"), cache=cache)
     assert multi.json(1)["labels"] == {"effusion": 1, "heart": 1, "nodule": 0}
-    assert [c for c, _ in captions(multi, 0)] == ["an X-ray of heart.", "heart on a radiograph."]
+    assert [c for c, _ in tars.captions(multi, 0)] == ["an X-ray of heart.", "heart on a radiograph."]
     pairs = ForeignShards.open(tars.clip_benchmark(tmp_path / "pairs", "txt"), cache=cache)
     assert (pairs.layout, pairs.label_names) == ("clip_benchmark", ())
-    assert captions(pairs, 0) == [("a scan 0", 1.0), ("another view 0", 1.0)]
+    assert tars.captions(pairs, 0) == [("a scan 0", 1.0), ("another view 0", 1.0)]
 
 
 def test_labels_of_which_none_is_present_are_scored_and_not_trained_on(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    members = [m for i in range(4) for m in ((f"{i}.jpg", tars.picture(i)), (f"{i}.npy", npy(np.array([i % 2, 0]))))]
+    members = [
+        m for i in range(4) for m in ((f"{i}.jpg", tars.picture(i)), (f"{i}.npy", tars.npy(np.array([i % 2, 0]))))
+    ]
     shards = ForeignShards.open(tars.write_tar(tmp_path / "x.tar", members), cache=cache)
     assert shards.textless.tolist() == [0, 2] and "2 samples have labels of which none is" in shards.problems[-1]
     assert shards.labels()[:, 0].tolist() == [0, 1, 0, 1] and len(shards.rows("train")) == 4
@@ -163,7 +160,7 @@ def test_img2dataset_drops_addresses_and_exif(tmp_path: Path, cache: Path) -> No
     shards = ForeignShards.open(folder, cache=cache)
     assert shards.layout == "img2dataset" and "their json has url, key, status, caption" in shards.reason
     assert shards.json(2)["meta"] == {"width": 20, "height": 16, "original_width": 40, "original_height": 32}
-    assert captions(shards, 2) == [("chest film 2", 1.0)]
+    assert tars.captions(shards, 2) == [("chest film 2", 1.0)]
     (sidecar,) = cache.iterdir()
     assert b"SECRET" not in sidecar.read_bytes() and b"DOE" not in sidecar.read_bytes()
 
@@ -208,27 +205,6 @@ def test_patients_that_a_field_names_are_hashed_with_a_private_salt(
         ForeignShards.open(path, cache=cache, patient_field="mrn")
 
 
-@pytest.mark.parametrize("kind", ["npy", "json", "txt"])
-def test_everything_kept_of_a_tar_is_bounded(
-    tmp_path: Path, cache: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tar_samples, "MAX_KEPT", 64 << 10)
-    words = b"c " * 20000
-    body = {"npy": npy(np.zeros(5000, np.int8)), "json": json.dumps({"caption": words.decode()}).encode(), "txt": words}
-    members = [m for i in range(2) for m in ((f"{i}.jpg", tars.picture(i)), (f"{i}.{kind}", body[kind]))]
-    path = tars.write_tar(tmp_path / "x.tar", members)
-    with pytest.raises(DataError, match=r"x\.tar holds more than 0 MiB of words and labels"):
-        ForeignShards.open(path, "clip_benchmark" if kind == "npy" else "img2dataset", cache=cache)
-
-
-def test_a_caption_longer_than_a_text_may_be_is_a_flaw(tmp_path: Path, cache: Path) -> None:
-    body = json.dumps({"caption": "c" * (MAX_TEXT + 1)}).encode()
-    members = [("0.jpg", tars.picture(0)), ("0.json", body), ("1.jpg", tars.picture(1)), ("1.txt", b"film")]
-    path = tars.write_tar(tmp_path / "x.tar", members)
-    with pytest.raises(DataError, match="member 1: sample left out, its text has more than 1048576 bytes"):
-        ForeignShards.open(path, "img2dataset", cache=cache)
-
-
 def test_splits_are_drawn_by_article(tmp_path: Path, cache: Path) -> None:
     path = tars.biomedica(tmp_path / "in" / "0.tar", 60)
     shards = ForeignShards.open(path, cache=cache, val_fraction=0.3, test_fraction=0.2)
@@ -255,141 +231,3 @@ def test_what_fits_no_layout_is_refused_with_its_members(
     with pytest.raises(DataError, match=said):
         ForeignShards.open(path, cache=cache)
     assert not cache.exists()
-
-
-def npy(value: Any, **options: Any) -> bytes:
-    out = io.BytesIO()
-    np.save(out, value, **options)
-    return out.getvalue()
-
-
-class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return exec, ("import builtins; builtins.executed = True",)
-
-
-HUGE = npy(np.zeros(4, np.int64)).replace(b"(4,), ", b"(4000000000000,), ").replace(b" " * 12 + b"\n", b"\n")
-BAD_SAMPLES: dict[str, tuple[str, bytes, str]] = {
-    "json nested too deeply": ("json", b'{"key":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "RecursionError"),
-    "json that is none": ("json", b"{", "JSONDecodeError"),
-    "json that is a list": ("json", b"[1]", "not an object"),
-    "json with an endless number": ("json", b'{"key": ' + b"9" * 10_000 + b"}", "ValueError"),
-    "json with half a character": ("json", rb'{"caption": "\ud800", "status": "s"}', "UnicodeEncodeError"),
-    "json not UTF-8": ("json", b'{"caption": "\xff"}', "UnicodeDecodeError"),
-    "text not UTF-8": ("txt", b"gr\xfc\xdfe", "not UTF-8"),
-    "text too long": ("txt", b"a" * ((1 << 20) + 1), "has 1048577 bytes"),
-    "text empty": ("txt", b" \n", "has no text"),
-    "npy of objects": ("npy", npy(np.array([Evil()], object), allow_pickle=True), "Python objects"),
-    "npy of a matrix": ("npy", npy(np.zeros((2, 2))), "not one row"),
-    "npy that claims more than there is": ("npy", HUGE, "cannot be read|not one row"),
-    "npy that is none": ("npy", b"\x93NUMPY\x01\x00\xff\xff{", "cannot be read"),
-    "npy whose header breaks the tokenizer": (
-        "npy",
-        b"\x93NUMPY\x01\x00\x08\x00{'a': ((1L",
-        "TokenError|cannot be read",
-    ),
-    "npy with other values": ("npy", npy(np.array([3, 1, 0])), "other than 0, 1"),
-    "npy of other length": ("npy", npy(np.array([0, 1])), "2 labels for 3 classes"),
-    "cls that is a word": ("cls", b"cat", "not the number of a class"),
-    "cls out of range": ("cls", b"7", "no name: there are 2"),
-    "cls negative": ("cls", b"-1", "not the number"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SAMPLES)
-def test_a_bad_member_costs_its_sample(tmp_path: Path, cache: Path, case: str) -> None:
-    ext, body, said = BAD_SAMPLES[case]
-    if ext in ("cls", "npy"):
-        folder = tars.clip_benchmark(tmp_path / "in", ext) / "train"
-        (folder / "nshards.txt").unlink()
-        good = {"cls": b"1", "npy": npy(np.array([0, 1, 1]))}[ext]
-    else:
-        folder, good = tmp_path / "in", b'{"caption": "film", "status": "s", "key": "1"}' if ext == "json" else b"film"
-    members = [
-        ("good.jpg", tars.picture(0)),
-        (f"good.{ext}", good),
-        ("Jane.jpg", tars.picture(1)),
-        (f"Jane.{ext}", body),
-    ]
-    path = tars.write_tar(folder / "x.tar", members)
-    with pytest.raises(DataError, match=rf"x\.tar, member 3: sample left out, its? [^$]*({said})") as caught:
-        ForeignShards.open([path], cache=cache)
-    assert "Jane" not in str(caught.value)
-    shards = ForeignShards.open([path], cache=cache, max_damaged=1)
-    assert (len(shards), shards.lost) == (1, 1) and not hasattr(builtins, "executed")
-
-
-@pytest.mark.parametrize(
-    ("members", "said"),
-    [
-        ([("a.jpg", b"\x80\x04pickle"), ("a.txt", b"x")], "neither JPEG, PNG, WebP nor TIFF"),
-        ([("a.txt", b"x")], "no image"),
-        ([("a.jpg", None)], r"no \.txt"),
-        ([("a.jpg", None), ("a.jpg", None), ("a.txt", b"x")], "two images"),
-        ([("a.jpg", None), ("a.png", None), ("a.txt", b"x")], "two images"),
-        ([("a.jpg", None), ("a.txt", b"x"), ("a.txt", b"y")], r"two members \.txt"),
-        ([("a.jpg", None), ("a.txt", b"x"), ("a.pkl", b"x")], "execute"),
-    ],
-)
-def test_a_sample_must_be_whole_and_plain(
-    tmp_path: Path, cache: Path, members: list[tuple[str, bytes | None]], said: str
-) -> None:
-    good = [("g.jpg", tars.picture(0)), ("g.txt", b"words"), ("h.jpg", tars.picture(2)), ("h.txt", b"others")]
-    path = tars.write_tar(tmp_path / "x.tar", [*good, *((n, tars.picture(1) if b is None else b) for n, b in members)])
-    with pytest.raises(DataError, match=said):
-        ForeignShards.open(path, layout="unimed", cache=cache)
-    shards = ForeignShards.open(path, layout="unimed", cache=cache, max_damaged=1)
-    assert [captions(shards, r)[0][0] for r in shards.rows()] == ["words", "others"]
-
-
-def test_members_in_any_order_and_further_ones_are_one_sample(tmp_path: Path, cache: Path) -> None:
-    members = [
-        (f"{i}.{ext}", tars.picture(i) if "p" in ext else b"film %d" % i)
-        for ext in ("txt", "seg.png", "jpg")
-        for i in range(3)
-    ]
-    members += [("README.md", b"about"), ("._0.jpg", b"mac"), ("LICENSE", b"words"), ("a.Jane Doe", b"x")]
-    shards = ForeignShards.open(tars.write_tar(tmp_path / "x.tar", members), layout="unimed", cache=cache)
-    assert shards.sidecars[0].about["members"] == {"txt": 3, "png": 3, "jpg": 3, "md": 1, "others": 3}
-    assert [captions(shards, r)[0][0] for r in shards.rows()] == ["film 0", "film 1", "film 2"]
-    assert shards.scan(1)[0] == tars.picture(1)
-
-
-def test_an_image_too_large_to_hold_is_not_read(tmp_path: Path, cache: Path) -> None:
-    path = tmp_path / "x.tar"
-    with path.open("wb") as file:  # 300 MB of zeros that take no room on disk
-        file.write(tars.header(b"0.jpg", 300 << 20) + b"\xff\xd8\xff")
-        file.seek(512 + (300 << 20))
-        file.write(tars.raw(b"0.txt", b"a film") + tars.raw(b"1.jpg", tars.picture(1)) + tars.raw(b"1.txt", b"a film"))
-        file.write(tars.END)
-    with pytest.raises(DataError, match=r"member 1: sample left out, its image has 314572800 bytes"):
-        ForeignShards.open(path, cache=cache)
-
-
-def test_words_of_metadata_cannot_command_a_terminal(tmp_path: Path, cache: Path) -> None:
-    body = json.dumps({"caption": "c", "status": "s", "license": "CC\x1b]0;title\x07 BY\n"})
-    members = [("0.jpg", tars.picture(0)), ("0.txt", b"film"), ("0.json", body.encode())]
-    shards = ForeignShards.open(tars.write_tar(tmp_path / "x.tar", members), cache=cache)
-    assert shards.json(0)["licence"] == "CC ]0;title  BY"
-
-
-def test_verify_decodes_every_image(tmp_path: Path, cache: Path) -> None:
-    half = tars.picture(1)[:-200]
-    members = [("a.jpg", tars.picture(0)), ("a.txt", b"x"), ("b.jpg", half), ("b.txt", b"y")]
-    path = tars.write_tar(tmp_path / "x.tar", members)
-    assert len(ForeignShards.open(path, cache=cache)) == 2
-    with pytest.raises(DataError, match="member 3: sample left out, the image cannot be decoded"):
-        ForeignShards.open(path, cache=cache, verify=True)
-
-
-def test_decoders() -> None:
-    assert decode_vector(npy(np.array([1, 0, np.nan, -1]))) == (1, 0, None, None)
-    assert decode_fields(b'\xef\xbb\xbf{"a": 1, "b": 2}', ["a", "c"]) == {"a": 1}
-    assert Counter(join.kind for join in JOINS) == {"same": 5, "first": 2, "last": 1}
-
-
-@pytest.mark.parametrize("body", [b"5000000", b"999999999", b"3" + b" " * 40 + b"7", "²".encode(), b"-1"])
-def test_a_class_number_that_is_none_or_would_take_all_memory(body: bytes) -> None:
-    with pytest.raises(DataError, match="number of a class"):
-        decode_number(body)
-    assert decode_number(b" 12\n") == 12

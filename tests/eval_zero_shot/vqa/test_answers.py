@@ -3,132 +3,23 @@ cannot be scored is refused or counted."""
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
-import encoders
-import eval_zero_shot
-from data_shards.geometry import PlanarGeometry
-from data_shards.preprocess import View
 from data_shards.shard_set import ShardSet
-from encoders.dual import build_dual
-from encoders.release import write_release
-from eval_zero_shot.outcome import Outcome, read_results
 from eval_zero_shot.resample import clustered_means
 from eval_zero_shot.vqa.__main__ import main
 from eval_zero_shot.vqa.answers import hits, majority_hits, position_hits
 from eval_zero_shot.vqa.items import Item
 
-from .conftest import GEOMETRY, VIEW
-
-TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-
-
-@pytest.fixture(scope="module")
-def planar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained encoder of images that looks at colours, so that images differ in their answers."""
-    torch.manual_seed(3)
-    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
-    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": vision, "text_cfg": TEXT}
-    folder = tmp_path_factory.mktemp("planar") / "toy2d"
-    weights = build_dual(config).clip.state_dict()
-    weights["visual.class_embedding"] *= 0.1
-    weights["visual.transformer.resblocks.0.attn.in_proj_weight"] *= 5
-    return write_release(folder, weights, config, PlanarGeometry(size=(16, 16)), View("resize"))
-
-
-@pytest.fixture(scope="module")
-def volumetric(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(4)
-    vision = {"timm_model_name": "voxvit_tiny.p-2x4x4_i-4x8x8_c-1_l-1", "timm_pool": "", "timm_proj": "linear"}
-    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": {**vision, "image_size": 8}, "text_cfg": TEXT}
-    folder = tmp_path_factory.mktemp("volumetric") / "toy3d"
-    return write_release(folder, build_dual(config).clip.state_dict(), config, GEOMETRY, VIEW)
-
-
-ORGANS = ("liver", "spleen", "lung", "heart")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i in range(12):
-        rng = np.random.default_rng(i)
-        pixels = (rng.integers(0, 200, 3) + rng.integers(0, 56, (20, 24, 3))).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"jane_doe_{i}.png")
-    return folder
-
-
-def rows() -> list[dict[str, Any]]:
-    """Twelve images, two questions each: four options, and yes or no."""
-    found: list[dict[str, Any]] = []
-    for i in range(12):
-        image, patient = f"jane_doe_{i}.png", f"Jane Doe {i // 2}"
-        organ = {"question": "Which organ is shown?", "options": list(ORGANS), "answer": ORGANS[i % 4]}
-        effusion = {
-            "question": "Is there a pleural effusion?",
-            "options": ["Yes", "No"],
-            "answer": int(i % 3 > 0),
-        }
-        found.append({"image": image, "patient": patient, "category": "organ", **organ})
-        found.append({"image": image, "patient": patient, "category": "effusion", **effusion})
-    return found
-
-
-def write(path: Path, items: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    return path
-
-
-def answer(release: Path, items: Path, out: Path, *more: object) -> Outcome:
-    words = ["--model", release, "--items", items, "--out", out, "--device", "cpu", "--no-cache", *more]
-    assert main([str(w) for w in words]) == 0
-    schema = Path(eval_zero_shot.__file__).with_name("results.schema.json")
-    jsonschema.validate(json.loads((out / "results.json").read_text()), json.loads(schema.read_text()))
-    (outcome,) = read_results(out)
-    return outcome
-
-
-def unit(x: torch.Tensor) -> np.ndarray:
-    return torch.nn.functional.normalize(x.double(), dim=-1).numpy()
-
-
-def said(loaded: Any, sentence: str) -> np.ndarray:
-    ids = loaded.tokenizer(sentence)
-    return unit(loaded.model.encode_units(torch.tensor(ids), [len(ids)]))[0]
-
-
-def plain_accuracy(release: Path, images: Path, sentences: Any, image_is: float = 1, blank_is: float = 0) -> float:
-    """One item after another, with nothing but the release. Scores: image_is * image's + blank_is * black image's."""
-    loaded = encoders.load(str(release))
-    right = []
-    with torch.no_grad():
-        for row in rows():
-            image, blank = (
-                unit(loaded.model.encode_image(loaded.preprocess(scan)[None]).study_BD)[0]
-                for scan in (images / row["image"], np.zeros((16, 16, 3), np.uint8))
-            )
-            scores = [float((image_is * image + blank_is * blank) @ said(loaded, s)) for s in sentences(row)]
-            correct = row["options"].index(row["answer"]) if isinstance(row["answer"], str) else row["answer"]
-            right.append(int(np.argmax(scores)) == correct)
-    return float(np.mean(right))
-
-
-def default_sentences(row: dict[str, Any]) -> list[str]:
-    if len(row["options"]) == 2:
-        return ["There is a pleural effusion.", "There is no pleural effusion."]
-    return [f"Which organ is shown? {organ}." for organ in row["options"]]
+from .items import answer, default_sentences, plain_accuracy, rows, write
 
 
 def test_answers_are_those_of_a_plain_loop(planar: Path, images: Path, tmp_path: Path) -> None:
@@ -270,62 +161,6 @@ def test_volumes_in_files_and_studies_of_shards(volumetric: Path, toy_folder: Pa
     keyed = [{"image": shards.key(int(row)), "answer": int(row) % 2, **question} for row in shards.rows("test")]
     outcome = answer(volumetric, write(tmp_path / "k.jsonl", keyed), tmp_path / "keys", "--data", toy_folder)
     assert outcome.main.n == 24 and outcome.provenance["data_sha256"] == shards.manifest_hash
-
-
-def test_published_fields(planar: Path, images: Path, tmp_path: Path) -> None:
-    """Rows in the shape each benchmark publishes."""
-    names = [f"jane_doe_{i}.png" for i in range(4)]
-
-    def counted(mapping: str, file: str, text: str) -> Outcome:
-        (tmp_path / file).write_text(text)
-        return answer(planar, tmp_path / file, tmp_path / mapping, "--images", images, "--mapping", mapping)
-
-    with (tmp_path / "raw.csv").open("w", newline="") as out:
-        table = csv.writer(out)
-        table.writerow(
-            ["Figure_path", "Question", "Choice A", "Choice B", "Choice C", "Choice D", "Answer", "Answer_label"]
-        )
-        table.writerow([names[0], "What, exactly?", " A:CT ", " B: MRI", "C: PET", "D: X-ray", "MRI", "B"])
-        table.writerow([names[1], "Modality?", "A:CT", "B:MRI", "C:PET", "D:X-ray", "C", ""])
-        table.writerow([names[2], "Modality?", "A:CT", "B:MRI", "C:CT", "D:X-ray", "B: MRI", ""])
-    outcome = counted("pmc_vqa", "pmc.csv", (tmp_path / "raw.csv").read_text())
-    assert outcome.main.n == 2 and outcome.provenance["rejected_items"] == {"two options are the same": 1}
-    kept = [json.loads(line) for line in (tmp_path / "pmc_vqa" / "items.jsonl").read_text().splitlines()]
-    assert [(row["options"][row["answer"]], row["n_options"]) for row in kept] == [("MRI", 4), ("PET", 4)]
-
-    def slake(image: int, kind: str, answer: str, closed: str = "CLOSED", lang: str = "en") -> dict[str, Any]:
-        question = {"question": "Which is larger?", "content_type": kind, "answer": answer, "answer_type": closed}
-        return {"img_name": names[image], "qid": image, "q_lang": lang, **question}
-
-    rows_ = [slake(0, "Size", "Liver"), slake(1, "Size", "Lung"), slake(2, "Size", "yes"), slake(3, "Shape", "Round")]
-    rows_ += [slake(0, "Size", "Heart", "OPEN"), slake(0, "Size", "是", lang="zh")]
-    outcome = counted("slake", "slake.json", json.dumps(rows_))
-    assert outcome.main.n == 3
-    assert outcome.provenance["rejected_items"] == {"not English": 1, "one option only": 1, "open question": 1}
-    assert outcome.prompts["option_counts"] == {"2": 3}
-
-    def rad(image: int, answer: str, kind: str) -> dict[str, Any]:
-        return {"image_name": names[image], "question": "Is it?", "answer": answer, "answer_type": kind, "qid": 1}
-
-    given = [rad(0, "Yes", "CLOSED "), rad(1, "no", "CLOSED"), rad(2, "left", "CLOSED"), rad(3, "Yes", "OPEN")]
-    outcome = counted("vqa_rad", "rad.json", json.dumps(given))
-    assert outcome.main.n == 2 and sum(outcome.provenance["rejected_items"].values()) == 2
-
-    question = "How is the spleen? A: Normal (no splenomegaly) B: Mild C: Severe, vitamin C: low"
-    tumour = {"image_id": names[0], "question": "How is the spleen?", "mc_question": question, "correct_option": "A"}
-    free = {"image_id": names[1], "question": "How large?", "answer": "3.2", "mc_question": None}
-    outcome = counted("deeptumor", "tumour.json", json.dumps({"version": 2, "questions": [tumour, free]}))
-    assert outcome.main.n == 1 and outcome.prompts["option_counts"] == {"3": 1}
-
-    stain = {"question": "Stain?", "options": ["H&E", "none of the above"], "answer": "H&E", "answer_idx": 0, "id": "1"}
-    told = {"stain": ["stained with H&E", "another stain"]}
-    lines = [{"image_id": "jane_doe_0", "questions": {"stain": stain, "modality": None}, "captions": told}]
-    lines += [{"image_id": "jane_doe_1", "questions": {"stain": stain, "domain": {"question": "?"}}}]
-    for text in ("\n".join(json.dumps(line) for line in lines), json.dumps(lines[0])):
-        outcome = counted("ubench", "ubench.jsonl", text)
-        assert outcome.main.n == text.count("image_id")
-        assert outcome.prompts["caption_rules"]["given"] == 1
-        assert outcome.metric("accuracy", "stain").n == outcome.main.n
 
 
 def test_ties_share_the_answer() -> None:
