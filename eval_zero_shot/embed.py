@@ -72,7 +72,7 @@ def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
     rows = shards.rows(args.split) if args.split else np.arange(len(shards))
     found = embed_images(
         image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
-        batch_size=args.batch_size, precision=args.precision, progress=sys.stderr.isatty(),
+        batch_size=args.batch_size, precision=args.precision, progress=True,
     )  # fmt: skip
     return "patient", found
 
@@ -118,7 +118,7 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
 
     found = embed_batches(
         image_encoder(loaded), batches(), batch_size=args.batch_size, precision=args.precision, total=len(scans),
-        progress=sys.stderr.isatty(),
+        progress=True,
     )  # fmt: skip
     return "file", found
 

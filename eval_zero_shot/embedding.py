@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.progress import counting
 from eval_zero_shot.classify import unit
 from eval_zero_shot.errors import EvalError
 
@@ -189,7 +190,7 @@ def embed_batches(
     keys: list[str] = []
     patients: list[str] = []
     features: list[NDArray] = []
-    with evaluating(model) as device, _bar(progress, total) as advance:
+    with evaluating(model) as device, counting(total, "encoding") if progress else nullcontext(_silent) as advance:
         for batch in batches:
             for start in range(0, len(batch.images), batch_size):  # sliding crops of a large CT are dozens
                 images = torch.from_numpy(batch.images[start : start + batch_size])
@@ -203,6 +204,10 @@ def embed_batches(
         raise EvalError("no study to evaluate", why="the split is empty", fix="name a split that the shard set has")
     found = StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), np.concatenate(features))
     return found if len(set(keys)) == len(keys) else _averaged(found)
+
+
+def _silent(n: int) -> None:
+    """The progress of a pass that shows none: an evaluation while training, whose own line says it."""
 
 
 def _averaged(found: StudyFeatures) -> StudyFeatures:
@@ -240,21 +245,6 @@ def embed_images(
         )
     batches = study_batches(shards, rows, geometry, view, batch_size)
     return embed_batches(model, batches, batch_size=batch_size, precision=precision, total=len(rows), progress=progress)
-
-
-@contextmanager
-def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and remaining time on stderr, or nothing."""
-    if not show:
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("studies", total=total or None)
-        yield lambda n: bar.advance(task, n)
 
 
 def study_texts(texts: Mapping[str, Any]) -> str:

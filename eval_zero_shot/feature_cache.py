@@ -125,7 +125,7 @@ def features_of(
     def made() -> StudyFeatures:
         return embed_images(
             image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
-            batch_size=batch_size, precision=precision, progress=sys.stderr.isatty(),
+            batch_size=batch_size, precision=precision, progress=True,
         )  # fmt: skip
 
     return made() if cache is None else cache.get_or_make(identity, made)

@@ -7,7 +7,6 @@ Legend: C channels, D,H,W voxels of a crop (an image has no D), N studies, F fea
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -74,7 +73,7 @@ def altered_features(inputs: Inputs, rows: Sequence[int] | NDArray, seed: int) -
     def made() -> StudyFeatures:
         return embed_batches(
             image_encoder(loaded), _batches(inputs, rows, seed), batch_size=inputs.batch_size,
-            precision=inputs.precision, total=len(rows) * len(PER_STUDY) + 2, progress=sys.stderr.isatty(),
+            precision=inputs.precision, total=len(rows) * len(PER_STUDY) + 2, progress=True,
         )  # fmt: skip
 
     if inputs.cache is None:

@@ -47,7 +47,7 @@ def load(kind: str, rest: str, device: str) -> Loaded:
         name, _, tag = rest.partition("/")
         weights = _weights(name, tag)
     fix = "check the name; a hub has to be reachable for tags and hub names, or give files that lie here: "
-    fix += "open_clip:ARCH/FILE or open_clip:local-dir:DIR"
+    fix += "open_clip:ARCH/FILE or open_clip:local-dir:DIR. HF_HUB_OFFLINE=1 spares the minute of retries"
     with building(f"open_clip's {rest}", fix):
         model: Any = open_clip.create_model(
             name, pretrained=weights, require_pretrained=True, weights_only=True, precision="fp32"

@@ -18,7 +18,7 @@ from torch import Tensor
 from data_shards.errors import DataError
 from data_shards.geometry import View, geometry_from_dict
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.models.adapter import Adapter, files_sha256, loaded
+from eval_zero_shot.models.adapter import Adapter, loaded
 
 if TYPE_CHECKING:
     from encoders.loading import Loaded
@@ -145,7 +145,8 @@ def load(kind: str, rest: str, device: str) -> Loaded:
         )
     worker = Worker(str(Path(python).expanduser()), wrapper, argument, device)
     try:
-        told = worker.ask({"do": "describe"})["ok"]
+        answered = worker.ask({"do": "describe"})
+        told, code = answered["ok"], answered["code_sha256"]
         geometry, view = geometry_from_dict(told["geometry"]), View.from_dict(told["view"])
         weights = str(told["weights_sha256"])
         scale = float(told.get("logit_scale", 0.0))
@@ -162,7 +163,7 @@ def load(kind: str, rest: str, device: str) -> Loaded:
         "package": "process",
         "text_context": told.get("text_context"),
         "told": told,
-        "wrapper": files_sha256([wrapper]),
+        "wrapper": code,
     }
     tokenizer = (lambda text: list(text.encode())) if told.get("texts", True) else None
     return loaded(ProcessDual(worker, scale), geometry, view, tokenizer, about, device, weights_sha256=weights)

@@ -153,9 +153,10 @@ def _calibration_error(outcome: Outcome, name: str) -> float | None:
 
 
 def hardest(part: pd.DataFrame, most: int = HARDEST) -> dict[str, list[tuple[str, float, float]]]:
-    """(key, score, share) of the negatives scored highest and the positives scored lowest.
+    """(key, score, share) of the negatives scored highest and the positives scored lowest, worst first.
 
     share: of the other side's cases that the error is on the wrong side of (a negative above 97 % of the positives).
+    A case on the wrong side of nobody is no error and is not listed.
     """
     known = part[part["label"].notna()].sort_values(["score", "key"], kind="stable")
     positive, negative = known[known["label"] == 1], known[known["label"] == 0]
@@ -164,7 +165,8 @@ def hardest(part: pd.DataFrame, most: int = HARDEST) -> dict[str, list[tuple[str
     p, n = positive["score"].to_numpy(float), negative["score"].to_numpy(float)
     above = [(str(k), float(s), float((p < s).mean())) for k, s in zip(negative["key"], n, strict=True)][::-1]
     below = [(str(k), float(s), float((n > s).mean())) for k, s in zip(positive["key"], p, strict=True)]
-    return {"negatives": above[:most], "positives": below[:most]}
+    wrong = ([one for one in side if one[2] > 0] for side in (above, below))
+    return dict(zip(("negatives", "positives"), (side[:most] for side in wrong), strict=True))
 
 
 def _known(score_N: ArrayLike, label_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -220,6 +220,7 @@ def errors(
                     ("negatives", "Without the finding, scored highest", "of the studies with it are below"),
                     ("positives", "With the finding, scored lowest", "of the studies without it are above"),
                 )
+                if e[side]
             )
             open_ = " open" if not body and not folds else ""
             folds.append(f"<details{open_}><summary>{esc(e['finding'].replace('_', ' '))}</summary>{sides}</details>")

@@ -23,7 +23,7 @@ from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.resample import clustered_means
 from eval_zero_shot.retrieval.pools import PoolHits, pool_hits
 from eval_zero_shot.retrieval.ranks import DIRECTIONS, TIES, Direction, Ranks, Ties, on_stderr, rank_both
-from eval_zero_shot.retrieval.texts import TextKind, Told, text_hash, told_studies
+from eval_zero_shot.retrieval.texts import TextKind, Told, text_identity, told_studies
 from eval_zero_shot.retrieval.volumes import RELEVANCES, volume_hits
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def score_retrieval(
     studies = inputs.features(told.rows)
     vectors = inputs.texts(told.texts)
     images, texts = studies.features_ND, np.stack([vectors[t] for t in told.texts])
-    hashes = np.asarray([text_hash(t) for t in told.texts])
+    hashes = np.asarray([text_identity(t) for t in told.texts])
     scored = _Scored(
         {"image_to_text": studies.keys, "text_to_image": _text_keys(studies.keys, told)},
         {"image_to_text": studies.patients, "text_to_image": studies.patients[told.study_T]},

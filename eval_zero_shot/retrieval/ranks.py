@@ -11,7 +11,6 @@ A study may have several images and several texts. Two ways to count a hit, neve
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -202,4 +201,4 @@ def on_stderr(blocks: Iterable[slice], total: int) -> Iterable[slice]:
     """`watch` that shows rate and time left."""
     from data_shards.progress import track
 
-    return track(blocks, total, "ranking", "blocks") if sys.stderr.isatty() else blocks
+    return track(blocks, total, "ranking", "blocks")

@@ -16,7 +16,7 @@ TextKind = Literal["report", "findings", "impression", "captions"]
 TEXT_KINDS: tuple[TextKind, ...] = ("report", "findings", "impression", "captions")
 
 
-def text_hash(text: str) -> str:
+def text_identity(text: str) -> str:
     """Identity of a text: blake2b of it with white space collapsed."""
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).hexdigest()
 

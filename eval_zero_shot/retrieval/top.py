@@ -14,7 +14,7 @@ from eval_zero_shot.retrieval.blocks import COLUMNS, ROWS, NumpyBlocks, Vectors,
 SPARE = 16  # more candidates than asked for: float32 may swap the last ones
 
 
-def nearest(
+def top_k(
     query_QD: ArrayLike,
     item_MD: ArrayLike,
     k: int,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.retrieval.top import nearest
+from eval_zero_shot.retrieval.top import top_k
 
 Relevance = Literal["jaccard", "exact_labels"]
 RELEVANCES: tuple[Relevance, ...] = ("jaccard", "exact_labels")
@@ -65,7 +65,7 @@ def volume_hits(
     score_NK = np.full((len(images), len(ks)), np.nan)
     chance_K = np.full(len(ks), np.nan)
     if len(at) > 1:
-        found, _ = nearest(images[at], images[at], max(ks), group_Q=group, group_M=group)
+        found, _ = top_k(images[at], images[at], max(ks), group_Q=group, group_M=group)
         alike, luck = (_jaccard if relevance == "jaccard" else _exact)(labels[at].astype(bool), found, group, ks)
         score_NK[at] = alike
         lone = np.isnan(alike).all(axis=1)

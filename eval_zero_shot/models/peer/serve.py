@@ -6,13 +6,16 @@ A wrapper defines `load(argument, device)`, which returns an object with `descri
 `encode_texts(texts)`; docs/models.md says what they return. Over stdin and stdout go JSON lines, and behind a line that
 says so raw little-endian float32. Nothing is pickled.
 
-    {"do": "describe"}                                        -> {"ok": {...}}
+    {"do": "describe"}                                        -> {"ok": {...}, "code_sha256": "..."}
     {"do": "encode_images", "shape": [B, C, ...]} + B*C*... floats -> {"shape": [B, D]} + B*D floats
     {"do": "encode_texts", "texts": ["...", ...]}             -> {"shape": [U, D]} + U*D floats
     any failure                                               -> {"error": "TypeName: message"}
+
+code_sha256 is of the wrapper and of every module that it imported from its own folder.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -49,7 +52,7 @@ def main(wrapper: str, argument: str, device: str) -> None:
             floats = asked.read(4 * int(np.prod(request["shape"])))
         try:
             if request["do"] == "describe":
-                answer({"ok": model.describe()})
+                answer({"ok": model.describe(), "code_sha256": code_sha256(wrapper)})
                 continue
             if request["do"] == "encode_images":
                 found = model.encode_images(np.frombuffer(floats, "<f4").reshape(request["shape"]).copy())
@@ -61,10 +64,28 @@ def main(wrapper: str, argument: str, device: str) -> None:
             answer({"error": f"{type(error).__name__}: {error}"})
 
 
+def code_sha256(wrapper: str) -> str:
+    """Of names and bytes of the wrapper and of what it imported from below its folder, installed packages aside."""
+    wrapper = os.path.realpath(wrapper)
+    folder, environment = (path + os.sep for path in (os.path.dirname(wrapper), os.path.realpath(sys.prefix)))
+    files = {wrapper}
+    for module in list(sys.modules.values()):
+        file = os.path.realpath(getattr(module, "__file__", None) or os.sep)
+        if file.startswith(folder) and not file.startswith(environment) and "site-packages" not in file:
+            files.add(file)
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        with open(file, "rb") as opened:
+            digest.update(f"{file[len(folder) :]}\0{hashlib.sha256(opened.read()).hexdigest()}\0".encode())
+    return digest.hexdigest()
+
+
 if __name__ == "__main__":
-    # The wrapper's imports must not find files of this folder.
-    sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
     parser = argparse.ArgumentParser(description="Answer for a model over stdin and stdout; docs/models.md.")
     for word in ("wrapper", "argument", "device"):
         parser.add_argument(word)
-    main(**vars(parser.parse_args()))
+    words = parser.parse_args()
+    # The wrapper finds what lies beside it, as if it had been started itself, and nothing of this folder.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [os.path.dirname(os.path.abspath(words.wrapper)), *(p for p in sys.path if p != here)]
+    main(**vars(words))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval_zero_shot.retrieval.pools import cut_pools
-from eval_zero_shot.retrieval.texts import text_hash
+from eval_zero_shot.retrieval.texts import text_identity
 from eval_zero_shot.retrieval.ties import expected_hits
 
 
@@ -33,5 +33,5 @@ def test_expected_hits_is_the_mean_over_all_orders_of_ties() -> None:
 
 
 def test_hash_ignores_white_space_only() -> None:
-    assert text_hash("No  effusion.\n") == text_hash("No effusion.")
-    assert text_hash("No effusion.") != text_hash("no effusion.")
+    assert text_identity("No  effusion.\n") == text_identity("No effusion.")
+    assert text_identity("No effusion.") != text_identity("no effusion.")

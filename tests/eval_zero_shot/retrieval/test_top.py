@@ -7,7 +7,7 @@ import pytest
 
 from eval_zero_shot import EvalError
 from eval_zero_shot.retrieval import top
-from eval_zero_shot.retrieval.top import nearest
+from eval_zero_shot.retrieval.top import top_k
 from eval_zero_shot.retrieval.volumes import volume_hits
 
 NAN = float("nan")
@@ -26,7 +26,7 @@ def test_nearest_are_those_of_a_full_sort_without_the_own_group(
     monkeypatch.setattr(top, "COLUMNS", sizes[1])
     rng = np.random.default_rng(0)
     x, group = rng.normal(size=(90, 5)), rng.integers(30, size=90)
-    index, cosine = nearest(x, x, 7, group_Q=group, group_M=group)
+    index, cosine = top_k(x, x, 7, group_Q=group, group_M=group)
     whole = cosines(x)
     whole[group[:, None] == group[None, :]] = -np.inf
     assert np.array_equal(index, np.argsort(-whole, axis=1, kind="stable")[:, :7])
@@ -35,11 +35,11 @@ def test_nearest_are_those_of_a_full_sort_without_the_own_group(
 
 def test_equals_come_in_the_order_of_their_index_and_what_is_missing_is_minus_one() -> None:
     ones = np.ones((5, 3))
-    index, cosine = nearest(ones, ones, 6, group_Q=np.arange(5), group_M=np.arange(5))
+    index, cosine = top_k(ones, ones, 6, group_Q=np.arange(5), group_M=np.arange(5))
     assert index[2].tolist() == [0, 1, 3, 4, -1, -1]
     assert np.isinf(cosine[2, 4:]).all()
     with pytest.raises(EvalError, match="k is 0"):
-        nearest(ones, ones, 0)
+        top_k(ones, ones, 0)
 
 
 def cohort(n: int = 40, seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
