@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.retrieval import KS, POOLS, Pool
 from eval_zero_shot.tasks import load_task, read_yaml
 
 
@@ -54,8 +55,8 @@ class Retrieval(Entry):
 
     protocol: Literal["retrieval"]
     texts: tuple[Literal["report", "findings", "impression", "captions"], ...] = Field(("report",), min_length=1)
-    pools: tuple[int | Literal["full"], ...] = Field((32, 64, 128, "full"), min_length=1)
-    ks: tuple[int, ...] = (1, 5, 10, 50, 100)
+    pools: tuple[Pool, ...] = Field(POOLS, min_length=1)
+    ks: tuple[int, ...] = KS
     repeats: int = Field(100, ge=1)
     short_pool: bool = False
     volumes: bool = False

@@ -148,9 +148,13 @@ def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
         {(m.of, tuple(m.at.items())): m for m in o.metrics if m.name == "recall" and m.value is not None}
         for o in outcomes
     ]
-    keys = list(dict.fromkeys(k for of in by for k in of if one_of_recalls(dict(k[1]))))[:MOST_BARS]
-    if not keys:
+    groups: dict[tuple[str, Any], list[Any]] = {}
+    for key in dict.fromkeys(k for of in by for k in of if one_of_recalls(dict(k[1]))):
+        groups.setdefault((key[0], dict(key[1]).get("pool")), []).append(key)
+    if not groups:
         return None
+    each = max(1, MOST_BARS // len(groups))  # the smallest k of every pool rather than the first pools alone
+    keys = [key for group in groups.values() for key in group[:each]]
     n = len(outcomes)
     figure, axes = plt.subplots(figsize=(7.0, 0.9 + (0.2 + 0.14 * n) * len(keys)))
     labels = []

@@ -12,7 +12,7 @@ Legend: N studies, Q queries, K values of k. Every number says in `at` how it wa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from eval_zero_shot.classify import unit
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.resample import clustered_means
+from eval_zero_shot.retrieval import KS, POOLS, Pool
 from eval_zero_shot.retrieval.pools import PoolHits, pool_hits
 from eval_zero_shot.retrieval.ranks import DIRECTIONS, TIES, Direction, Ranks, Ties, on_stderr, rank_both
 from eval_zero_shot.retrieval.texts import TextKind, Told, text_identity, told_studies
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from eval_zero_shot.inputs import Inputs
 
 Array = NDArray[np.float64]
-Pool = int | Literal["full"]
-POOLS: tuple[Pool, ...] = (32, 64, 128, "full")
-KS = (1, 5, 10, 50, 100)
 MAP_KS = (1, 5, 10, 50)
 HEADLINE_POOL = 64
 
