@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from eval_zero_shot.statistics import Interval
 
 RESULTS_VERSION = 2
-Protocol = Literal["classification", "retrieval", "probe", "vqa", "audit"]
-PROTOCOLS: tuple[Protocol, ...] = ("classification", "retrieval", "probe", "vqa", "audit")
+Protocol = Literal["classification", "retrieval", "probe", "vqa", "interpolation", "audit"]
 COLUMNS = ("protocol", "task", "model", "key", "patient", "variant", "of", "score", "label")
 Value = int | float | str
 

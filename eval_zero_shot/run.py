@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 from data_shards.opening import add_tar_options
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_embedding, require_folder, run_command
-from eval_zero_shot.suite_file import Audit, Classification, Probe, Retrieval, Suite, load_suite, require_names
+from eval_zero_shot.suite_file import (
+    Audit,
+    Classification,
+    Interpolation,
+    Probe,
+    Retrieval,
+    Suite,
+    load_suite,
+    require_names,
+    with_bases,
+)
 
 DEFAULT = "default"  # comparisons with each task's default prompts
 
@@ -80,6 +90,7 @@ def _run(args: argparse.Namespace) -> list[str]:
             fix="rename a folder, or name each model once",
         )
     require_names(suite)  # said before torch is imported, as what is wrong with a task
+    suite = with_bases(suite, dict(zip(names, args.models, strict=True)))
     opened = Opened(args)
     _check(args, suite, names, opened)
     with tempfile.TemporaryDirectory(prefix="voxclip-") as scratch:
@@ -118,6 +129,7 @@ def _check(args: argparse.Namespace, suite: Suite, names: Sequence[str], opened:
         data = suite.data_of(entry)
         wanted = [(data, entry.split)] if data else []
         wanted += [(data, entry.train_split)] if isinstance(entry, Probe) and data else []
+        wanted += [(data, entry.validation_split)] if isinstance(entry, Interpolation) and data else []
         wanted += [(where, entry.train_split) for where in entry.train] if isinstance(entry, Audit) else []
         for where, split in wanted:
             splits = opened.shards(where).manifest["splits"]

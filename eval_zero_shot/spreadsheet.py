@@ -21,6 +21,7 @@ TASK_NAMES: dict[Protocol, str] = {
     "retrieval": "zeroshot_retrieval",
     "probe": "linear_probe",
     "vqa": "closed_vqa",
+    "interpolation": "weight_interpolation",
 }
 # Column -> (protocol, metric, of, at). Retrieval: over the full pool, identical texts as hits.
 SHARED: dict[str, tuple[Protocol, str, str, dict[str, int | str]]] = {
