@@ -25,14 +25,16 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("task, metric, split", overflow="fold")
     table.add_column("model", overflow="fold")
-    for heading in ("value", "95 % interval", "studies", "patients"):
+    several = ["scans"] if any(o.scans != o.studies for o in scored) else []
+    for heading in ("value", "95 % interval", *several, "studies", "patients"):
         table.add_column(heading, justify="right", no_wrap=True)
     for protocol, task in dict.fromkeys((o.protocol, o.task) for o in scored):
         here = [o for o in scored if (o.protocol, o.task) == (protocol, task)]
         name = task if protocol in task else f"{task} {protocol}"
         for i, o in enumerate(here):
             said = f"{name}, {o.headline}, {o.provenance.get('split', '')}".rstrip(", ") if i == 0 else ""
-            table.add_row(said, o.model, *_cells(o.main), str(o.studies), str(o.patients))
+            counts = [*([o.scans] if several else []), o.studies, o.patients]
+            table.add_row(said, o.model, *_cells(o.main), *map(str, counts))
     console.print(table)
     for o in scored:
         if o.main.value is None:
