@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from eval_zero_shot.cases import add_scans
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_inputs, open_inputs, run_command
 from eval_zero_shot.retrieval import KS, POOLS
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_inputs(parser)
+    add_scans(parser)
     add("--text", default="report", metavar="KINDS", help=f"of {', '.join(TEXT_KINDS)}, by commas (default: report)")
     pools, ks = (" ".join(map(str, default)) for default in (POOLS, KS))
     add("--pool", nargs="+", type=_pool, default=list(POOLS), metavar="N",
@@ -103,9 +105,7 @@ def print_outcome(outcome: Outcome, console: Console | None = None) -> None:
     from rich.table import Table
 
     console = console or Console()
-    table = Table(
-        title=f"{outcome.task}: {outcome.model}, {outcome.studies} studies", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
-    )
+    table = Table(title=f"{outcome.task}: {outcome.model}, {outcome.counted}", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("", no_wrap=True)
     for heading in ("pool", "value", "95 % interval", "strict", "chance"):
         table.add_column(heading, justify="right", no_wrap=True)

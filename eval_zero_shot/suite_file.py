@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
+from eval_zero_shot.cases import Scans
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.interpolation import ALPHAS
 from eval_zero_shot.retrieval import KS, POOLS, Pool
@@ -43,7 +44,13 @@ class Entry(BaseModel):
     resamples: int = Field(1000, ge=0)
 
 
-class Classification(Entry):
+class Scored(Entry):
+    """scans: which scans of a study with several are scored, and as what (eval_zero_shot.cases)."""
+
+    scans: Scans = "first"
+
+
+class Classification(Scored):
     """prompt_set: the one that stands for the task (none: its first). threshold_split: where thresholds are fitted and
     prompt sets scored for choosing (none: neither; a set that the data has not is no mistake)."""
 
@@ -53,7 +60,7 @@ class Classification(Entry):
     threshold_split: StrictStr | None = "val"
 
 
-class Retrieval(Entry):
+class Retrieval(Scored):
     """volumes: also volume to volume, by the labels of the shards. short_pool: as eval_zero_shot.retrieve."""
 
     protocol: Literal["retrieval"]
@@ -65,7 +72,7 @@ class Retrieval(Entry):
     volumes: bool = False
 
 
-class Probe(Entry):
+class Probe(Scored):
     """labels: as `eval_zero_shot.probe --labels` ("a,b", or "organ=liver|spleen"); none: the task's, else all."""
 
     protocol: Literal["probe"]

@@ -95,9 +95,8 @@ def overview(
 
 def _task(outcome: Outcome, group: str) -> str:
     said = headline_words(outcome) + ("" if group == outcome.protocol else f", {outcome.protocol}")
-    cases = f"{outcome.studies:,} studies of {outcome.patients:,} patients"
     task = esc(outcome.task).replace("_", "_<wbr>")
-    return f'{task}<br><span class="soft">{esc(said)}<br>{cases}</span>'
+    return f'{task}<br><span class="soft">{esc(said)}<br>{outcome.counted}</span>'
 
 
 def _value(outcome: Outcome | None, best: float | None, mark: Mapping[str, Any] | None) -> str:

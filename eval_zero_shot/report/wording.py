@@ -92,7 +92,7 @@ def verdict(outcomes: Sequence[Outcome], comparisons: Sequence[Mapping[str, Any]
         return _one_model(scored)
     tasks = list(dict.fromkeys((o.protocol, o.task) for o in scored))
     most = max(scored, key=lambda o: o.studies)
-    said = [f"{len(models)} models on {_plural(len(tasks), 'task')}; the largest is {most.task} with {_cases(most)}."]
+    said = [f"{len(models)} models on {_plural(len(tasks), 'task')}; the largest is {most.task} with {most.counted}."]
     for protocol, task in tasks[:12]:
         here = [o for o in scored if (o.protocol, o.task) == (protocol, task)]
         if protocol == "interpolation":
@@ -113,7 +113,7 @@ def verdict(outcomes: Sequence[Outcome], comparisons: Sequence[Mapping[str, Any]
 
 def _one_model(scored: Sequence[Outcome]) -> list[str]:
     most = max(scored, key=lambda o: o.studies)
-    said = [f"Scored on {_cases(most)}."]
+    said = [f"Scored on {most.counted}."]
     several = len(scored) > 1
     for outcome in scored:
         told = {"classification": _classification, "retrieval": _retrieval, "interpolation": _interpolation}
@@ -223,10 +223,6 @@ def _severity(note: str) -> tuple[str | None, str]:
         if note.startswith(severity) and note[len(severity) : len(severity) + 1] in (":", " "):
             return severity, note[len(severity) :].removeprefix(":").strip()
     return None, note
-
-
-def _cases(outcome: Outcome) -> str:
-    return f"{outcome.studies:,} studies of {outcome.patients:,} patients"
 
 
 def _within(metric: Metric) -> str:
