@@ -20,12 +20,10 @@ from encoders.text import encode_foreign, encode_packed, is_packable
 
 @dataclass(frozen=True)
 class DualFeatures:
-    """What one call of the dual encoder gives: this rank's features and the shared scalars."""
+    """What one call of the dual encoder gives, of the towers that were given something."""
 
-    image: ImageFeatures
-    text: TextFeatures
-    logit_scale: Tensor
-    logit_bias: Tensor | None
+    image: ImageFeatures | None
+    text: TextFeatures | None
 
 
 class DualEncoder(nn.Module):
@@ -55,24 +53,27 @@ class DualEncoder(nn.Module):
     def logit_bias(self) -> Tensor | None:
         return self.clip.logit_bias
 
-    def encode_image(self, images: Tensor, tokens: bool = False) -> ImageFeatures:
-        """Images [B, C, (D,) H, W], one scan a study, to features; with `tokens` the tower's patch tokens as well.
+    def encode_image(self, images: Tensor, tokens: bool = False, trunk: bool = False) -> ImageFeatures:
+        """Images [B, C, (D,) H, W], one scan a study, to features; with `tokens` the tower's patch tokens as well, with
+        `trunk` its pooled features before the projection.
 
         Raises:
-            ValueError: `tokens` asked of a tower that does not give them.
+            ValueError: `tokens` or `trunk` asked of a tower that does not give them.
         """
         visual = self.clip.visual
-        if not tokens:
+        patch = grid = before = None
+        if not (tokens or trunk):
             pooled = visual(images)
-            patch = grid = None
         else:
             if not hasattr(visual, "trunk"):
-                raise ValueError("patch tokens are available from timm towers only (ours and timm's)")
+                raise ValueError("patch tokens and trunk features come from timm towers only (ours and timm's)")
             features = visual.trunk.forward_features(images)
-            pooled = visual.head(visual.trunk.forward_head(features, pre_logits=True))
-            patch, grid = _patch_tokens(visual.trunk, features, images.shape[2:])
+            before = visual.trunk.forward_head(features, pre_logits=True)
+            pooled = visual.head(before)
+            if tokens:
+                patch, grid = _patch_tokens(visual.trunk, features, images.shape[2:])
         study = torch.arange(len(pooled), device=pooled.device)
-        return ImageFeatures(pooled, study, pooled, patch, grid)
+        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None)
 
     def encode_units(self, tokens_T: Tensor, lengths: Sequence[int]) -> Tensor:
         """Packed token ids [T] of units with `lengths` tokens each to [U, D]."""
@@ -86,14 +87,13 @@ class DualEncoder(nn.Module):
         units = self.encode_units(text.tokens_T, text.lengths)
         return TextFeatures(units, text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P)
 
-    def forward(self, images: Tensor, text: Any, tokens: bool = False) -> DualFeatures:
-        """Both towers in one call, which is what sharded training (FSDP2) hooks into."""
-        bias = self.logit_bias
+    def forward(
+        self, images: Tensor | None, text: Any = None, tokens: bool = False, trunk: bool = False
+    ) -> DualFeatures:
+        """One tower or both in one call, which is what sharded training (FSDP2) hooks into."""
         return DualFeatures(
-            self.encode_image(images, tokens),
-            self.encode_text(text),
-            self.logit_scale * 1.0,  # a value made here stays valid after FSDP2 has put the parameter away
-            None if bias is None else bias * 1.0,
+            None if images is None else self.encode_image(images, tokens, trunk),
+            None if text is None else self.encode_text(text),
         )
 
 

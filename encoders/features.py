@@ -18,7 +18,8 @@ class ImageFeatures:
     """Features of a batch of studies.
 
     `pooled_SD` has one row a scan, `study_S` says the study of each scan, `study_BD` has one row a study.
-    `tokens_SND` are the tower's patch tokens (None when not asked for), `grid` their (D, H, W) or (H, W).
+    `tokens_SND` are the tower's patch tokens, `grid` their (D, H, W) or (H, W); `trunk_SC` are the tower's pooled
+    features before the projection into the joint space. None where not asked for.
     """
 
     pooled_SD: Tensor
@@ -26,6 +27,7 @@ class ImageFeatures:
     study_BD: Tensor
     tokens_SND: Tensor | None = None
     grid: tuple[int, ...] | None = None
+    trunk_SC: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pretrain.errors import ConfigError
-from pretrain.schema import OBJECTIVE_OPTIONS, Recipe
+from pretrain.schema import Recipe
+from pretrain.schema_objectives import OBJECTIVE_OPTIONS
 from pretrain.wording import sections
 
 USAGE = """\

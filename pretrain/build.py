@@ -27,8 +27,9 @@ from pretrain.config import options_of
 from pretrain.errors import ConfigError
 from pretrain.objectives import find_objective
 from pretrain.objectives.base import Objective
-from pretrain.schema import Recipe, SigmoidOptions
+from pretrain.schema import Recipe
 from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, ShardSource, TarSource
+from pretrain.schema_objectives import SigmoidOptions
 
 VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
 
@@ -183,8 +184,10 @@ def build_data(recipe: Recipe) -> Data:
     )
 
 
-def training_stream(recipe: Recipe, data: Data, tokenize: Any, rank: int, world: int, first_batch: int) -> Stream:
-    """The training batches of one rank, from batch `first_batch` on."""
+def training_stream(
+    recipe: Recipe, data: Data, tokenize: Any, rank: int, world: int, first_batch: int, labels: bool = False
+) -> Stream:
+    """The training batches of one rank, from batch `first_batch` on. labels: with the labels of the studies."""
     return Stream(
         data.shards,
         data.train_rows,
@@ -199,6 +202,7 @@ def training_stream(recipe: Recipe, data: Data, tokenize: Any, rank: int, world:
         world=world,
         workers=recipe.data.workers,
         start_step=first_batch,
+        label_names=data.shards.label_names if labels else (),
         mixture=data.mixture,
         max_damaged=recipe.data.max_damaged,
     )

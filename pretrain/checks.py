@@ -15,7 +15,6 @@ from typing import Any
 from encoders.tag import SIZES, parse_tag
 from pretrain import known_models
 from pretrain.schema import (
-    OBJECTIVE_OPTIONS,
     EvaluateSection,
     ModelSection,
     ObjectiveSection,
@@ -31,6 +30,7 @@ from pretrain.schema_data import (
     TarSource,
     VolumeGeometry,
 )
+from pretrain.schema_objectives import OBJECTIVE_OPTIONS
 from pretrain.yaml_lines import Problem
 
 _IMAGE_NAME = ("model", "image", "name")

@@ -22,7 +22,8 @@ from encoders.tag import parse_tag
 from pretrain import checks
 from pretrain.arguments import Arguments, schema_help, split_argv
 from pretrain.errors import ConfigError
-from pretrain.schema import OBJECTIVE_OPTIONS, ObjectiveSection, Origin, Recipe, TrainSection
+from pretrain.schema import ObjectiveSection, Origin, Recipe, TrainSection
+from pretrain.schema_objectives import OBJECTIVE_OPTIONS
 from pretrain.wording import describe, locate, report
 from pretrain.yaml_lines import Document, Problem, apply_override, read
 

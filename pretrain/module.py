@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning as L
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from encoders.dual import DualEncoder, DualFeatures
-from encoders.features import gather_rows, gather_text, rank, world_size
-from pretrain.centring import bias_of, centred, follow
-from pretrain.objectives.base import GlobalBatch, Objective
+from data_shards.batch import Batch
+from encoders.dual import DualEncoder
+from encoders.features import rank, world_size
+from pretrain import grad_cache
+from pretrain.centring import bias_of, follow
+from pretrain.gathering import Scalars, global_batch
+from pretrain.objectives.base import Objective
 from pretrain.optim import freeze, learning_rate, optimizers
+from pretrain.passes import Encoders, Part, Rows, split, whole
 from pretrain.schema import Recipe
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -35,7 +38,7 @@ class NonFiniteError(RuntimeError):
 class Pretraining(L.LightningModule):
     """A dual encoder and its objectives.
 
-    Manual optimisation, because gradient caching (a later objective family) needs several backward passes a step.
+    Manual optimisation, because gradient caching (pretrain.grad_cache) needs several backward passes a step.
     Randomness (dropout, token dropout) is seeded from (seed, batch number, rank) at every batch, so a resumed run
     continues bit for bit without any generator state in the checkpoint.
 
@@ -57,7 +60,7 @@ class Pretraining(L.LightningModule):
         dual.clip.logit_scale.requires_grad_("logit_scale" in reads)
         if dual.clip.logit_bias is not None:
             dual.clip.logit_bias.requires_grad_("logit_bias" in reads)
-        for bias in self._biases():
+        for bias in self._biases().values():
             bias.requires_grad_(False)
         freeze(self, recipe.optim)
         self.ema = None
@@ -67,6 +70,8 @@ class Pretraining(L.LightningModule):
         self.batches_done = 0
         self.refused = 0
         self.logged: dict[str, float] = {}
+        self.encoders = Encoders(objectives)
+        self._read = frozenset(r for o in objectives if o.coupling == "batch" for r in o.reads)
         self._finite = True
         self._keys: list[str] = []  # studies of the batches accumulated so far
         self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
@@ -105,36 +110,90 @@ class Pretraining(L.LightningModule):
         found = self.optimizers(use_pl_optimizer=False)
         return cast(list[torch.optim.Optimizer], found if isinstance(found, list) else [found])
 
-    def compute(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the global batch and what to log."""
-        features = self.dual(batch.images_BCDHW, batch.texts)
+    def compute(self, batch: Batch) -> Tensor:
+        """Loss of the global batch, with its graph; its terms are in `logged`."""
+        self._begin(batch)
+        part = whole(batch)
+        rows = self.encoders(self.dual, part)
+        loss, own = self.of_batch(rows), self.of_part(rows, part)
+        return loss if own is None else loss + own
+
+    def of_batch(self, rows: Mapping[str, Rows]) -> Tensor:
+        """Weighted sum of the losses of the whole global batch (coupling `batch`)."""
+        total = torch.zeros((), device=self.device)
+        scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
-            shared, self._means = global_batch(features, batch.patient_B, self.recipe.model.centred)
-            total = torch.zeros((), device=self.device)
-            logs: dict[str, Tensor] = {}
-            for name, weight, objective in zip(self.names, self.weights, self.objectives, strict=True):
+            shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred)
+            for name, weight, objective in self._terms_of("batch"):
                 loss, extra = objective(shared)
                 total = total + weight * loss
-                logs |= {f"loss/{name}": loss.detach(), **{f"{name}/{k}": v for k, v in extra.items()}}
-        logs |= {"loss": total.detach(), "logit_scale": features.logit_scale.detach().exp()}
-        return total, logs
+                self._log({f"loss/{name}": loss, **{f"{name}/{k}": v for k, v in extra.items()}})
+        return total
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def of_part(self, rows: Mapping[str, Rows], part: Part) -> Tensor | None:
+        """Weighted sum of the losses that are sums over studies (coupling `sample`), over the studies of a part."""
+        terms = self._terms_of("sample")
+        if not terms:
+            return None
+        total = torch.zeros((), device=self.device)
+        for name, weight, objective in terms:
+            summed, extra = objective.each(rows, part)
+            share = 1.0 / max(self._counts[name], 1.0)
+            total = total + weight * share * summed
+            self._log({f"loss/{name}": share * summed, **{f"{name}/{k}": share * v for k, v in extra.items()}})
+        return total
+
+    def _terms_of(self, coupling: str) -> list[tuple[str, float, Objective]]:
+        every = zip(self.names, self.weights, cast(list[Objective], list(self.objectives)), strict=True)
+        return [(name, weight, o) for name, weight, o in every if o.coupling == coupling]
+
+    def _log(self, found: Mapping[str, Tensor]) -> None:
+        for name, value in found.items():
+            self.logged[name] = self.logged.get(name, 0.0) + float(value.detach())
+
+    def _begin(self, batch: Batch) -> None:
+        """Forget the last batch, and count the terms of each loss of coupling `sample` in the global batch, over the
+        number of ranks: DDP takes the mean."""
+        self._batch, self.logged, self._counts = batch, {}, {}
+        for name, _, objective in self._terms_of("sample"):
+            count = objective.terms(batch).to(self.device, torch.float32)
+            if world_size() > 1:
+                dist.all_reduce(count)
+            self._counts[name] = float(count) / world_size()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         accumulate = self.recipe.optim.accumulate
         if self.batches_done % accumulate == 0:
             self._keys = []
             self._statistics = {name: buffer.clone() for name, buffer in self._running()}
         self._keys += batch.keys
-        torch.manual_seed(_mixed(self.recipe.seed, self.batches_done, rank()))
-        loss, logs = self.compute(batch)
         last = (self.batches_done + 1) % accumulate == 0
-        with _no_sync(self.trainer, enabled=not last):
-            self.manual_backward(loss / accumulate)
+        loss = self._backward(batch, last)
         self._finite &= bool(torch.isfinite(loss))
-        self.logged = {name: float(value) for name, value in logs.items()}
+        self.logged |= {"loss": float(loss), "logit_scale": float(self.dual.logit_scale.detach().exp())}
         if last:
             self._update()
         self.batches_done += 1
+
+    def _backward(self, batch: Batch, last: bool) -> Tensor:
+        """Accumulate the gradients of a batch; its loss, without graph. `last`: ranks exchange gradients."""
+        seed, chunk = _mixed(self.recipe.seed, self.batches_done, rank()), self.recipe.train.chunk
+        if chunk is not None and chunk < len(batch):
+            self._begin(batch)
+            return grad_cache.backward(
+                split(batch, chunk), lambda part: self.encoders(self.dual, part), self,
+                self.manual_backward, 1.0 / self.recipe.optim.accumulate,
+                lambda: _no_sync(self.trainer, enabled=True), self._trained() if last else None, seed,
+                self.recipe.train.cache_gib, self._read,
+            )  # fmt: skip
+        torch.manual_seed(seed)
+        loss = self.compute(batch)
+        with _no_sync(self.trainer, enabled=not last):
+            self.manual_backward(loss / self.recipe.optim.accumulate)
+        return loss.detach()
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
 
     def _update(self) -> None:
         groups = [group for optimizer in self.all_optimizers for group in optimizer.param_groups]
@@ -158,8 +217,9 @@ class Pretraining(L.LightningModule):
                 optimizer.step()
             with torch.no_grad():
                 self.dual.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-            for bias, mean in zip(self._biases(), self._means, strict=False):
-                follow(bias, mean, step)
+            for tower, bias in self._biases().items():
+                if tower in self._means:
+                    follow(bias, self._means[tower], step)
             if self.ema is not None:
                 self.ema.update_parameters(self.dual)
             for objective in self.objectives:
@@ -169,9 +229,10 @@ class Pretraining(L.LightningModule):
         for optimizer in self.all_optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _biases(self) -> list[nn.Parameter]:
-        """The biases that hold the running means. Looked up each time: FSDP2 puts other parameters in their place."""
-        return [bias_of(self.dual, tower) for tower in ("image", "text")] if self.recipe.model.centred else []
+    def _biases(self) -> dict[str, nn.Parameter]:
+        """The biases that hold the running means, by tower. Looked up each time: FSDP2 puts other parameters in their
+        place."""
+        return {tower: bias_of(self.dual, tower) for tower in ("image", "text")} if self.recipe.model.centred else {}
 
     def _running(self) -> list[tuple[str, Tensor]]:
         """Buffers that a forward pass may change, by name."""
@@ -194,28 +255,6 @@ class Pretraining(L.LightningModule):
                 f"  fix: look at these studies, lower optim.lr or use train.precision fp32: {keys}"
             )
         print(f"warning: {what}. Studies of this batch: {keys}", file=sys.stderr, flush=True)
-
-
-def global_batch(features: DualFeatures, patient_B: Tensor, centre: bool) -> tuple[GlobalBatch, tuple[Tensor, Tensor]]:
-    """This rank's features to those of the whole batch, unit length, fp32, duplicate texts merged.
-
-    With `centre` the mean of the global batch is subtracted before (pretrain.centring); the means are returned as well.
-    """
-    images = gather_rows(features.image.study_BD.float())[0]
-    text = gather_text(replace(features.text, units_UD=features.text.units_UD.float()), len(patient_B))
-    units = text.units_UD
-    (images_centred, image_mean), (units_centred, text_mean) = centred(images), centred(units)
-    if centre:
-        images, units = images_centred, units_centred
-    patients, _ = gather_rows(patient_B)
-    shared = GlobalBatch(
-        F.normalize(images, dim=-1),
-        replace(text, units_UD=F.normalize(units, dim=-1)),
-        patients,
-        features.logit_scale,
-        features.logit_bias,
-    )
-    return shared, (image_mean, text_mean)
 
 
 def _distinct(names: list[str]) -> list[str]:

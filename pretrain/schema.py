@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from pretrain.schema_base import Fraction, Path, Section, Unit
+from pretrain.schema_base import Fraction, Path, Section
 from pretrain.schema_data import DataSection
 
 # ------------------------------------------------------------------------------------------------------------ model
@@ -55,36 +55,6 @@ class ModelSection(Section):
 
 
 # ------------------------------------------------------------------------------------------------------- objectives
-
-
-class ContrastiveOptions(Section):
-    """InfoNCE over all ranks; identical texts and same patients are never negatives."""
-
-    units: tuple[Unit, ...] = Field(("report",), min_length=1, description="kinds of text compared with the image")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="smoothing of the targets")
-    to_text: float = Field(1.0, ge=0.0, description="share of the direction image to text, beside 1 for text to image")
-
-
-class SigmoidOptions(Section):
-    """Pairwise sigmoid (SigLIP) over all ranks, with the same exclusions."""
-
-    units: tuple[Unit, ...] = Field(("report",), min_length=1, description="kinds of text compared with the image")
-    init_bias: float = Field(-10.0, description="logit bias at the start")
-
-
-class SentenceOptions(Section):
-    """Each image against every distinct sentence of the global batch, several positives, sigmoid."""
-
-    units: tuple[Unit, ...] = Field(("sentence",), min_length=1, description="kinds of text that count as sentences")
-    init_bias: float = Field(-2.5, description="logit bias at the start: log-odds of a pair being positive")
-
-
-# Objectives whose options are known before torch is imported. Others are checked at stage 2 by their own class.
-OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
-    "contrastive": ContrastiveOptions,
-    "sigmoid": SigmoidOptions,
-    "sentence": SentenceOptions,
-}
 
 
 class ObjectiveSection(BaseModel):
@@ -135,6 +105,10 @@ class TrainSection(Section):
 
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(32, ge=2, description="studies per rank and batch")
+    chunk: int | None = Field(
+        None, ge=1, description="studies encoded at once: gradients of the whole batch, a third slower; null for all"
+    )
+    cache_gib: float = Field(8.0, gt=0.0, description="with chunk: most memory for features that are kept, GiB")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the machine gains")
     devices: int = Field(1, ge=1, description="ranks on this machine")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="where to run")

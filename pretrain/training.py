@@ -32,7 +32,7 @@ from pretrain.config import dump
 from pretrain.errors import ConfigError
 from pretrain.memory import keep_freed_memory
 from pretrain.module import Pretraining
-from pretrain.objectives.base import Objective
+from pretrain.objectives.base import Objective, Surroundings
 from pretrain.schema import Recipe
 
 
@@ -78,6 +78,8 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         evaluation.check(data)
     if first and not resume:
         runs.create(folder, recipe)
+    for objective in objectives:
+        objective.attach(Surroundings(dual, data.shards.label_names))
     module = Pretraining(recipe, dual, objectives)
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
 
@@ -107,7 +109,8 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         Progress(noun),
     ]
     trainer = make_trainer(recipe, precision, [c for c in callbacks if c is not None])
-    stream = build.training_stream(recipe, data, tokenize, launch.rank(), recipe.train.devices, 0)
+    labels = any("labels" in objective.reads for objective in objectives)
+    stream = build.training_stream(recipe, data, tokenize, launch.rank(), recipe.train.devices, 0, labels)
     if state:
         stream.load_state_dict(state["stream"])
     if len(stream):

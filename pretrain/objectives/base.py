@@ -5,31 +5,48 @@ Legend: B studies of the global batch, U its distinct text units, D embedding wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from data_shards.batch import related
+from data_shards.batch import Batch, related
+from encoders.dual import DualEncoder
 from encoders.features import TextFeatures
+from pretrain.passes import Part, Pass, Rows
 
-Read = Literal["pooled", "units", "tokens", "logit_scale", "logit_bias"]
 UNIT_KINDS = ("report", "section", "sentence", "caption")
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """Features of the global batch, the same on every rank, unit length, fp32.
+    """What objectives read of the global batch, the same on every rank.
 
-    `patient_B` identifies patients across ranks; `logit_scale` is ln of the inverse temperature.
+    `image_BD` and `units_UD` are of unit length and fp32; fields that no objective reads are None or not in `rows`.
+    `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `logit_scale` is ln of the inverse
+    temperature; `rows` has every other field by its name, owners numbered over ranks.
     """
 
-    images_BD: Tensor
-    text: TextFeatures
+    image_BD: Tensor | None
+    texts: TextFeatures | None
     patient_B: Tensor
     logit_scale: Tensor
     logit_bias: Tensor | None
+    labels_BL: Tensor
+    label_names: tuple[str, ...]
+    rows: Mapping[str, Rows]
+
+    @property
+    def images_BD(self) -> Tensor:
+        assert self.image_BD is not None, "the objective reads image:global.pooled without saying so"
+        return self.image_BD
+
+    @property
+    def text(self) -> TextFeatures:
+        assert self.texts is not None, "the objective reads text:units.units without saying so"
+        return self.texts
 
     def related_BB(self, kinds: tuple[str, ...] = UNIT_KINDS) -> Tensor:
         """Studies of one patient, or with one text of these kinds in common, over all sources and ranks: bool,
@@ -38,21 +55,29 @@ class GlobalBatch:
         return related(self.patient_B, text.pair_sample_P, text.pair_unit_P)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What an objective may know before training: the dual encoder, and what the shards call their labels."""
+
+    dual: DualEncoder
+    label_names: tuple[str, ...]
+
+
 class Objective(nn.Module):
     """One term of the loss: a file in this folder, or anybody's class named by import path.
 
     Attributes:
-        passes: the encoder calls it wants (`image:global`, `text:units`); the module computes the union once.
-        reads: what it takes of them.
-        coupling: `batch` needs all samples at once, `sample` can be computed chunk by chunk.
+        reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `logit_scale`,
+            `logit_bias` those it takes.
+        coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
+            computed part by part: `terms` and `each`.
         Options: pydantic class of its own recipe keys.
 
     `forward` returns the loss and what to log. Every rank computes the loss of the whole global batch: the gather sums
     what the ranks say about a row and DDP takes the mean, which together is the gradient of one process.
     """
 
-    passes: ClassVar[tuple[str, ...]] = ("image:global", "text:units")
-    reads: ClassVar[tuple[Read, ...]] = ("pooled", "units")
+    reads: ClassVar[tuple[str, ...]] = ("image:global.pooled", "text:units.units")
     coupling: ClassVar[Literal["batch", "sample"]] = "batch"
     Options: ClassVar[Any]
 
@@ -60,7 +85,25 @@ class Objective(nn.Module):
         super().__init__()
         self.options = options
 
+    def attach(self, around: Surroundings) -> None:
+        """Make the modules whose size depends on towers or data. Called once, before training. Raises ConfigError where
+        they do not fit."""
+
+    def passes(self) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
+        """Encoder calls of its own: name -> (pass, the fields it offers). Other objectives may read them too."""
+        return {}
+
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of coupling `batch`: loss of the global batch, a scalar, and what to log."""
+        raise NotImplementedError
+
+    def terms(self, batch: Batch) -> Tensor:
+        """Of coupling `sample`: how many terms this rank's batch has. The loss is the sum of all ranks' terms over
+        their number, which is known before any forward pass, so that parts add up exactly."""
+        return torch.tensor(float(len(batch)))
+
+    def each(self, rows: Mapping[str, Rows], part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of coupling `sample`: the sum of the terms of some studies, and sums to log."""
         raise NotImplementedError
 
     def after_step(self, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.objectives.base import GlobalBatch, Objective, pairing
-from pretrain.schema import ContrastiveOptions
+from pretrain.schema_objectives import ContrastiveOptions
 
 
 def multi_positive_nce(
@@ -47,7 +47,7 @@ class Contrastive(Objective):
     each other; asked which images have a sentence, its frequency cancels.
     """
 
-    reads = ("pooled", "units", "logit_scale")
+    reads = ("image:global.pooled", "text:units.units", "logit_scale")
     Options = ContrastiveOptions
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:

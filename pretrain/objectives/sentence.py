@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.objectives.base import GlobalBatch, Objective, pairing
 from pretrain.objectives.sigmoid import pairwise_sigmoid
-from pretrain.schema import SentenceOptions
+from pretrain.schema_objectives import SentenceOptions
 
 
 class Sentence(Objective):

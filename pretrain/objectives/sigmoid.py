@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.objectives.base import GlobalBatch, Objective, Pairing, pairing
-from pretrain.schema import SigmoidOptions
+from pretrain.schema_objectives import SigmoidOptions
 
 
 def pairwise_sigmoid(logits_BU: Tensor, pairs: Pairing) -> Tensor:
@@ -20,7 +20,7 @@ def pairwise_sigmoid(logits_BU: Tensor, pairs: Pairing) -> Tensor:
 class Sigmoid(Objective):
     """Pairwise sigmoid over the global batch with the released logit scale and bias."""
 
-    reads = ("pooled", "units", "logit_scale", "logit_bias")
+    reads = ("image:global.pooled", "text:units.units", "logit_scale", "logit_bias")
     Options = SigmoidOptions
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import schema
 from pretrain.config import ConfigError, load_recipe, options_of
+from pretrain.schema_objectives import ContrastiveOptions, SigmoidOptions
 from tests.pretrain.recipes import RECIPE
 
 
@@ -200,7 +200,7 @@ def test_an_unknown_recipe_lists_the_packaged_ones() -> None:
 
 def test_stage_two_speaks_the_same_words(recipe_file: Path) -> None:
     recipe = load_recipe(str(recipe_file))
-    assert options_of(recipe, 1, schema.ContrastiveOptions).label_smoothing == 0.1
+    assert options_of(recipe, 1, ContrastiveOptions).label_smoothing == 0.1
     with pytest.raises(ConfigError) as caught:
-        options_of(recipe, 1, schema.SigmoidOptions)
+        options_of(recipe, 1, SigmoidOptions)
     assert f"objectives.1.label_smoothing  ({recipe_file}:17)\n  unknown key" in str(caught.value)

@@ -19,7 +19,7 @@ from pretrain.objectives.base import GlobalBatch, pairing
 from pretrain.objectives.contrastive import Contrastive, multi_positive_nce
 from pretrain.objectives.sentence import Sentence
 from pretrain.objectives.sigmoid import Sigmoid
-from pretrain.schema import ContrastiveOptions, SentenceOptions, SigmoidOptions
+from pretrain.schema_objectives import ContrastiveOptions, SentenceOptions, SigmoidOptions
 
 REPORT, SENTENCE = 0, 2
 
@@ -30,7 +30,9 @@ def batch(pairs: list[tuple[int, int]], kinds: list[int], patients: list[int], b
     images, units = (F.normalize(torch.randn(len(x), 8), dim=1).requires_grad_() for x in (patients, kinds))
     samples, texts = (torch.tensor([p[i] for p in pairs]) for i in (0, 1))
     text = TextFeatures(units, torch.tensor(kinds, dtype=torch.int8), torch.arange(len(kinds)), samples, texts)
-    return GlobalBatch(images, text, torch.tensor(patients), torch.tensor(2.0), bias)
+    return GlobalBatch(
+        images, text, torch.tensor(patients), torch.tensor(2.0), bias, torch.zeros(len(images), 0), (), {}
+    )
 
 
 def spelt_out(logits: Tensor, positive: Tensor, negative: Tensor, smoothing: float) -> float:
@@ -140,7 +142,7 @@ def test_texts_of_the_same_patient_are_neither_positive_nor_negative() -> None:
         told = []
         for first in (b.images_BD[0], -b.images_BD[0]):
             images = torch.stack([first, *b.images_BD[1:]]).detach()
-            told.append(torch.autograd.grad(objective(replace(b, images_BD=images))[0], b.text.units_UD)[0][1])
+            told.append(torch.autograd.grad(objective(replace(b, image_BD=images))[0], b.text.units_UD)[0][1])
         assert torch.equal(*told)  # what the second text is told does not depend on the first image
 
 

@@ -52,7 +52,7 @@ class _InfGradient(torch.autograd.Function):
 
 
 class Trouble(Objective):
-    reads = ("pooled", "units", "logit_scale")
+    reads = ("image:global.pooled", "text:units.units", "logit_scale")
     Options = Nothing
 
     def __init__(self, options: Nothing) -> None:
@@ -84,7 +84,7 @@ class Plain(Objective):
         model_config = ConfigDict(extra="forbid", frozen=True)
         width: int
 
-    reads = ("pooled", "units")
+    reads = ("image:global.pooled", "text:units.units")
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)

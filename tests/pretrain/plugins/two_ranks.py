@@ -14,8 +14,10 @@ from data_shards.units import Unit, text_identity
 from encoders.tokenize import BPE
 from pretrain import build
 from pretrain.config import load_recipe
-from pretrain.module import Pretraining, global_batch
+from pretrain.gathering import Scalars, global_batch
+from pretrain.module import Pretraining
 from pretrain.objectives.base import UNIT_KINDS
+from pretrain.passes import whole
 
 # Per study: patient, texts. Rank 0 has the first two studies and three distinct texts, rank 1 the others and five; one
 # sentence and one patient are on both.
@@ -56,15 +58,16 @@ def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
             module = Pretraining(recipe, build.build_model(recipe), build.build_objectives(recipe)).train()
             mine = batch(PARTS[rank])
             assert len(mine.texts.lengths) == UNITS[rank]
-            loss, _ = module.compute(mine)
+            loss = module.compute(mine)
             loss.backward()
             gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
             if rank != "one":
                 for gradient in gradients.values():  # what DDP does
                     dist.all_reduce(gradient)
                     gradient /= 2
+            one = torch.tensor(1.0)
             with torch.no_grad():
-                shared, _ = global_batch(module.dual(mine.images_BCDHW, mine.texts), mine.patient_B, False)
+                shared, _ = global_batch(module.encoders(module.dual, whole(mine)), mine, Scalars(one, None), False)
             related = {kind: shared.related_BB((kind,)) for kind in ("report", "sentence")}
             results.append({"loss": loss.detach(), "gradients": gradients, "related": related})
     torch.save(results, folder / f"{rank}.pt")

@@ -1,0 +1,71 @@
+"""This rank's features to those of the global batch, the same on every rank.
+
+Legend: B studies of the global batch, U its distinct units, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_shards.batch import Batch
+from encoders.features import TextFeatures, gather_rows, gather_text, rank
+from pretrain.centring import centred
+from pretrain.objectives.base import GlobalBatch
+from pretrain.passes import Rows
+
+POOLED, UNITS = "image:global.pooled", "text:units.units"
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """The dual encoder's own temperature and bias, with gradient."""
+
+    logit_scale: Tensor
+    logit_bias: Tensor | None
+
+
+def global_batch(
+    rows: Mapping[str, Rows], batch: Batch, scalars: Scalars, centre: bool
+) -> tuple[GlobalBatch, dict[str, Tensor]]:
+    """Gather every field; joint features in fp32 and of unit length, duplicate texts merged.
+
+    With `centre` the mean of the global batch is subtracted before (pretrain.centring); the means [D] are returned as
+    well, of the towers ("image", "text") whose features were read.
+    """
+    images = text = None
+    means: dict[str, Tensor] = {}
+    if POOLED in rows:
+        images = gather_rows(rows[POOLED].values.float())[0]
+        images, means["image"] = _centred(images, centre)
+        images = F.normalize(images, dim=-1)
+    if UNITS in rows:
+        told = batch.texts
+        text = TextFeatures(
+            rows[UNITS].values.float(), told.kind_U, told.hash64_U, told.pair_sample_P, told.pair_unit_P
+        )
+        text = gather_text(text, len(batch))
+        units, means["text"] = _centred(text.units_UD, centre)
+        text = TextFeatures(
+            F.normalize(units, dim=-1), text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P
+        )
+    patients, counts = gather_rows(batch.patient_B)
+    first = sum(counts[: rank()])
+    others = {
+        name: Rows(gather_rows(one.values)[0], gather_rows(one.owner + first)[0])
+        for name, one in rows.items()
+        if name not in (POOLED, UNITS)
+    }
+    labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
+    shared = GlobalBatch(
+        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others
+    )  # fmt: skip
+    return shared, means
+
+
+def _centred(x: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
+    moved, mean = centred(x)
+    return (moved if centre else x), mean

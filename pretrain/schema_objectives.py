@@ -1,0 +1,37 @@
+"""Options of the objectives that come with this package, by name. Pure pydantic, no torch; objectives of others are
+checked by their own class after torch is imported."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pretrain.schema_base import Section, Unit
+
+
+class ContrastiveOptions(Section):
+    """InfoNCE over all ranks; identical texts and same patients are never negatives."""
+
+    units: tuple[Unit, ...] = Field(("report",), min_length=1, description="kinds of text compared with the image")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="smoothing of the targets")
+    to_text: float = Field(1.0, ge=0.0, description="share of the direction image to text, beside 1 for text to image")
+
+
+class SigmoidOptions(Section):
+    """Pairwise sigmoid (SigLIP) over all ranks, with the same exclusions."""
+
+    units: tuple[Unit, ...] = Field(("report",), min_length=1, description="kinds of text compared with the image")
+    init_bias: float = Field(-10.0, description="logit bias at the start")
+
+
+class SentenceOptions(Section):
+    """Each image against every distinct sentence of the global batch, several positives, sigmoid."""
+
+    units: tuple[Unit, ...] = Field(("sentence",), min_length=1, description="kinds of text that count as sentences")
+    init_bias: float = Field(-2.5, description="logit bias at the start: log-odds of a pair being positive")
+
+
+OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
+    "contrastive": ContrastiveOptions,
+    "sigmoid": SigmoidOptions,
+    "sentence": SentenceOptions,
+}
