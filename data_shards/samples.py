@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,9 +86,7 @@ class Samples:
             row = int(draw.pool[spare.integers(len(draw.pool))])
 
     def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray) -> list[Unit]:
-        image_rng = text_rng = None
-        if seed is not None:  # one generator for pixels, one for words: a change to one leaves the other alone
-            image_rng, text_rng = (np.random.Generator(np.random.Philox([*seed, row, use])) for use in (0, 1))
+        image_rng = None if seed is None else np.random.Generator(np.random.Philox([*seed, row, 0]))
         info = self.shards.json(row)
         which = next((i for i, s in enumerate(info["scans"]) if s.get("role") == "primary"), 0)
         source, meta = self.shards.scan(row, which, info)
@@ -111,8 +110,7 @@ class Samples:
             raise DamagedError(f"{shard}, sample {key}: {error.what}", error.why, error.fix, shard, key) from None
         except DataError as error:
             raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
-        made = self._made(row, seed, info.get("labels") or {})
-        units = study_units(info["texts"], self.units, text_rng, made)
+        units = self.units_of(row, seed, info)
         if not units:
             raise DataError(
                 f"sample {key} has no text of the kinds asked for ({self.units})",
@@ -121,6 +119,15 @@ class Samples:
                 "`nothing`: what is said where the labels say nothing",
             )
         return units
+
+    def units_of(self, row: int, seed: tuple[int, int] | None, info: dict[str, Any] | None = None) -> list[Unit]:
+        """The text units of one visit (seed, epoch) of a sample; none where it has no text of the kinds asked for."""
+        info = self.shards.json(row) if info is None else info
+        if seed is not None and self.units.variants is not None:
+            seed = (seed[0], seed[1] % self.units.variants)
+        # One generator for pixels, one for words: a change to one leaves the other alone.
+        rng = None if seed is None else np.random.Generator(np.random.Philox([*seed, row, 1]))
+        return study_units(info["texts"], self.units, rng, self._made(row, seed, info.get("labels") or {}))
 
     def _made(self, row: int, seed: tuple[int, int] | None, labels: dict[str, int | None]) -> str | None:
         """The caption made of a study's labels, chosen by (seed, epoch, key).

@@ -33,7 +33,8 @@ class UnitPolicy:
     in a new order per visit (its identity stays that of the original). drop_words: chance of each word to be left out
     of a visit's text, of every kind (its identity stays that of the whole): a tower that must do without any one word
     has to learn what each of them says (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2). Words that turn a
-    statement into its opposite (NEGATIONS) always stay.
+    statement into its opposite (NEGATIONS) always stay. variants: a study's texts take only so many forms, one an epoch
+    in turn (None: another at every visit), so that their embeddings can be kept.
     """
 
     report: bool = True
@@ -43,6 +44,7 @@ class UnitPolicy:
     shuffle_sentences: bool = False
     max_sentences: int = 64
     drop_words: float = 0.0
+    variants: int | None = None
     templates: CaptionTemplates | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +67,12 @@ class Unit(NamedTuple):
 def hash64(text: str) -> int:
     """BLAKE2b of a string as a signed 64-bit integer."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def tokens_identity(ids: Sequence[int]) -> int:
+    """BLAKE2b of token ids as a signed 64-bit integer."""
+    digest = hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def text_identity(text: str) -> int:
@@ -145,12 +153,14 @@ def _unit(kind: str, text: str) -> Unit:
 
 
 class Packed(NamedTuple):
-    """Distinct units of a batch in order of first appearance, one after another, and which samples each belongs to."""
+    """Distinct units of a batch in order of first appearance, one after another, and which samples each belongs to.
+    `visits`: what identifies the tokens of this visit, where `hashes` identify the whole unshuffled text."""
 
     tokens: list[int]
     lengths: list[int]
     kinds: list[int]
     hashes: list[int]
+    visits: list[int]
     pair_sample: list[int]
     pair_unit: list[int]
 
@@ -158,7 +168,7 @@ class Packed(NamedTuple):
 def pack(units_of_samples: Sequence[Sequence[Unit]], tokenize: Tokenize) -> Packed:
     """Merge equal units (same kind and identity) of a batch and tokenise each once. Raises DataError for a unit
     without tokens."""
-    packed, number = Packed([], [], [], [], [], []), {}
+    packed, number = Packed([], [], [], [], [], [], []), {}
     for sample, units in enumerate(units_of_samples):
         for unit in units:
             same = (unit.kind, unit.identity)
@@ -171,6 +181,7 @@ def pack(units_of_samples: Sequence[Sequence[Unit]], tokenize: Tokenize) -> Pack
                 packed.lengths.append(len(ids))
                 packed.kinds.append(unit.kind)
                 packed.hashes.append(unit.identity)
+                packed.visits.append(tokens_identity(ids))
             packed.pair_sample.append(sample)
             packed.pair_unit.append(number[same])
     return packed

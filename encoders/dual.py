@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from encoders.attention import Packing
 from encoders.features import ImageFeatures, TextFeatures
-from encoders.text import encode_foreign, encode_packed, is_packable
+from encoders.text import encode_foreign, encode_packed, is_packable, project, without_projection
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,24 @@ class DualEncoder(nn.Module):
         if is_packable(self.clip.text):
             return encode_packed(self.clip.text, tokens_T, packing, self.attention_backend)
         return encode_foreign(self.clip.text, tokens_T, packing, self.pad_id)
+
+    def pool_units(self, tokens_T: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The same before the projection into the joint space: [U, C].
+
+        Raises:
+            ValueError: a text tower of another kind, whose projection cannot be told apart.
+        """
+        packing, tower = Packing(tuple(lengths), tokens_T.device), self.clip.text
+        if is_packable(tower):
+            return encode_packed(tower, tokens_T, packing, self.attention_backend, projected=False)
+        if not isinstance(getattr(tower, "proj", None), nn.Module):
+            raise ValueError("features before the projection come from the native and Hugging Face text towers only")
+        with without_projection(tower):
+            return encode_foreign(tower, tokens_T, packing, self.pad_id)
+
+    def project_units(self, pooled_UC: Tensor) -> Tensor:
+        """Pooled features of units into the joint space, [U, D]."""
+        return project(self.clip.text, pooled_UC)
 
     def encode_text(self, text: Any) -> TextFeatures:
         """Features of a batch's distinct texts (`data_shards.stream.TextBatch`)."""

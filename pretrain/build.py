@@ -212,7 +212,7 @@ def unit_policy(recipe: Recipe) -> UnitPolicy:
     """`data.units`, with the file of its caption templates read. Raises DataError where that is not there or wrong."""
     units = recipe.data.units
     made = load_templates(units.templates) if units.templates else None
-    return UnitPolicy(**units.model_dump() | {"templates": made})
+    return UnitPolicy(**units.model_dump() | {"templates": made, "variants": recipe.model.text.cached})
 
 
 def tokenizer(recipe: Recipe) -> BPE | HFTokenizer:

@@ -276,6 +276,16 @@ def check_text(model: ModelSection) -> Iterator[Problem]:
         )
 
 
+def check_frozen_text(model: ModelSection, optim: OptimSection) -> Iterator[Problem]:
+    if model.text.cached is None:
+        return
+    at = ("model", "text", "cached")
+    if optim.lr_multipliers.text != 0:
+        yield Problem(at, "embeddings are kept, but the text tower is trained", "set optim.lr_multipliers.text to 0")
+    if model.init is None and model.text.hf_name is None:
+        yield Problem(at, "a frozen tower of random weights says nothing", "name model.init or model.text.hf_name")
+
+
 def check_schedule(optim: OptimSection, train: TrainSection) -> Iterator[Problem]:
     if optim.warmup_steps >= train.steps:
         what = f"{optim.warmup_steps} is not below train.steps {train.steps}: the peak rate is never reached"
@@ -316,6 +326,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_model_name,
     check_volume_model,
     check_text,
+    check_frozen_text,
     check_objectives,
     check_units,
     check_schedule,

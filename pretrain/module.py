@@ -24,7 +24,7 @@ from pretrain.centring import bias_of, follow
 from pretrain.gathering import Scalars, global_batch
 from pretrain.objectives.base import Objective
 from pretrain.optim import freeze, learning_rate, optimizers
-from pretrain.passes import Encoders, Part, Rows, split, whole
+from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
 from pretrain.schema import Recipe
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -46,9 +46,12 @@ class Pretraining(L.LightningModule):
         recipe: the experiment.
         dual: the model.
         objectives: in the order of the recipe.
+        passes: other ways to make passes (pretrain.text_cache).
     """
 
-    def __init__(self, recipe: Recipe, dual: DualEncoder, objectives: list[Objective]) -> None:
+    def __init__(
+        self, recipe: Recipe, dual: DualEncoder, objectives: list[Objective], passes: Mapping[str, Pass] | None = None
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.recipe = recipe
@@ -70,7 +73,7 @@ class Pretraining(L.LightningModule):
         self.batches_done = 0
         self.refused = 0
         self.logged: dict[str, float] = {}
-        self.encoders = Encoders(objectives)
+        self.encoders = Encoders(objectives, passes)
         self._read = frozenset(r for o in objectives if o.coupling == "batch" for r in o.reads)
         self._finite = True
         self._keys: list[str] = []  # studies of the batches accumulated so far

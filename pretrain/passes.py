@@ -61,7 +61,7 @@ class Part:
         begin, end = (sum(whole.lengths[:n]) for n in (first, last))
         return TextBatch(
             whole.tokens_T[begin:end], bounds - bounds[0], whole.lengths[first:last], whole.kind_U[first:last],
-            whole.hash64_U[first:last], whole.pair_sample_P, whole.pair_unit_P,
+            whole.hash64_U[first:last], whole.visit64_U[first:last], whole.pair_sample_P, whole.pair_unit_P,
         )  # fmt: skip
 
 
@@ -104,14 +104,14 @@ FIELDS = {"image:global": ("pooled", "trunk", "tokens"), "text:units": ("units",
 
 
 class Encoders:
-    """The passes that a list of objectives needs, each called once a part.
+    """The passes that a list of objectives needs, each called once a part. instead: other ways to make known ones.
 
     Raises:
         ValueError: an objective reads a pass or field that nobody offers, or two objectives offer one name.
     """
 
-    def __init__(self, objectives: Iterable[Any]) -> None:
-        self.passes = dict(KNOWN)
+    def __init__(self, objectives: Iterable[Any], instead: Mapping[str, Pass] | None = None) -> None:
+        self.passes = {**KNOWN, **(instead or {})}
         fields = {name: set(offered) for name, offered in FIELDS.items()}
         reads: set[str] = set()
         for objective in objectives:

@@ -39,6 +39,9 @@ class TextTower(Section):
     context_length: int = Field(256, ge=8, description="longest unit in tokens; longer ones are cut")
     vocab_size: int = Field(49408, gt=0, description="entries of the tokenizer")
     hf_name: str | None = Field(None, description="Hugging Face model instead of the native tower")
+    cached: int | None = Field(
+        None, ge=1, description="frozen tower (optim.lr_multipliers.text: 0): embed so many variants of each text once"
+    )
 
 
 class ModelSection(Section):

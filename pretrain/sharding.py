@@ -31,7 +31,7 @@ def _shard(dual: DualEncoder, mesh: DeviceMesh) -> None:
     for block in (m for m in dual.modules() if isinstance(m, Block)):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(dual, mesh=mesh, ignored_params=scalars, reshard_after_forward=True)
-    for name in ("encode_image", "encode_text"):  # evaluators call these, not forward
+    for name in ("encode_image", "encode_text", "project_units"):  # called by evaluators and caches, past forward
         register_fsdp_forward_method(dual, name)
 
 

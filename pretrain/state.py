@@ -43,6 +43,11 @@ def collect(module: Pretraining, stream: dict[str, Any]) -> tuple[dict[str, Tens
     return encoders, heads, trainer
 
 
+def trained_weights(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Weights of the dual encoder as training goes on from them: beside a moving average, not the average."""
+    return state["trained"] if "trained" in state else load_file(folder / ENCODERS)
+
+
 def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
     """Put a checkpoint back, bit for bit. `state` is its `read_trainer`.
 
@@ -50,10 +55,9 @@ def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
         CheckpointError: damaged, or of another model or other objectives than this recipe builds.
     """
     try:
-        weights: dict[str, Any] = load_file(folder / ENCODERS)
-        set_model_state_dict(module.dual.clip, state.get("trained", weights), options=WHOLE)
+        set_model_state_dict(module.dual.clip, trained_weights(folder, state), options=WHOLE)
         if module.ema is not None:
-            set_model_state_dict(module.evaluated.clip, weights, options=WHOLE)
+            set_model_state_dict(module.evaluated.clip, load_file(folder / ENCODERS), options=WHOLE)  # type: ignore[arg-type]
             module.ema.n_averaged.fill_(state["averaged"])
         module.objectives.load_state_dict(state["objectives"])
         _set_moments(module, state["optimizer"])

@@ -34,6 +34,8 @@ from pretrain.memory import keep_freed_memory
 from pretrain.module import Pretraining
 from pretrain.objectives.base import Objective, Surroundings
 from pretrain.schema import Recipe
+from pretrain.state import trained_weights
+from pretrain.text_cache import text_cache
 
 
 class Evaluation(Protocol):
@@ -80,8 +82,10 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         runs.create(folder, recipe)
     for objective in objectives:
         objective.attach(Surroundings(dual, data.shards.label_names))
-    module = Pretraining(recipe, dual, objectives)
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
+    weights = trained_weights(checkpoint, state) if checkpoint and state else None
+    cache = text_cache(recipe, dual, data, tokenize, weights)
+    module = Pretraining(recipe, dual, objectives, {"text:units": cache.text_units} if cache else None)
 
     preemption = Preemption()
     zero_shot = None
