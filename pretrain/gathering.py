@@ -29,9 +29,15 @@ class Scalars:
 
 
 def global_batch(
-    rows: Mapping[str, Rows], batch: Batch, scalars: Scalars, centre: bool
+    rows: Mapping[str, Rows],
+    batch: Batch,
+    scalars: Scalars,
+    centre: bool,
+    gathered: frozenset[str],
+    local: frozenset[str],
 ) -> tuple[GlobalBatch, dict[str, Tensor]]:
-    """Gather every field; joint features in fp32 and of unit length, duplicate texts merged.
+    """Gather the fields `gathered`, leave those of `local` here; joint features in fp32 and of unit length, duplicate
+    texts merged.
 
     With `centre` the mean of the global batch is subtracted before (pretrain.centring); the means [D] are returned as
     well, of the towers ("image", "text") whose features were read.
@@ -57,11 +63,12 @@ def global_batch(
     others = {
         name: Rows(gather_rows(one.values)[0], gather_rows(one.owner + first)[0])
         for name, one in rows.items()
-        if name not in (POOLED, UNITS)
+        if name in gathered - {POOLED, UNITS}
     }
+    here = {name: Rows(one.values, one.owner + first) for name, one in rows.items() if name in local}
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
     shared = GlobalBatch(
-        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others
+        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others, here
     )  # fmt: skip
     return shared, means
 

@@ -74,7 +74,9 @@ class Pretraining(L.LightningModule):
         self.refused = 0
         self.logged: dict[str, float] = {}
         self.encoders = Encoders(objectives, passes)
-        self._read = frozenset(r for o in objectives if o.coupling == "batch" for r in o.reads)
+        together = [o for o in objectives if o.coupling == "batch"]
+        self._local = frozenset(r for o in together for r in o.local)
+        self._gathered = frozenset(r for o in together for r in o.reads if r not in o.local)
         self._finite = True
         self._keys: list[str] = []  # studies of the batches accumulated so far
         self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
@@ -126,7 +128,9 @@ class Pretraining(L.LightningModule):
         total = torch.zeros((), device=self.device)
         scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
-            shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred)
+            shared, self._means = global_batch(
+                rows, self._batch, scalars, self.recipe.model.centred, self._gathered, self._local
+            )
             for name, weight, objective in self._terms_of("batch"):
                 loss, extra = objective(shared)
                 total = total + weight * loss
@@ -187,7 +191,7 @@ class Pretraining(L.LightningModule):
                 split(batch, chunk), lambda part: self.encoders(self.dual, part), self,
                 self.manual_backward, 1.0 / self.recipe.optim.accumulate,
                 lambda: _no_sync(self.trainer, enabled=True), self._trained() if last else None, seed,
-                self.recipe.train.cache_gib, self._read,
+                self.recipe.train.cache_gib, self._gathered | self._local,
             )  # fmt: skip
         torch.manual_seed(seed)
         loss = self.compute(batch)

@@ -30,8 +30,17 @@ class SentenceOptions(Section):
     init_bias: float = Field(-2.5, description="logit bias at the start: log-odds of a pair being positive")
 
 
+class AttendedOptions(Section):
+    """Each text pools the tokens of each image by attention; all pairs of the global batch, sigmoid."""
+
+    units: tuple[Unit, ...] = Field(("sentence",), min_length=1, description="kinds of text that look at the image")
+    heads: int = Field(4, gt=0, description="attention heads; must divide model.embed_dim")
+    init_bias: float = Field(-2.5, description="logit bias at the start: log-odds of a pair being positive")
+
+
 OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "contrastive": ContrastiveOptions,
     "sigmoid": SigmoidOptions,
     "sentence": SentenceOptions,
+    "attended": AttendedOptions,
 }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data_shards.batch import Batch, related
 from encoders.dual import DualEncoder
 from encoders.features import TextFeatures
+from pretrain.errors import ConfigError
 from pretrain.passes import Part, Pass, Rows
 
 UNIT_KINDS = ("report", "section", "sentence", "caption")
@@ -26,7 +27,9 @@ class GlobalBatch:
 
     `image_BD` and `units_UD` are of unit length and fp32; fields that no objective reads are None or not in `rows`.
     `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `logit_scale` is ln of the inverse
-    temperature; `rows` has every other field by its name, owners numbered over ranks.
+    temperature; `rows` has every other field by its name, owners numbered over ranks. `local` has the rows of this rank
+    alone, of fields that some objective wants to stay there; owners are numbered over ranks as well, and what they
+    contribute to a loss is to be multiplied by the number of ranks, of which DDP takes the mean.
     """
 
     image_BD: Tensor | None
@@ -37,6 +40,7 @@ class GlobalBatch:
     labels_BL: Tensor
     label_names: tuple[str, ...]
     rows: Mapping[str, Rows]
+    local: Mapping[str, Rows]
 
     @property
     def images_BD(self) -> Tensor:
@@ -62,6 +66,27 @@ class Surroundings:
     dual: DualEncoder
     label_names: tuple[str, ...]
 
+    @property
+    def embed_dim(self) -> int:
+        """D, of the joint space."""
+        return int(self.dual.model_cfg["embed_dim"])
+
+    @property
+    def trunk_width(self) -> int:
+        """C, of the image tower's tokens and of its features before the projection.
+
+        Raises:
+            ConfigError: a tower that says neither.
+        """
+        trunk = getattr(self.dual.clip.visual, "trunk", None)
+        if trunk is None:
+            raise ConfigError(
+                "model.image.name: an objective reads tokens or trunk features, which this tower does not give",
+                why="there would be nothing to train on",
+                fix="use a voxvit or another timm tower",
+            )
+        return int(trunk.num_features)
+
 
 class Objective(nn.Module):
     """One term of the loss: a file in this folder, or anybody's class named by import path.
@@ -69,6 +94,7 @@ class Objective(nn.Module):
     Attributes:
         reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `logit_scale`,
             `logit_bias` those it takes.
+        local: of these, fields that stay on their rank (tokens are large): `GlobalBatch.local` has this rank's rows.
         coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
             computed part by part: `terms` and `each`.
         Options: pydantic class of its own recipe keys.
@@ -78,6 +104,7 @@ class Objective(nn.Module):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image:global.pooled", "text:units.units")
+    local: ClassVar[tuple[str, ...]] = ()
     coupling: ClassVar[Literal["batch", "sample"]] = "batch"
     Options: ClassVar[Any]
 
@@ -140,7 +167,7 @@ def pairing(batch: GlobalBatch, kinds: tuple[str, ...]) -> Pairing:
             "  why: the objective would train nothing, in silence\n"
             "  fix: switch the unit on in data.units, or change the objective's `units`"
         )
-    shape = (len(batch.images_BD), len(text.units_UD))
+    shape = (len(batch.patient_B), len(text.units_UD))
     positive = torch.zeros(shape, dtype=torch.bool, device=text.units_UD.device)
     positive[text.pair_sample_P, text.pair_unit_P] = True
     same = (batch.patient_B[:, None] == batch.patient_B[None, :]).float()
