@@ -146,15 +146,19 @@ class Inputs:
 
     def texts(self, texts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Unit vector of every distinct text. Raises EvalError where the model has no text tower."""
+        self.require_texts()
+        from eval_zero_shot.embedding import embed_texts
+
+        return embed_texts(self.loaded.model, self.loaded.tokenizer, texts, precision=self.precision)
+
+    def require_texts(self) -> None:
+        """Raises EvalError where the model has no text tower."""
         if self.loaded.tokenizer is None:
             raise EvalError(
                 f"{self.name} has no text tower",
                 why="prompts and reports cannot be compared with its images",
                 fix="probe its features with labels (protocol probe, without a task)",
             )
-        from eval_zero_shot.embedding import embed_texts
-
-        return embed_texts(self.loaded.model, self.loaded.tokenizer, texts, precision=self.precision)
 
     def provenance(self, rows: Sequence[int] | NDArray, split: str, **more: Any) -> dict[str, Any]:
         """What must be equal before two outcomes may be compared, and what says how they came about."""

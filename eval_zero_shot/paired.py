@@ -27,7 +27,7 @@ from eval_zero_shot.statistics import weighted_auroc
 Array = NDArray[np.float64]
 SAME = (
     "data_sha256", "split", "rows_sha256", "task_sha256", "prompt_set", "draws_sha256", "items_sha256",
-    "train_rows_sha256", "validation_rows_sha256", "pools", "repeats",
+    "train_rows_sha256", "validation_rows_sha256", "finer", "same_patient", "labels", "repeats",
 )  # fmt: skip
 
 
@@ -72,6 +72,12 @@ class Cases:
 
 def cases_of(outcome: Outcome, variant: str = "") -> Cases:
     """The cases of one variant of an outcome. Raises EvalError where there is none."""
+    if not variant and outcome.main.value is None:
+        raise EvalError(
+            f"{outcome.protocol} of task {outcome.task} has no score for {outcome.model}: {outcome.main.reason}",
+            why="there is nothing to compare",
+            fix="score studies that have what it needs, or compare the other tasks alone",
+        )
     scores = outcome.scores
     rows = None if scores is None else scores[scores["variant"] == variant]
     if rows is None or not len(rows):

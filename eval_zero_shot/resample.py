@@ -71,7 +71,7 @@ class Resampled:
             reason = "a single patient"
         elif 2 * skipped > total:
             reason = f"{skipped} of {total} resamples lose a class"
-        elif np.ptp(kept) == 0 and np.isclose(kept[0], value, rtol=0, atol=1e-12):
+        elif np.ptp(kept) <= 1e-12 and np.isclose(kept[0], value, rtol=0, atol=1e-12):  # equal but for rounding
             reason = "all resamples agree, which says nothing of other patients"
         else:
             tails = ((1 - level) / 2, (1 + level) / 2)

@@ -26,13 +26,13 @@ from eval_zero_shot.feature_cache import code_sha256
 from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import Outcome, read_results, write_results
 from eval_zero_shot.release import model_name
-from eval_zero_shot.suite_file import Entry, Suite, entry_name, tasks_of
+from eval_zero_shot.suite_file import Entry, Suite, entry_name, images_of, tasks_of
 
 Opener = Callable[[str, str | None, Scans], Inputs]  # model, data (None: the protocol needs no shards), cases
 
 
 # Keys of an entry that name a place of this machine: what is there determines a cell, and the place itself does not.
-PLACES = {"data", "draws", "items", "images", "train", "base"}
+PLACES = {"data", "draws", "items", "images", "train", "base", "task", "tasks"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def cell_name(entry: Entry, inputs: Inputs) -> str:
         "view": inputs.loaded.view.identity,
         "data": None if inputs.shards is None else inputs.shards.manifest_hash,
         "train": [inputs.open_shards(where).manifest_hash for where in getattr(entry, "train", ())],
-        "images": _listing(getattr(entry, "images", None)),
+        "images": _listing(str(images) if (images := images_of(entry, inputs)) else None),
         "tasks": [[task.identity, task.groups, task.about] for task in tasks],
         "base": inspect(base, verify=False).sha256 if base else None,
         "files": [_sha256(file) if file else None for file in files],

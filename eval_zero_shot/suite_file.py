@@ -218,6 +218,14 @@ def with_bases(suite: Suite, models: Mapping[str, str]) -> Suite:
     return suite.model_copy(update={"entries": tuple(entries)})
 
 
+def images_of(entry: Entry, inputs: Any) -> Path | None:
+    """The folder that an entry's images are in: named, else that of its items where they are no studies of shards."""
+    if isinstance(entry, Vqa) and entry.images is None:
+        return Path(entry.items).parent if inputs.shards is None else None
+    images = getattr(entry, "images", None)
+    return Path(images) if images else None
+
+
 def entry_name(entry: Entry) -> str:
     """How progress and errors call an entry."""
     what = tasks_of(entry) or tuple(filter(None, (getattr(entry, "items", None),)))

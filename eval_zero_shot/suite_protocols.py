@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_zero_shot.errors import EvalError, LeftOut
 from eval_zero_shot.outcome import Outcome
-from eval_zero_shot.suite_file import Audit, Classification, Interpolation, Probe, Retrieval, Vqa
+from eval_zero_shot.suite_file import Audit, Classification, Interpolation, Probe, Retrieval, Vqa, images_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,18 +80,11 @@ def vqa(inputs: Inputs, entry: Vqa, cell: Cell) -> Sequence[Outcome]:
 
     return [
         score_vqa(
-            inputs, read_items(Path(entry.items), entry.mapping), _images(inputs, entry),
+            inputs, read_items(Path(entry.items), entry.mapping), images_of(entry, inputs),
             task=Path(entry.items).stem, template=entry.template, max_missing=entry.max_missing,
             resamples=entry.resamples, seed=entry.seed,
         )
     ]  # fmt: skip
-
-
-def _images(inputs: Inputs, entry: Vqa) -> Path | None:
-    """The folder of the images: named, else that of the items where they are no studies of shards."""
-    if entry.images:
-        return Path(entry.images)
-    return Path(entry.items).parent if inputs.shards is None else None
 
 
 def audit(inputs: Inputs, entry: Audit, cell: Cell) -> Sequence[Outcome]:

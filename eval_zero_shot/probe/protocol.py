@@ -160,6 +160,8 @@ def score_probe(
         provenance=inputs.provenance(
             rows.test, split, seed=seed, task_sha256=asked.identity if task is None else task.identity,
             train_rows_sha256=inputs.provenance(rows.train, "train")["rows_sha256"],
+            validation_rows_sha256=None if rows.validation is None
+            else inputs.provenance(rows.validation, "validation")["rows_sha256"], finer=finer,
             draws_sha256=None if draws is None else draws.sha256,
         ),
         notes=(*inputs.said(rows.test), *notes), scores=pd.concat(bench.frames, ignore_index=True),

@@ -304,5 +304,7 @@ def score_volumes(
         protocol="retrieval", task="retrieval_volumes", model=inputs.name, model_sha256=inputs.loaded.sha256,
         headline=headline, metrics=tuple(scored.metrics), **inputs.counted(rows), classes=names,
         scores=pd.concat(tables, ignore_index=True), notes=(*inputs.said(rows), *notes),
-        provenance=inputs.provenance(rows, split, seed=seed, resamples=resamples),
+        provenance=inputs.provenance(
+            rows, split, seed=seed, resamples=resamples, same_patient=same_patient, labels=list(names)
+        ),
     )  # fmt: skip
