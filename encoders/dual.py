@@ -64,27 +64,34 @@ class DualEncoder(nn.Module):
     def logit_bias(self) -> Tensor | None:
         return self.clip.logit_bias
 
-    def encode_image(self, images: Tensor, tokens: bool = False, trunk: bool = False) -> ImageFeatures:
+    def encode_image(
+        self, images: Tensor, tokens: bool = False, trunk: bool = False, kept: bool = False
+    ) -> ImageFeatures:
         """Images [B, C, (D,) H, W], one scan a study, to features; with `tokens` the tower's patch tokens as well, with
-        `trunk` its pooled features before the projection.
+        `trunk` its pooled features before the projection, with `kept` which patches token dropout left.
 
         Raises:
-            ValueError: `tokens` or `trunk` asked of a tower that does not give them.
+            ValueError: `tokens`, `trunk` or `kept` asked of a tower that does not give them.
         """
         visual = self.clip.visual
-        patch = grid = before = None
-        if not (tokens or trunk):
+        patch = grid = before = places = None
+        if not (tokens or trunk or kept):
             pooled = visual(images)
         else:
             if not hasattr(visual, "trunk"):
                 raise ValueError("patch tokens and trunk features come from timm towers only (ours and timm's)")
-            features = visual.trunk.forward_features(images)
+            if kept:
+                if not hasattr(visual.trunk, "forward_kept"):
+                    raise ValueError("this image tower drops no tokens: which are kept is known of a voxvit")
+                features, places = visual.trunk.forward_kept(images)
+            else:
+                features = visual.trunk.forward_features(images)
             before = visual.trunk.forward_head(features, pre_logits=True)
             pooled = visual.head(before)
             if tokens:
                 patch, grid = _patch_tokens(visual.trunk, features, images.shape[2:])
         study = torch.arange(len(pooled), device=pooled.device)
-        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None)
+        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None, places)
 
     def encode_units(self, tokens_T: Tensor, lengths: Sequence[int]) -> Tensor:
         """Packed token ids [T] of units with `lengths` tokens each to [U, D]."""
@@ -99,11 +106,11 @@ class DualEncoder(nn.Module):
         return TextFeatures(units, text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P)
 
     def forward(
-        self, images: Tensor | None, text: Any = None, tokens: bool = False, trunk: bool = False
+        self, images: Tensor | None, text: Any = None, tokens: bool = False, trunk: bool = False, kept: bool = False
     ) -> DualFeatures:
         """One tower or both in one call, which is what sharded training (FSDP2) hooks into."""
         return DualFeatures(
-            None if images is None else self.encode_image(images, tokens, trunk),
+            None if images is None else self.encode_image(images, tokens, trunk, kept),
             None if text is None else self.encode_text(text),
         )
 

@@ -19,7 +19,8 @@ class ImageFeatures:
 
     `pooled_SD` has one row a scan, `study_S` says the study of each scan, `study_BD` has one row a study.
     `tokens_SND` are the tower's patch tokens, `grid` their (D, H, W) or (H, W); `trunk_SC` are the tower's pooled
-    features before the projection into the joint space. None where not asked for.
+    features before the projection into the joint space; `kept_SN` are the places in `grid` that token dropout left, in
+    order (all of them where nothing is dropped). None where not asked for.
     """
 
     pooled_SD: Tensor
@@ -28,6 +29,7 @@ class ImageFeatures:
     tokens_SND: Tensor | None = None
     grid: tuple[int, ...] | None = None
     trunk_SC: Tensor | None = None
+    kept_SN: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim import freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Rows, split, whole
 from pretrain.schema import Recipe
+from pretrain.token_dropout import set_token_dropout
 
 MAX_LOGIT_SCALE = math.log(100.0)
 MIX = 0x9E3779B97F4A7C15  # odd constant that spreads (seed, batch, rank) over 64 bits
@@ -123,7 +124,8 @@ class Pretraining(L.LightningModule):
         total = torch.zeros((), device=self.device)
         scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
-            shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred)
+            read = {name: one for name, one in rows.items() if name in self._read}  # the rest need not be gathered
+            shared, self._means = global_batch(read, self._batch, scalars, self.recipe.model.centred)
             for name, weight, objective in self._terms_of("batch"):
                 loss, extra = objective(shared)
                 total = total + weight * loss
@@ -163,6 +165,7 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         accumulate = self.recipe.optim.accumulate
+        dropped = set_token_dropout(self.dual, self.recipe, self.step_number)
         if self.batches_done % accumulate == 0:
             self._keys = []
             self._statistics = {name: buffer.clone() for name, buffer in self._running()}
@@ -171,6 +174,8 @@ class Pretraining(L.LightningModule):
         loss = self._backward(batch, last)
         self._finite &= bool(torch.isfinite(loss))
         self.logged |= {"loss": float(loss), "logit_scale": float(self.dual.logit_scale.detach().exp())}
+        if dropped is not None:
+            self.logged["token_dropout"] = dropped
         if last:
             self._update()
         self.batches_done += 1

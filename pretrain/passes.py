@@ -4,7 +4,7 @@ An objective reads fields such as `image:global.pooled`: before the dot the pass
 is a function `(dual, part, fields) -> {field: Rows}`. Known ones:
 
     image:global   the images as they come: `pooled` [B, D] in the joint space, `trunk` [B, C] before the projection,
-                   `tokens` [B, N, C] the image tower's patch tokens
+                   `tokens` [B, N, C] the image tower's patch tokens, `kept` [B, N] their places in the token grid
     text:units     the distinct texts: `units` [U, D] in the joint space
 
 More are an objective's own (`Objective.passes`).
@@ -86,8 +86,8 @@ def _spans(n: int, count: int) -> Iterator[slice]:
 
 
 def image_global(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
-    found = dual(part.images, None, tokens="tokens" in fields, trunk="trunk" in fields).image
-    named = {"pooled": found.study_BD, "trunk": found.trunk_SC, "tokens": found.tokens_SND}
+    found = dual(part.images, None, *(field in fields for field in ("tokens", "trunk", "kept"))).image
+    named = {"pooled": found.study_BD, "trunk": found.trunk_SC, "tokens": found.tokens_SND, "kept": found.kept_SN}
     return {field: Rows(named[field], part.study_b) for field in fields}
 
 
@@ -100,7 +100,7 @@ def text_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[st
 
 
 KNOWN: dict[str, Pass] = {"image:global": image_global, "text:units": text_units}
-FIELDS = {"image:global": ("pooled", "trunk", "tokens"), "text:units": ("units",)}
+FIELDS = {"image:global": ("pooled", "trunk", "tokens", "kept"), "text:units": ("units",)}
 
 
 class Encoders:
