@@ -55,14 +55,15 @@ class Bottleneck(nn.Module):
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Normalise by the batch without moving running statistics."""
-    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
