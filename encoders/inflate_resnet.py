@@ -38,8 +38,10 @@ def inflate_resnet(tower: ResNet3D, stored: Mapping[str, Tensor]) -> Inflation:
     prefix = stems[0].removesuffix("conv1.weight")  # module., backbone., visual.trunk. ...
     own, found, used, fresh = tower.state_dict(), {}, set(), []
     for name, value in own.items():
-        if name.startswith("fc.") or (name.endswith("num_batches_tracked") and prefix + name not in stored):
+        if name.startswith("fc."):
             fresh.append(name)
+            continue
+        if name.endswith("num_batches_tracked") and prefix + name not in stored:  # files of old torch versions
             continue
         flat = stored.get(prefix + name)
         if flat is None:

@@ -15,6 +15,7 @@ from typing import Any
 from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
 from pretrain.checks_start import check_start
+from pretrain.checks_token_dropout import check_token_dropout
 from pretrain.schema import (
     EvaluateSection,
     ModelSection,
@@ -254,7 +255,10 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
-        wanted = objective.options.get("units", known.model_fields["units"].default)
+        field = known.model_fields.get("units")
+        if field is None:  # it compares with no text
+            continue
+        wanted = objective.options.get("units", field.default)
         for unit in wanted if isinstance(wanted, list | tuple) else ():
             if not have.get(str(unit), True):
                 what = f"{objective.name} compares with {unit} units, which data.units does not make"
@@ -314,6 +318,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_text,
     check_objectives,
     check_units,
+    check_token_dropout,
     check_schedule,
     check_task,
 )

@@ -30,8 +30,25 @@ class SentenceOptions(Section):
     init_bias: float = Field(-2.5, description="logit bias at the start: log-odds of a pair being positive")
 
 
+class MaskedImageOptions(Section):
+    """Voxels of the patches that token dropout took, predicted from the kept tokens of the same pass (MAE)."""
+
+    width: int = Field(192, gt=0, multiple_of=96, description="width of the decoder, a multiple of 96")
+    blocks: int = Field(1, ge=1, le=8, description="transformer blocks of the decoder")
+    normalise: bool = Field(True, description="each window of a patch to mean 0 and variance 1")
+
+
+class DistillationOptions(Section):
+    """An average of the image tower sees the whole image; the tower, with tokens dropped, predicts its feature."""
+
+    momentum: float = Field(0.99, ge=0.0, lt=1.0, description="of the moving average at the start; 1 at the end")
+    width: int = Field(512, gt=0, description="hidden width of the predictor")
+
+
 OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "contrastive": ContrastiveOptions,
     "sigmoid": SigmoidOptions,
     "sentence": SentenceOptions,
+    "masked_image": MaskedImageOptions,
+    "distillation": DistillationOptions,
 }

@@ -10,6 +10,8 @@ NAMES = {
     "contrastive": "pretrain.objectives.contrastive:Contrastive",
     "sigmoid": "pretrain.objectives.sigmoid:Sigmoid",
     "sentence": "pretrain.objectives.sentence:Sentence",
+    "masked_image": "pretrain.objectives.masked_image:MaskedImage",
+    "distillation": "pretrain.objectives.distillation:Distillation",
 }
 
 
