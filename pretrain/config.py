@@ -210,6 +210,8 @@ def smoke(recipe: Recipe) -> Recipe:
     return small
 
 
+SMALL_TEXT = 128  # width
+
 _SMOKE: dict[tuple[str, ...], Any] = {
     ("data", "source", "studies"): 24,
     ("data", "workers"): 0,
@@ -245,6 +247,11 @@ def _shrink(data: dict[str, Any]) -> None:
         if image.get("inflate"):  # whose weights do not fit a smaller tower; fixed statistics would be those of none
             image["inflate"] = None
             image["batch_norm"] = "group" if image.get("batch_norm") == "frozen" else image.get("batch_norm", "batch")
+    text = locate(data, ("model", "text"))
+    if isinstance(text, dict) and not text.get("hf_name"):
+        if text.get("width", 0) > SMALL_TEXT:
+            text["width"], text["heads"] = SMALL_TEXT, 4
+        text["layers"] = min(2, text.get("layers", 2))
 
 
 def _small_tower(name: str) -> str:

@@ -24,10 +24,11 @@ from pretrain import fit
 from pretrain.config import packaged
 
 REAL = {"ct3d_real.yaml": "shards/ct", "xray2d.yaml": "shards/xray"}
+FULL_SIZE = ("ct3d_base.yaml", "ct3d_large.yaml")
 
 
 def test_every_packaged_recipe_is_tried_here() -> None:
-    assert set(packaged()) == {"ct3d.yaml", *REAL}
+    assert set(packaged()) == {"ct3d.yaml", *REAL, *FULL_SIZE}
 
 
 def test_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +62,23 @@ def test_a_recipe_on_real_data(
         columns = {"report": "text_templated", "patient": "patient"}
         _table(root / "pairs.csv", columns, lambda row: root / "images" / row["image"])
     _build_and_train(name, 20, capsys)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_recipe_at_full_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the smallest towers, at the real size of the volumes."""
+    monkeypatch.chdir(tmp_path)
+    _made_up_scans(tmp_path)
+    words = "--source table.csv --out shards/ct-rate --text-columns findings,impression --val-fraction 0.2"
+    assert build.main(words.split()) == 0
+    assert fit.main(["--config", name, "--smoke", "--output.run", "run", "--evaluate.task", "null"]) == 0
+    logged = Path("runs/run/metrics.csv").read_text()
+    for term in ("contrastive0", "sentence", "contrastive2", "masked_image", "distillation"):
+        assert f"loss/{term}," in logged
+    _load_as_told(capsys.readouterr().out, encoders_first=True, size=(3, 112, 336, 336))
 
 
 def _build_and_train(name: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
