@@ -145,3 +145,19 @@ def test_smoke_runs_of_inflated_towers_are_small(tiny: Any, flat: Path) -> None:
     small = smoke(load_recipe(tiny.recipe, [*words, "model.image.batch_norm=frozen"]))
     assert (small.model.image.name, small.model.image.inflate) == (SMALL, None)
     assert small.model.image.batch_norm == "group"
+
+
+@pytest.mark.full
+def test_sharded_weights_train_like_whole_ones(tiny: Any) -> None:
+    """Blocks of a ResNet are sharded, and recomputed for the backward pass."""
+    image = {"name": SMALL, "token_dropout": 0.0, "grad_checkpointing": True}
+    keys = {"model__image": image, "train__devices": 2, "train__steps": 3, "optim__warmup_steps": 0}
+    losses = {}
+    for strategy in ("ddp", "fsdp2"):
+        process = tiny.start(strategy, **keys, train__strategy=strategy)
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said
+        rows = [line.split(",") for line in tiny.metrics(strategy)]
+        losses[strategy] = [float(row[2]) for row in rows if row[1] == "loss"]
+    assert len(losses["ddp"]) == 2  # the first and the last are written
+    assert losses["fsdp2"] == pytest.approx(losses["ddp"], abs=1e-4)
