@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from encoders.attention import Packing
 from encoders.features import ImageFeatures, TextFeatures
@@ -43,6 +44,16 @@ class DualEncoder(nn.Module):
         self.model_cfg = model_cfg
         self.attention_backend = "auto"
         self.pad_id = 0
+        self.frozen_statistics = False
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        """With `frozen_statistics`, BatchNorm layers stay as they are evaluated; their scales and shifts are learnt."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.clip.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @property
     def logit_scale(self) -> Tensor:
@@ -116,7 +127,7 @@ class DualEncoder(nn.Module):
 
 
 def _patch_tokens(trunk: Any, features: Tensor, size: torch.Size) -> tuple[Tensor, tuple[int, ...]]:
-    if features.ndim == 4:  # convolutional timm trunks: B, C, H, W; Swin and its kin: B, H, W, C
+    if features.ndim in (4, 5):  # convolutional trunks: B, C, (D,) H, W; timm's Swin and its kin: B, H, W, C
         if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
             features = features.permute(0, 3, 1, 2)
         return features.flatten(2).transpose(1, 2), tuple(features.shape[2:])

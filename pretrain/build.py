@@ -22,6 +22,7 @@ from data_shards.union import ShardUnion
 from encoders.dual import DualEncoder, build_dual
 from encoders.tokenize import BPE, HFTokenizer
 from pretrain import launch
+from pretrain.batch_norm import settle_batch_norm, with_group_norm
 from pretrain.centring import bias_of
 from pretrain.config import options_of
 from pretrain.errors import ConfigError
@@ -30,6 +31,7 @@ from pretrain.objectives.base import Objective
 from pretrain.schema import Recipe
 from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, ShardSource, TarSource
 from pretrain.schema_objectives import SigmoidOptions
+from pretrain.starting import inflate_image, start_from
 
 VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
 
@@ -237,7 +239,7 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
             cfg["quick_gelu"] = True
     else:
         cfg["vision_cfg"] = {
-            "timm_model_name": image.name,
+            "timm_model_name": with_group_norm(image.name) if image.batch_norm == "group" else image.name,
             "timm_model_pretrained": image.pretrained,
             "timm_pool": "",
             "timm_proj": "linear",
@@ -302,22 +304,11 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
             )
         trunk.token_dropout = recipe.model.image.token_dropout
     if recipe.model.init and with_init:
-        _start_from(dual, recipe.model.init)
+        start_from(dual, recipe.model.init)
+    if recipe.model.image.inflate and with_init:
+        inflate_image(dual, recipe.model.image.inflate)
+    settle_batch_norm(dual, recipe)
     return dual
-
-
-def _start_from(dual: DualEncoder, folder: str) -> None:
-    import encoders
-
-    try:
-        released = encoders.load(folder).model
-        dual.clip.load_state_dict(released.clip.state_dict(), strict=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"model.init: the release cannot start this model: {error}",
-            why="part of the weights would stay random",
-            fix="copy model.* from the recipe of that release",
-        ) from error
 
 
 def build_objectives(recipe: Recipe) -> list[Objective]:

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from encoders.tag import parse_tag
+from encoders.tag import Tag
+from encoders.volumetric import is_volumetric, parse
 from pretrain import checks
 from pretrain.arguments import Arguments, schema_help, split_argv
 from pretrain.errors import ConfigError
@@ -241,12 +242,19 @@ def _shrink(data: dict[str, Any]) -> None:
     image = locate(data, ("model", "image"))
     if isinstance(image, dict) and isinstance(image.get("name"), str):
         image["name"] = _small_tower(image["name"])
+        if image.get("inflate"):  # whose weights do not fit a smaller tower; fixed statistics would be those of none
+            image["inflate"] = None
+            image["batch_norm"] = "group" if image.get("batch_norm") == "frozen" else image.get("batch_norm", "batch")
 
 
 def _small_tower(name: str) -> str:
-    """Same patch, size and channels, smallest width, at most two blocks."""
+    """Same patch, size and channels, smallest width, as few blocks as there can be, two at most."""
     try:
-        tag = parse_tag(name)
-        return dataclasses.replace(tag, size="tiny", layers=2 if tag.layers is None else min(2, tag.layers)).name
+        tag = parse(name) if is_volumetric(name) else None
     except ValueError:
         return name
+    if tag is None:
+        return name
+    if isinstance(tag, Tag):
+        return dataclasses.replace(tag, size="tiny", layers=2 if tag.layers is None else min(2, tag.layers)).name
+    return dataclasses.replace(tag, size="resnet26", width=8).name

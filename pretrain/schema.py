@@ -23,10 +23,18 @@ from pretrain.schema_data import DataSection
 class ImageTower(Section):
     """The image encoder."""
 
-    name: str = Field(min_length=1, description="voxvit_SIZE.TAG for volumes; any timm or open_clip name for images")
+    name: str = Field(
+        min_length=1, description="voxvit_SIZE.TAG or i3d_resnetN.TAG for volumes; a timm or open_clip name for images"
+    )
     token_dropout: Fraction = Field(0.0, lt=1.0, description="fraction of patch tokens dropped in training")
     grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
     pretrained: bool = Field(False, description="start from published weights (needs a network connection)")
+    inflate: str | None = Field(
+        None, min_length=1, description="start a tower for volumes from 2D weights: a file, or a timm name"
+    )
+    batch_norm: Literal["batch", "frozen", "group"] = Field(
+        "batch", description="BatchNorm: as it is, with fixed statistics, or GroupNorm in its place (i3d)"
+    )
     image_size: int = Field(224, gt=0, description="number open_clip stores; the real volume size is in the tag")
 
 

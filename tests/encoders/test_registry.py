@@ -30,6 +30,7 @@ VOLUMES = [
     for name in timm.list_models("voxvit_*")
     for tag in (TINY if name == "voxvit_tiny" else OTHERS)
 ] + [f"voxvit_tiny.p-4x8x8_i-8x16x16_c-2{tag}" for tag in NO_BLOCKS]
+VOLUMES += [f"{name}.i-8x16x16_c-2_w-8{norm}" for name in timm.list_models("i3d_*") for norm in ("", "_n-group")]
 NATIVE = {
     "open_clip_vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
     "open_clip_resnet": {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32},

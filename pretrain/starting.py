@@ -1,0 +1,32 @@
+"""Weights that a model starts from: a release, or those of a 2D network."""
+
+from __future__ import annotations
+
+from encoders.dual import DualEncoder
+from pretrain.errors import ConfigError
+
+
+def start_from(dual: DualEncoder, folder: str) -> None:
+    """Fill the model with a release of the same architecture. Raises ConfigError for any other."""
+    import encoders
+
+    try:
+        released = encoders.load(folder).model
+        dual.clip.load_state_dict(released.clip.state_dict(), strict=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"model.init: the release cannot start this model: {error}",
+            why="part of the weights would stay random",
+            fix="copy model.* from the recipe of that release",
+        ) from error
+
+
+def inflate_image(dual: DualEncoder, source: str) -> None:
+    """Fill the image tower with 2D weights (encoders.inflate). Raises ConfigError where they do not fit."""
+    from encoders.errors import ReleaseError
+    from encoders.inflate import inflate
+
+    try:
+        inflate(dual.clip.visual.trunk, source)
+    except ReleaseError as error:
+        raise ConfigError(f"model.image.inflate: {error.what}", why=error.why, fix=error.fix) from error
