@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 TRIGGER = "timm.models"
-TOWERS = ("encoders.voxvit",)
+TOWERS = ("encoders.voxvit", "encoders.swin3d")
 
 
 def register() -> None:

@@ -303,6 +303,8 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
         trunk.token_dropout = recipe.model.image.token_dropout
     if recipe.model.init and with_init:
         _start_from(dual, recipe.model.init)
+    if recipe.model.image.pretrained_file and with_init:
+        _start_image_from(dual, recipe.model.image.pretrained_file)
     return dual
 
 
@@ -320,6 +322,13 @@ def _start_from(dual: DualEncoder, folder: str) -> None:
         ) from error
 
 
+def _start_image_from(dual: DualEncoder, path: str) -> None:
+    try:
+        dual.clip.visual.trunk.load_pretrained_file(path)
+    except ValueError as error:
+        raise ConfigError(f"model.image.pretrained_file: {error}") from error
+
+
 def build_objectives(recipe: Recipe) -> list[Objective]:
     """The objectives in the order of the recipe.
 
@@ -333,7 +342,7 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
         except ValueError as error:
             raise ConfigError(
                 f"objectives.{i}.name: {error}",
-                fix="use contrastive, sigmoid, sentence, or package.module:Class of your own",
+                fix="use a built-in (docs/objectives.md), or package.module:Class of your own",
             ) from error
         built.append(cls(options_of(recipe, i, cls.Options)))
     return built

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from encoders.tag import parse_tag
+from encoders.tag_swin3d import SwinTag
+from encoders.volumetric import is_volumetric, parse
 from pretrain import checks
 from pretrain.arguments import Arguments, schema_help, split_argv
 from pretrain.errors import ConfigError
@@ -244,9 +245,13 @@ def _shrink(data: dict[str, Any]) -> None:
 
 
 def _small_tower(name: str) -> str:
-    """Same patch, size and channels, smallest width, at most two blocks."""
+    """Same patch, size and channels, smallest width, at most two blocks (in every stage)."""
     try:
-        tag = parse_tag(name)
-        return dataclasses.replace(tag, size="tiny", layers=2 if tag.layers is None else min(2, tag.layers)).name
+        tag = parse(name) if is_volumetric(name) else None
     except ValueError:
         return name
+    if isinstance(tag, SwinTag):
+        return dataclasses.replace(tag, size="tiny", width=12, layers=1).name
+    if tag is None:
+        return name
+    return dataclasses.replace(tag, size="tiny", layers=2 if tag.layers is None else min(2, tag.layers)).name

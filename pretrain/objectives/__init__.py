@@ -10,6 +10,9 @@ NAMES = {
     "contrastive": "pretrain.objectives.contrastive:Contrastive",
     "sigmoid": "pretrain.objectives.sigmoid:Sigmoid",
     "sentence": "pretrain.objectives.sentence:Sentence",
+    "simclr": "pretrain.objectives.simclr:SimCLR",
+    "rotation": "pretrain.objectives.rotation:Rotation",
+    "inpainting": "pretrain.objectives.inpainting:Inpainting",
 }
 
 
