@@ -16,7 +16,8 @@ from encoders.errors import ReleaseError
 from encoders.swin3d import Swin3D
 
 # Heads of the self-supervision that the file was trained with; they are no part of the encoder.
-HEADS = tuple(f"{n}.{p}" for n in ("norm", "convTrans3d", "rotation_head", "contrastive_head") for p in ("weight", "bias"))
+_MODULES = ("norm", "convTrans3d", "rotation_head", "contrastive_head")
+HEADS = tuple(f"{module}.{part}" for module in _MODULES for part in ("weight", "bias"))
 RENAMED = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
 STEM = "patch_embed.proj.weight"
 WHY = "part of the tower would stay random, or hold other weights than the file's"
