@@ -6,6 +6,7 @@ Legend: B studies, U text units, D embedding width.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from encoders.attention import Packing
-from encoders.features import ImageFeatures, TextFeatures
+from encoders.features import ImageFeatures, Level, TextFeatures
 from encoders.text import encode_foreign, encode_packed, is_packable, project, without_projection
 
 
@@ -64,27 +65,39 @@ class DualEncoder(nn.Module):
     def logit_bias(self) -> Tensor | None:
         return self.clip.logit_bias
 
-    def encode_image(self, images: Tensor, tokens: bool = False, trunk: bool = False) -> ImageFeatures:
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Channels of the image tower's maps, finest first: four of a `swin3d`, the patch tokens of other timm towers,
+        none of open_clip's own."""
+        trunk: Any = getattr(self.clip.visual, "trunk", None)
+        return () if trunk is None else getattr(trunk, "level_widths", (trunk.num_features,))
+
+    def encode_image(
+        self, images: Tensor, tokens: bool = False, trunk: bool = False, levels: Sequence[int] = ()
+    ) -> ImageFeatures:
         """Images [B, C, (D,) H, W], one scan a study, to features; with `tokens` the tower's patch tokens as well, with
-        `trunk` its pooled features before the projection.
+        `trunk` its pooled features before the projection, with `levels` its maps of these numbers, 0 the finest.
 
         Raises:
-            ValueError: `tokens` or `trunk` asked of a tower that does not give them.
+            ValueError: `tokens`, `trunk` or a level asked of a tower that does not give them.
         """
         visual = self.clip.visual
         patch = grid = before = None
-        if not (tokens or trunk):
+        maps: dict[int, Level] = {}
+        if not (tokens or trunk or levels):
             pooled = visual(images)
         else:
             if not hasattr(visual, "trunk"):
                 raise ValueError("patch tokens and trunk features come from timm towers only (ours and timm's)")
-            features = visual.trunk.forward_features(images)
+            if any(level >= len(self.level_widths) for level in levels):
+                raise ValueError(f"level {max(levels)} asked of an image tower that has {len(self.level_widths)}")
+            features, maps = _features_and_levels(visual.trunk, images, levels)
             before = visual.trunk.forward_head(features, pre_logits=True)
             pooled = visual.head(before)
             if tokens:
                 patch, grid = _patch_tokens(visual.trunk, features, images.shape[2:])
         study = torch.arange(len(pooled), device=pooled.device)
-        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None)
+        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None, maps)
 
     def encode_units(self, tokens_T: Tensor, lengths: Sequence[int]) -> Tensor:
         """Packed token ids [T] of units with `lengths` tokens each to [U, D]."""
@@ -117,13 +130,31 @@ class DualEncoder(nn.Module):
         return TextFeatures(units, text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P)
 
     def forward(
-        self, images: Tensor | None, text: Any = None, tokens: bool = False, trunk: bool = False
+        self,
+        images: Tensor | None,
+        text: Any = None,
+        tokens: bool = False,
+        trunk: bool = False,
+        levels: Sequence[int] = (),
     ) -> DualFeatures:
         """One tower or both in one call, which is what sharded training (FSDP2) hooks into."""
         return DualFeatures(
-            None if images is None else self.encode_image(images, tokens, trunk),
+            None if images is None else self.encode_image(images, tokens, trunk, levels),
             None if text is None else self.encode_text(text),
         )
+
+
+def _features_and_levels(trunk: Any, images: Tensor, levels: Sequence[int]) -> tuple[Tensor, dict[int, Level]]:
+    """What the head takes, and the maps that are asked for; one run of the tower for both."""
+    if levels and hasattr(trunk, "forward_pyramid"):
+        every = trunk.forward_pyramid(images)
+        maps = {k: Level(every[k].flatten(2).transpose(1, 2), tuple(every[k].shape[2:])) for k in levels}
+        return trunk.features_of(every), maps
+    features = trunk.forward_features(images)
+    if not levels:
+        return features, {}
+    cells, grid = _patch_tokens(trunk, features, images.shape[2:])
+    return features, {0: Level(cells, grid if math.prod(grid) == cells.shape[1] else None)}
 
 
 def _patch_tokens(trunk: Any, features: Tensor, size: torch.Size) -> tuple[Tensor, tuple[int, ...]]:

@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 TOWERS = ("encoders.voxvit", "encoders.resnet3d")
+TRIGGER = "timm.models"
+TOWERS = ("encoders.voxvit", "encoders.swin3d")
 
 
 def _towers() -> None:

@@ -307,8 +307,17 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
         start_from(dual, recipe.model.init)
     if recipe.model.image.inflate and with_init:
         inflate_image(dual, recipe.model.image.inflate)
+    if recipe.model.image.pretrained_file and with_init:
+        _start_image_from(dual, recipe.model.image.pretrained_file)
     settle_batch_norm(dual, recipe)
     return dual
+
+
+def _start_image_from(dual: DualEncoder, path: str) -> None:
+    try:
+        dual.clip.visual.trunk.load_pretrained_file(path)
+    except ValueError as error:
+        raise ConfigError(f"model.image.pretrained_file: {error}") from error
 
 
 def build_objectives(recipe: Recipe) -> list[Objective]:
@@ -324,7 +333,7 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
         except ValueError as error:
             raise ConfigError(
                 f"objectives.{i}.name: {error}",
-                fix="use contrastive, sigmoid, sentence, or package.module:Class of your own",
+                fix="use a built-in (docs/objectives.md), or package.module:Class of your own",
             ) from error
         built.append(cls(options_of(recipe, i, cls.Options)))
     return built

@@ -15,6 +15,7 @@ from typing import Any
 from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
 from pretrain.checks_start import check_start
+from pretrain.checks_views import check_image_views
 from pretrain.schema import (
     EvaluateSection,
     ModelSection,
@@ -62,7 +63,7 @@ def check_volume_model(data: DataSection, model: ModelSection) -> Iterator[Probl
     if not is_volumetric(name):
         if isinstance(geometry, VolumeGeometry) and known_models.is_known(name):
             what = f"'{name}' takes images, data.geometry makes volumes"
-            yield Problem(_IMAGE_NAME, what, "use voxvit_* or i3d_*, or kind: image")
+            yield Problem(_IMAGE_NAME, what, "use voxvit_*, i3d_* or swin3d_*, or kind: image")
         return
     if not isinstance(geometry, VolumeGeometry):
         yield Problem(
@@ -254,7 +255,10 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
-        wanted = objective.options.get("units", known.model_fields["units"].default)
+        field = known.model_fields.get("units")
+        if field is None:  # it compares with no text
+            continue
+        wanted = objective.options.get("units", field.default)
         for unit in wanted if isinstance(wanted, list | tuple) else ():
             if not have.get(str(unit), True):
                 what = f"{objective.name} compares with {unit} units, which data.units does not make"
@@ -279,6 +283,18 @@ def check_frozen_text(model: ModelSection, optim: OptimSection) -> Iterator[Prob
         yield Problem(at, "embeddings are kept, but the text tower is trained", "set optim.lr_multipliers.text to 0")
     if model.init is None and model.text.hf_name is None:
         yield Problem(at, "a frozen tower of random weights says nothing", "name model.init or model.text.hf_name")
+
+
+def check_pretrained_file(model: ModelSection) -> Iterator[Problem]:
+    image, at = model.image, ("model", "image", "pretrained_file")
+    if image.pretrained_file is None:
+        return
+    if not image.name.startswith("swin3d"):
+        yield Problem(at, f"'{image.name}' cannot start from a file", "use swin3d_tiny, or model.init: a release")
+    elif not Path(image.pretrained_file).expanduser().is_file():
+        yield Problem(at, f"no file '{image.pretrained_file}'", "download MONAI's model_swinvit.pt (docs/encoders.md)")
+    if model.init is not None:
+        yield Problem(at, "would overwrite part of the release in model.init", "leave one of them out")
 
 
 def check_schedule(optim: OptimSection, train: TrainSection) -> Iterator[Problem]:
@@ -323,8 +339,10 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_start,
     check_text,
     check_frozen_text,
+    check_pretrained_file,
     check_objectives,
     check_units,
+    check_image_views,
     check_schedule,
     check_task,
 )

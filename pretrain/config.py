@@ -19,6 +19,7 @@ import pydantic
 import yaml
 
 from encoders.tag import Tag
+from encoders.tag_swin3d import SwinTag
 from encoders.volumetric import is_volumetric, parse
 from pretrain import checks
 from pretrain.arguments import Arguments, schema_help, split_argv
@@ -248,13 +249,15 @@ def _shrink(data: dict[str, Any]) -> None:
 
 
 def _small_tower(name: str) -> str:
-    """Same patch, size and channels, smallest width, as few blocks as there can be, two at most."""
+    """Same patch, size and channels, smallest width, as few blocks as there can be, two at most (in every stage)."""
     try:
         tag = parse(name) if is_volumetric(name) else None
     except ValueError:
         return name
     if tag is None:
         return name
+    if isinstance(tag, SwinTag):
+        return dataclasses.replace(tag, size="tiny", width=12, layers=1).name
     if isinstance(tag, Tag):
         return dataclasses.replace(tag, size="tiny", layers=2 if tag.layers is None else min(2, tag.layers)).name
     return dataclasses.replace(tag, size="resnet26", width=8).name

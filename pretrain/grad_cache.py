@@ -94,7 +94,9 @@ def _first_pass(
     # Autocast may remember casts of weights made without a graph; the second pass would have no gradient through them.
     torch.clear_autocast_cache()
     return {
-        name: Rows(torch.cat([p.values for p in each]).requires_grad_(), torch.cat([p.owner for p in each]))
+        name: Rows(
+            torch.cat([p.values for p in each]).requires_grad_(), torch.cat([p.owner for p in each]), each[0].grid
+        )
         for name, each in pieces.items()
     }
 

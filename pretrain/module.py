@@ -23,7 +23,7 @@ from pretrain import grad_cache
 from pretrain.centring import bias_of, follow
 from pretrain.gathering import Scalars, global_batch
 from pretrain.objectives.base import Objective
-from pretrain.optim import freeze, learning_rate, optimizers
+from pretrain.optim import clipped, freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
 from pretrain.schema import Recipe
 
@@ -210,8 +210,7 @@ class Pretraining(L.LightningModule):
 
             reduce_replicated(self)
         bound = self.recipe.optim.clip_norm
-        total: Any = nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound)
-        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+        norm = clipped(parameters, math.inf if bound is None else bound)
         finite = _all_agree(self._finite and math.isfinite(norm), self.device)
         self._finite = True
         step = self.step_number

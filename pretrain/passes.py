@@ -4,7 +4,8 @@ An objective reads fields such as `image:global.pooled`: before the dot the pass
 is a function `(dual, part, fields) -> {field: Rows}`. Known ones:
 
     image:global   the images as they come: `pooled` [B, D] in the joint space, `trunk` [B, C] before the projection,
-                   `tokens` [B, N, C] the image tower's patch tokens
+                   `tokens` [B, N, C] the image tower's patch tokens, `level0` to `level3` [B, N, C] its maps, finest
+                   first: strides 4, 8, 16 and 32 of a `swin3d`; other towers have one, their tokens
     text:units     the distinct texts: `units` [U, D] in the joint space
 
 More are an objective's own (`Objective.passes`).
@@ -14,6 +15,7 @@ Legend: B studies of this rank's batch, U its distinct units, N patch tokens, C 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,10 +31,11 @@ from encoders.dual import DualEncoder
 @dataclass(frozen=True)
 class Rows:
     """`values` [n, ...] with gradient; `owner` [n] says whose each row is: the number of a study in this rank's batch,
-    of the pass `text:units` that of a unit."""
+    of the pass `text:units` that of a unit. `grid` is (D, H, W) or (H, W) where rows are maps [n, N, C] of N cells."""
 
     values: Tensor
     owner: Tensor
+    grid: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,19 @@ def _spans(n: int, count: int) -> Iterator[slice]:
 
 
 def image_global(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
-    found = dual(part.images, None, tokens="tokens" in fields, trunk="trunk" in fields).image
-    named = {"pooled": found.study_BD, "trunk": found.trunk_SC, "tokens": found.tokens_SND}
-    return {field: Rows(named[field], part.study_b) for field in fields}
+    return image_rows(dual, part.images, part.study_b, fields)
+
+
+def image_rows(dual: DualEncoder, images: Tensor, owner: Tensor, fields: frozenset[str]) -> dict[str, Rows]:
+    """The image fields of some images [n, C, (D,) H, W], whose studies are `owner` [n], by one call."""
+    levels = sorted(LEVELS.index(field) for field in fields if field in LEVELS)
+    found = dual(images, None, tokens="tokens" in fields, trunk="trunk" in fields, levels=levels).image
+    named = {"pooled": (found.study_BD, None), "trunk": (found.trunk_SC, None)}
+    named |= {LEVELS[number]: level for number, level in found.levels.items()}
+    if found.tokens_SND is not None:  # those that token dropout leaves have no grid
+        kept_all = math.prod(found.grid) == found.tokens_SND.shape[1]
+        named["tokens"] = (found.tokens_SND, found.grid if kept_all else None)
+    return {field: Rows(named[field][0], owner, named[field][1]) for field in fields}
 
 
 def text_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
@@ -100,14 +113,16 @@ def text_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[st
 
 
 KNOWN: dict[str, Pass] = {"image:global": image_global, "text:units": text_units}
-FIELDS = {"image:global": ("pooled", "trunk", "tokens"), "text:units": ("units",)}
+LEVELS = ("level0", "level1", "level2", "level3")
+FIELDS = {"image:global": ("pooled", "trunk", "tokens", *LEVELS), "text:units": ("units",)}
 
 
 class Encoders:
     """The passes that a list of objectives needs, each called once a part. instead: other ways to make known ones.
 
     Raises:
-        ValueError: an objective reads a pass or field that nobody offers, or two objectives offer one name.
+        ValueError: an objective reads a pass or field that nobody offers, or two objectives offer different passes
+            under one name.
     """
 
     def __init__(self, objectives: Iterable[Any], instead: Mapping[str, Pass] | None = None) -> None:
@@ -116,8 +131,8 @@ class Encoders:
         reads: set[str] = set()
         for objective in objectives:
             for name, (call, offered) in objective.passes().items():
-                if name in self.passes:
-                    raise ValueError(f"the pass '{name}' is offered twice")
+                if self.passes.get(name, call) != call:
+                    raise ValueError(f"two different passes are offered as '{name}'")
                 self.passes[name], fields[name] = call, set(offered)
             reads |= set(objective.reads)
         self.wanted: dict[str, frozenset[str]] = {}

@@ -24,7 +24,8 @@ class ImageTower(Section):
     """The image encoder."""
 
     name: str = Field(
-        min_length=1, description="voxvit_SIZE.TAG or i3d_resnetN.TAG for volumes; a timm or open_clip name for images"
+        min_length=1,
+        description="voxvit_SIZE.TAG, i3d_resnetN.TAG, swin3d_SIZE.TAG for volumes; a timm or open_clip name for images",
     )
     token_dropout: Fraction = Field(0.0, lt=1.0, description="fraction of patch tokens dropped in training")
     grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
@@ -35,6 +36,7 @@ class ImageTower(Section):
     batch_norm: Literal["batch", "frozen", "group"] = Field(
         "batch", description="BatchNorm: as it is, with fixed statistics, or GroupNorm in its place (i3d)"
     )
+    pretrained_file: str | None = Field(None, description="swin3d: start from a file, MONAI's model_swinvit.pt")
     image_size: int = Field(224, gt=0, description="number open_clip stores; the real volume size is in the tag")
 
 
@@ -73,7 +75,7 @@ class ObjectiveSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    name: str = Field(min_length=1, description="contrastive, sigmoid, sentence, or package.module:Class")
+    name: str = Field(min_length=1, description="a built-in (docs/objectives.md), or package.module:Class")
     weight: float = Field(1.0, ge=0.0, description="factor of this term in the summed loss")
 
     @property

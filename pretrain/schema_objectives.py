@@ -3,6 +3,8 @@ checked by their own class after torch is imported."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from pretrain.schema_base import Section, Unit
@@ -38,9 +40,37 @@ class AttendedOptions(Section):
     init_bias: float = Field(-2.5, description="logit bias at the start: log-odds of a pair being positive")
 
 
+class ViewOptions(Section):
+    """Two augmented views of every image, shared by all objectives that read them (pretrain.views)."""
+
+    max_drop: float = Field(0.3, gt=0.0, lt=1.0, description="most of an image that blocks cover, as a share")
+    block: float = Field(0.25, gt=0.0, le=1.0, description="longest side of a block, as a share of the image's")
+
+
+class SimCLROptions(ViewOptions):
+    """Two views of one image against those of all others (NT-Xent) over all ranks, with the same exclusions."""
+
+    temperature: float = Field(0.5, gt=0.0, description="divides the cosines")
+    dim: int = Field(512, gt=0, description="width of the projection")
+    hidden: int | None = Field(None, gt=0, description="width of a hidden layer before it; null for a linear one")
+
+
+class RotationOptions(ViewOptions):
+    """Which quarter turn an image was given."""
+
+
+class InpaintingOptions(ViewOptions):
+    """What was there before blocks were cut out."""
+
+    over: Literal["dropped", "all"] = Field("dropped", description="voxels compared: dropped, or all as in SwinUNETR")
+
+
 OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "contrastive": ContrastiveOptions,
     "sigmoid": SigmoidOptions,
     "sentence": SentenceOptions,
     "attended": AttendedOptions,
+    "simclr": SimCLROptions,
+    "rotation": RotationOptions,
+    "inpainting": InpaintingOptions,
 }

@@ -11,6 +11,9 @@ NAMES = {
     "sigmoid": "pretrain.objectives.sigmoid:Sigmoid",
     "sentence": "pretrain.objectives.sentence:Sentence",
     "attended": "pretrain.objectives.attended:Attended",
+    "simclr": "pretrain.objectives.simclr:SimCLR",
+    "rotation": "pretrain.objectives.rotation:Rotation",
+    "inpainting": "pretrain.objectives.inpainting:Inpainting",
 }
 
 

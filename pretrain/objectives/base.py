@@ -29,7 +29,8 @@ class GlobalBatch:
     `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `logit_scale` is ln of the inverse
     temperature; `rows` has every other field by its name, owners numbered over ranks. `local` has the rows of this rank
     alone, of fields that some objective wants to stay there; owners are numbered over ranks as well, and what they
-    contribute to a loss is to be multiplied by the number of ranks, of which DDP takes the mean.
+    contribute to a loss is to be multiplied by the number of ranks, of which DDP takes the mean. Where no objective
+    reads texts, `told_P3` still says which studies have which: study, hash and kind of every text.
     """
 
     image_BD: Tensor | None
@@ -41,6 +42,7 @@ class GlobalBatch:
     label_names: tuple[str, ...]
     rows: Mapping[str, Rows]
     local: Mapping[str, Rows]
+    told_P3: Tensor | None = None
 
     @property
     def images_BD(self) -> Tensor:
@@ -55,8 +57,12 @@ class GlobalBatch:
     def related_BB(self, kinds: tuple[str, ...] = UNIT_KINDS) -> Tensor:
         """Studies of one patient, or with one text of these kinds in common, over all sources and ranks: bool,
         symmetric, true on the diagonal. Pairs that are no negatives of each other."""
-        text = self.text.only({UNIT_KINDS.index(kind) for kind in kinds})
-        return related(self.patient_B, text.pair_sample_P, text.pair_unit_P)
+        numbers = {UNIT_KINDS.index(kind) for kind in kinds}
+        if self.told_P3 is None:
+            text = self.text.only(numbers)
+            return related(self.patient_B, text.pair_sample_P, text.pair_unit_P)
+        told_P3 = self.told_P3[torch.isin(self.told_P3[:, 2], torch.tensor(sorted(numbers)).to(self.told_P3))]
+        return related(self.patient_B, told_P3[:, 0], torch.unique(told_P3[:, 1:], dim=0, return_inverse=True)[1])
 
 
 @dataclass(frozen=True)
