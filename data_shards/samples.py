@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data_shards.alternation import Alternation
 from data_shards.batch import Batch, Skipped, TextBatch
 from data_shards.captions import draw_caption
 from data_shards.errors import DamagedError, DataError, UndecodableError
 from data_shards.order import TEMPLATES, Draw, replacement_generator
 from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view
 from data_shards.shards import Shards
-from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, study_units
+from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, section_units, study_units
 from data_shards.workers import shared_empty
 
 NAMED = 5  # damaged samples that an error lists
@@ -22,7 +23,8 @@ NAMED = 5  # damaged samples that an error lists
 
 @dataclass
 class Samples:
-    """Draws -> Batch. A damaged sample is an error, or with `max_damaged` above 0 replaced by another of its pool."""
+    """Draws -> Batch. A damaged sample is an error, or with `max_damaged` above 0 replaced by another of its pool.
+    `alternation` says which batches are about one anatomical section; there studies may be without a text."""
 
     shards: Shards
     geometry: Geometry | PlanarGeometry
@@ -31,6 +33,7 @@ class Samples:
     units: UnitPolicy
     label_names: tuple[str, ...] = ()
     max_damaged: int = 0
+    alternation: Alternation | None = None
 
     def __post_init__(self) -> None:
         if self.units.templates is not None:
@@ -48,8 +51,9 @@ class Samples:
         rows: list[int] = []
         units: list[list[Unit]] = []
         skipped: dict[int, Skipped] = {}
+        section = self.alternation.section(step) if self.alternation else None
         for draw, image in zip(draws, images, strict=True):
-            row, texts, lost = self._whole(draw, image.numpy())
+            row, texts, lost = self._whole(draw, image.numpy(), section)
             rows.append(row)
             units.append(texts)
             skipped |= lost
@@ -66,14 +70,16 @@ class Samples:
             tuple(skipped.values()),
         )
 
-    def _whole(self, draw: Draw, out: np.ndarray) -> tuple[int, list[Unit], dict[int, Skipped]]:
+    def _whole(
+        self, draw: Draw, out: np.ndarray, section: str | None
+    ) -> tuple[int, list[Unit], dict[int, Skipped]]:
         """The drawn sample, or where it is damaged the first undamaged one of a sequence that depends on nothing but
         (seed, epoch, row): (row, units, damaged rows met on the way)."""
         row, lost, spare = draw.row, dict[int, Skipped](), None
         while True:
             try:
                 if row not in lost:
-                    return row, self._one(row, draw.seed, out), lost
+                    return row, self._one(row, draw.seed, out, section), lost
             except DamagedError as error:
                 lost[row] = Skipped(row, self.shards.key(row), error.shard, error.what)
                 if draw.seed is None or draw.pool is None or not self.max_damaged or len(lost) == len(draw.pool):
@@ -84,7 +90,7 @@ class Samples:
             spare = spare or replacement_generator(draw.seed, draw.row)
             row = int(draw.pool[spare.integers(len(draw.pool))])
 
-    def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray) -> list[Unit]:
+    def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray, section: str | None) -> list[Unit]:
         image_rng = text_rng = None
         if seed is not None:  # one generator for pixels, one for words: a change to one leaves the other alone
             image_rng, text_rng = (np.random.Generator(np.random.Philox([*seed, row, use])) for use in (0, 1))
@@ -111,6 +117,8 @@ class Samples:
             raise DamagedError(f"{shard}, sample {key}: {error.what}", error.why, error.fix, shard, key) from None
         except DataError as error:
             raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
+        if section is not None:
+            return section_units(info["texts"], section, self.units, text_rng)
         made = self._made(row, seed, info.get("labels") or {})
         units = study_units(info["texts"], self.units, text_rng, made)
         if not units:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from pretrain.schema import Recipe
 from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, ShardSource, TarSource
 from pretrain.schema_objectives import SigmoidOptions
 
+if TYPE_CHECKING:
+    import torch
+
 VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
 
 
@@ -46,6 +49,12 @@ class Data:
     train_rows: np.ndarray
     select_rows: np.ndarray
     test_rows: np.ndarray
+
+    def train_labels(self) -> torch.Tensor:
+        """Of the training studies, [R, L] in the order of the shards' label names: 1, 0, NaN where unknown."""
+        import torch
+
+        return torch.from_numpy(self.shards.labels()[self.train_rows])
 
 
 def make_phantoms(recipe: Recipe) -> Path | None:
@@ -247,7 +256,8 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
         cfg["text_cfg"] = {
             "hf_model_name": text.hf_name,
             "hf_tokenizer_name": text.hf_name,
-            "hf_pooler_type": "cls_pooler",
+            "hf_pooler_type": text.hf_pooler,
+            "hf_proj_type": text.hf_proj,
             "context_length": text.context_length,
         }
     else:
@@ -291,7 +301,8 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
                 why="the release would lack the mean that training subtracts",
                 fix="set it to false, or use a timm image tower and the native text tower",
             ) from error
-    dual.clip.set_grad_checkpointing(recipe.model.image.grad_checkpointing)
+    if recipe.model.image.grad_checkpointing:  # open_clip's Hugging Face towers take False for True
+        dual.clip.set_grad_checkpointing(True)
     if recipe.model.image.token_dropout:
         trunk: Any = getattr(dual.clip.visual, "trunk", None)
         if not hasattr(trunk, "token_dropout"):

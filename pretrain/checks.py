@@ -14,6 +14,7 @@ from typing import Any
 
 from encoders.tag import SIZES, parse_tag
 from pretrain import known_models
+from pretrain.checks_terms import check_alternation, check_labels, check_schedules
 from pretrain.schema import (
     EvaluateSection,
     ModelSection,
@@ -254,12 +255,16 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
             yield Problem(("data", "units", "templates"), error.what, error.fix)
     if not any(have.values()):
         yield Problem(("data", "units"), "no kind of text is switched on", "set report or sentences to true")
+    have["section"] |= data.units.alternate is not None
     switch = {"report": "report", "sentence": "sentences", "section": "sections", "caption": "captions"}
     for i, objective in enumerate(objectives):
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
-        wanted = objective.options.get("units", known.model_fields["units"].default)
+        field = known.model_fields.get("units")
+        if field is None:  # it compares with no text
+            continue
+        wanted = objective.options.get("units", field.default)
         for unit in wanted if isinstance(wanted, list | tuple) else ():
             if not have.get(str(unit), True):
                 what = f"{objective.name} compares with {unit} units, which data.units does not make"
@@ -318,6 +323,9 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_text,
     check_objectives,
     check_units,
+    check_alternation,
+    check_labels,
+    check_schedules,
     check_schedule,
     check_task,
 )

@@ -79,7 +79,7 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     if first and not resume:
         runs.create(folder, recipe)
     for objective in objectives:
-        objective.attach(Surroundings(dual, data.shards.label_names))
+        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels))
     module = Pretraining(recipe, dual, objectives)
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
 
