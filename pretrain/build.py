@@ -226,7 +226,9 @@ def unit_policy(recipe: Recipe) -> UnitPolicy:
 
 def tokenizer(recipe: Recipe) -> BPE | HFTokenizer:
     text = recipe.model.text
-    return HFTokenizer(text.hf_name, text.context_length) if text.hf_name else BPE(text.context_length)
+    if text.hf_name:
+        return HFTokenizer(text.hf_name, text.context_length, text.hf_wordpunct)
+    return BPE(text.context_length)
 
 
 def model_cfg(recipe: Recipe) -> dict[str, Any]:
@@ -259,6 +261,7 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
             "hf_pooler_type": text.hf_pooler,
             "hf_proj_type": text.hf_proj,
             "context_length": text.context_length,
+            **({"tokenizer_kwargs": {"wordpunct": True}} if text.hf_wordpunct else {}),  # until it is released
         }
     else:
         cfg["text_cfg"] = {
