@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,10 +46,11 @@ class BPE:
 
 
 class HFTokenizer:
-    """A Hugging Face tokenizer from a local folder or by name (extra `hf`)."""
+    """A Hugging Face tokenizer from a local folder or by name (extra `hf`), with `wordpunct` as Merlin writes texts (see
+    `hf_tokenizer`)."""
 
-    def __init__(self, name: str, context_length: int) -> None:
-        self.name, self.context_length = name, context_length
+    def __init__(self, name: str, context_length: int, wordpunct: bool = False) -> None:
+        self.name, self.context_length, self.wordpunct = name, context_length, wordpunct
         self._ids = lru_cache(MEMORY)(self._encode)
         self._tokenizer: object = None
 
@@ -58,9 +60,7 @@ class HFTokenizer:
 
     def _load(self) -> object:
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(self.name)
+            self._tokenizer = hf_tokenizer(self.name, self.wordpunct)
         return self._tokenizer
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -74,8 +74,34 @@ class HFTokenizer:
     def __call__(self, text: str) -> list[int]:
         return list(self._ids(text))
 
-    def __reduce__(self) -> tuple[type[HFTokenizer], tuple[str, int]]:
-        return HFTokenizer, (self.name, self.context_length)
+    def __reduce__(self) -> tuple[type[HFTokenizer], tuple[str, int, bool]]:
+        return HFTokenizer, (self.name, self.context_length, self.wordpunct)
+
+
+def hf_tokenizer(name: str, wordpunct: bool = False) -> Any:
+    """transformers' tokenizer of a folder or name.
+
+    With `wordpunct` it lower-cases and sets words and punctuation apart by spaces, as Merlin does with nltk's
+    `wordpunct_tokenize`. That is written into the tokenizer itself, so one that is saved reads texts in the same way
+    wherever it is loaded, open_clip included.
+
+    Raises:
+        ValueError: `wordpunct` asked of a tokenizer that is not a fast one.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    if not wordpunct:
+        return tokenizer
+    from tokenizers import Regex, normalizers
+
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"the tokenizer of '{name}' is not a fast one, so it cannot set words and punctuation apart")
+    backend = tokenizer.backend_tokenizer
+    apart = normalizers.Replace(Regex(r"(?<=\w)(?=[^\w\s])|(?<=[^\w\s])(?=\w)"), " ")
+    own = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), apart, *own])
+    return tokenizer
 
 
 def pack(texts: Sequence[str], tokenize: Tokenize) -> tuple[Tensor, tuple[int, ...]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, Sha
 from pretrain.schema_objectives import SigmoidOptions
 from pretrain.starting import inflate_image, start_from
 
+if TYPE_CHECKING:
+    import torch
+
 VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
 
 
@@ -48,6 +51,12 @@ class Data:
     train_rows: np.ndarray
     select_rows: np.ndarray
     test_rows: np.ndarray
+
+    def train_labels(self) -> torch.Tensor:
+        """Of the training studies, [R, L] in the order of the shards' label names: 1, 0, NaN where unknown."""
+        import torch
+
+        return torch.from_numpy(self.shards.labels()[self.train_rows])
 
 
 def make_phantoms(recipe: Recipe) -> Path | None:
@@ -219,7 +228,9 @@ def unit_policy(recipe: Recipe) -> UnitPolicy:
 
 def tokenizer(recipe: Recipe) -> BPE | HFTokenizer:
     text = recipe.model.text
-    return HFTokenizer(text.hf_name, text.context_length) if text.hf_name else BPE(text.context_length)
+    if text.hf_name:
+        return HFTokenizer(text.hf_name, text.context_length, text.hf_wordpunct)
+    return BPE(text.context_length)
 
 
 def model_cfg(recipe: Recipe) -> dict[str, Any]:
@@ -249,8 +260,10 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
         cfg["text_cfg"] = {
             "hf_model_name": text.hf_name,
             "hf_tokenizer_name": text.hf_name,
-            "hf_pooler_type": "cls_pooler",
+            "hf_pooler_type": text.hf_pooler,
+            "hf_proj_type": text.hf_proj,
             "context_length": text.context_length,
+            **({"tokenizer_kwargs": {"wordpunct": True}} if text.hf_wordpunct else {}),  # until it is released
         }
     else:
         cfg["text_cfg"] = {
@@ -293,7 +306,8 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
                 why="the release would lack the mean that training subtracts",
                 fix="set it to false, or use a timm image tower and the native text tower",
             ) from error
-    dual.clip.set_grad_checkpointing(recipe.model.image.grad_checkpointing)
+    if recipe.model.image.grad_checkpointing:  # open_clip's Hugging Face towers take False for True
+        dual.clip.set_grad_checkpointing(True)
     if recipe.model.image.token_dropout:
         trunk: Any = getattr(dual.clip.visual, "trunk", None)
         if not hasattr(trunk, "token_dropout"):

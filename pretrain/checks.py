@@ -15,6 +15,7 @@ from typing import Any
 from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
 from pretrain.checks_start import check_start
+from pretrain.checks_terms import check_alternation, check_labels, check_schedules
 from pretrain.checks_views import check_image_views
 from pretrain.schema import (
     EvaluateSection,
@@ -250,6 +251,7 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
             yield Problem(("data", "units", "templates"), error.what, error.fix)
     if not any(have.values()):
         yield Problem(("data", "units"), "no kind of text is switched on", "set report or sentences to true")
+    have["section"] |= data.units.alternate is not None
     switch = {"report": "report", "sentence": "sentences", "section": "sections", "caption": "captions"}
     for i, objective in enumerate(objectives):
         known = OBJECTIVE_OPTIONS.get(objective.name)
@@ -343,6 +345,9 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_objectives,
     check_units,
     check_image_views,
+    check_alternation,
+    check_labels,
+    check_schedules,
     check_schedule,
     check_task,
 )

@@ -240,6 +240,9 @@ def _shrink(data: dict[str, Any]) -> None:
             parent = data.setdefault(path[0], {})
         if isinstance(parent, dict):
             parent[path[-1]] = value
+    text = locate(data, ("model", "text"))
+    if isinstance(text, dict) and isinstance(text.get("width"), int) and text["width"] > 128:
+        text |= {"width": 128, "heads": 2, "layers": 1}
     image = locate(data, ("model", "image"))
     if isinstance(image, dict) and isinstance(image.get("name"), str):
         image["name"] = _small_tower(image["name"])

@@ -55,7 +55,9 @@ def global_batch(
             rows[UNITS].values.float(), told.kind_U, told.hash64_U, told.pair_sample_P, told.pair_unit_P
         )
         text = gather_text(text, len(batch))
-        units, means["text"] = _centred(text.units_UD, centre)
+        units = text.units_UD
+        if len(units):  # of no text there is no mean
+            units, means["text"] = _centred(units, centre)
         text = TextFeatures(
             F.normalize(units, dim=-1), text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P
         )

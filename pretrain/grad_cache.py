@@ -12,7 +12,7 @@ that of one pass over the parts, to rounding.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -63,7 +63,7 @@ def backward(
         torch.manual_seed(seed + number)
         rows = encode(part)
         exchange = parameters if number == len(parts) - 1 else None
-        share = sum((p.reshape(-1)[0] * 0.0 for p in exchange or ()), torch.zeros(()))
+        share = touch(exchange or ())
         for name in kept.keys() & rows.keys():
             values, begin = rows[name].values, starts[name]
             starts[name] = begin + len(values)
@@ -77,6 +77,11 @@ def backward(
             if share.requires_grad:
                 propagate(share)
     return total
+
+
+def touch(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """0, with a gradient of zero for each parameter: DDP waits for all of them."""
+    return sum((p.reshape(-1)[0] * 0.0 for p in parameters), torch.zeros(()))
 
 
 def _first_pass(

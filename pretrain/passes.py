@@ -107,9 +107,19 @@ def image_rows(dual: DualEncoder, images: Tensor, owner: Tensor, fields: frozens
 def text_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
     device = part.batch.images_BCDHW.device
     number = torch.arange(part.units.start, part.units.stop, device=device)
-    if part.units.start == part.units.stop:
-        return {}
-    return {"units": Rows(dual(None, part.texts).text.units_UD, number)}
+    if part.units.start < part.units.stop:
+        return {"units": Rows(dual(None, part.texts).text.units_UD, number)}
+    # No row, but with a graph: other ranks may have texts, and DDP and FSDP2 wait for all that take part in a pass.
+    return {"units": Rows(dual(None, _nobodys(part, dual.pad_id)).text.units_UD[:0], number)}
+
+
+def _nobodys(part: Part, pad_id: int) -> TextBatch:
+    """A text of one token, which must not be padding: attention over nothing is NaN, and so would the gradient be."""
+    told = part.batch.texts
+    token = torch.full((1,), int(pad_id == 0)).to(told.tokens_T)
+    none = told.pair_unit_P[:0]
+    bounds, kind, identity = (torch.arange(2).to(told.cu_seqlens_U1), torch.zeros(1).to(told.kind_U), none.new_zeros(1))
+    return TextBatch(token, bounds, [1], kind, identity, identity, none, none)
 
 
 KNOWN: dict[str, Pass] = {"image:global": image_global, "text:units": text_units}
@@ -135,21 +145,28 @@ class Encoders:
                     raise ValueError(f"two different passes are offered as '{name}'")
                 self.passes[name], fields[name] = call, set(offered)
             reads |= set(objective.reads)
-        self.wanted: dict[str, frozenset[str]] = {}
         for read in sorted(reads - SHARED):
             name, _, field = read.partition(".")
             if field not in fields.get(name, ()):
                 known = ", ".join(f"{n}.{f}" for n, every in fields.items() for f in sorted(every))
                 raise ValueError(f"an objective reads '{read}', which nobody offers; there are {known}")
-            self.wanted[name] = self.wanted.get(name, frozenset()) | {field}
+        self.wanted = _by_pass(reads)
 
-    def __call__(self, dual: DualEncoder, part: Part) -> dict[str, Rows]:
-        """Every field that is read, by its whole name."""
+    def __call__(self, dual: DualEncoder, part: Part, reads: Iterable[str] | None = None) -> dict[str, Rows]:
+        """Every field that is read, by its whole name; of these `reads` alone, where some objectives rest."""
         found: dict[str, Rows] = {}
-        for name, fields in self.wanted.items():
+        for name, fields in (self.wanted if reads is None else _by_pass(reads)).items():
             given = self.passes[name](dual, part, fields)
             found |= {f"{name}.{field}": given[field] for field in fields if field in given}
         return found
+
+
+def _by_pass(reads: Iterable[str]) -> dict[str, frozenset[str]]:
+    wanted: dict[str, frozenset[str]] = {}
+    for read in sorted(set(reads) - SHARED):
+        name, _, field = read.partition(".")
+        wanted[name] = wanted.get(name, frozenset()) | {field}
+    return wanted
 
 
 SHARED = frozenset({"labels", "logit_scale", "logit_bias"})  # what an objective may read that no pass makes

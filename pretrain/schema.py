@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import pathlib
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -52,6 +53,13 @@ class TextTower(Section):
     cached: int | None = Field(
         None, ge=1, description="frozen tower (optim.lr_multipliers.text: 0): embed so many variants of each text once"
     )
+    hf_pooler: Literal["cls_pooler", "cls_last_hidden_state_pooler", "mean_pooler"] = Field(
+        "cls_pooler", description="with hf_name: the model's own pooler, its first token, or the mean of its tokens"
+    )
+    hf_proj: Literal["mlp", "linear"] = Field("mlp", description="with hf_name: layers from its width to embed_dim")
+    hf_wordpunct: bool = Field(
+        False, description="with hf_name: lower case, words and punctuation apart, as Merlin writes texts"
+    )
 
 
 class ModelSection(Section):
@@ -69,14 +77,35 @@ class ModelSection(Section):
 
 # ------------------------------------------------------------------------------------------------------- objectives
 
+Factor = Annotated[float, Field(ge=0.0)]
+
 
 class ObjectiveSection(BaseModel):
-    """One term of the loss. Keys beside name and weight are the objective's own options."""
+    """One term of the loss. Keys beside name, weight and schedule are the objective's own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1, description="a built-in (docs/objectives.md), or package.module:Class")
     weight: float = Field(1.0, ge=0.0, description="factor of this term in the summed loss")
+    schedule: tuple[tuple[Fraction, Factor], ...] | None = Field(
+        None,
+        min_length=1,
+        description="[from, factor] pairs: from this share of the run on, weight is multiplied by factor; 0 before the "
+        "first, and where it is 0 the term rests; null: 1 all along",
+    )
+
+    def factor(self, step: int, steps: int) -> float:
+        """What `weight` is multiplied by in optimiser step `step` of a run of `steps`; 0: the term is not computed."""
+        return self._last(lambda share: step >= round(share * steps))
+
+    def factor_at(self, share: float) -> float:
+        """The same at a share of the run."""
+        return self._last(lambda start: share >= start)
+
+    def _last(self, has_begun: Callable[[float], bool]) -> float:
+        if self.schedule is None:
+            return 1.0
+        return next((factor for share, factor in reversed(self.schedule) if has_begun(share)), 0.0)
 
     @property
     def options(self) -> dict[str, Any]:

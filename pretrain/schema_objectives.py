@@ -65,6 +65,21 @@ class InpaintingOptions(ViewOptions):
     over: Literal["dropped", "all"] = Field("dropped", description="voxels compared: dropped, or all as in SwinUNETR")
 
 
+class LabelsOptions(Section):
+    """Binary cross-entropy of every known label, on the image tower's features before the projection."""
+
+    names: str | tuple[str, ...] | None = Field(
+        None, min_length=1, description="labels to learn: a list, or a file with one a line; null: all of the shards"
+    )
+    hierarchy: str | None = Field(
+        None, min_length=1, description="CSV of child,parent: a code is present where one below it is"
+    )
+    min_positives: int = Field(1, ge=1, description="training studies a label must be present in to be learnt")
+    pos_weight: float | None = Field(
+        None, ge=1.0, description="presence weighs absent / present studies of its label, at most this; null: 1"
+    )
+
+
 OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "contrastive": ContrastiveOptions,
     "sigmoid": SigmoidOptions,
@@ -73,4 +88,5 @@ OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "simclr": SimCLROptions,
     "rotation": RotationOptions,
     "inpainting": InpaintingOptions,
+    "labels": LabelsOptions,
 }

@@ -14,6 +14,7 @@ NAMES = {
     "simclr": "pretrain.objectives.simclr:SimCLR",
     "rotation": "pretrain.objectives.rotation:Rotation",
     "inpainting": "pretrain.objectives.inpainting:Inpainting",
+    "labels": "pretrain.objectives.labels:Labels",
 }
 
 

@@ -5,7 +5,7 @@ Legend: B studies of the global batch, U its distinct text units, D embedding wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -67,10 +67,12 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an objective may know before training: the dual encoder, and what the shards call their labels."""
+    """What an objective may know before training: the dual encoder, what the shards call their labels, and on request
+    the labels of the training studies, [R, L], NaN where unknown."""
 
     dual: DualEncoder
     label_names: tuple[str, ...]
+    train_labels: Callable[[], Tensor] = lambda: torch.empty(0, 0)
 
     @property
     def embed_dim(self) -> int:
@@ -92,6 +94,11 @@ class Surroundings:
                 fix="use a voxvit or another timm tower",
             )
         return int(trunk.num_features)
+
+
+class NoUnits(ValueError):
+    """The batch has no text of the kinds that an objective compares with. Where batches about one section alternate
+    with whole reports (`data.units.alternate`) that is as it should be, and the term is 0 in this step."""
 
 
 class Objective(nn.Module):
@@ -140,7 +147,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def after_step(self, module: nn.Module) -> None:
-        """Called after every optimiser step (teachers, queues)."""
+        """Called after every optimiser step (teachers, queues), also while the objective rests (its schedule)."""
 
     def released(self) -> dict[str, nn.Module]:
         """Modules of this objective that belong into `heads.safetensors`, by head name (encoders.heads)."""
@@ -163,12 +170,14 @@ def pairing(batch: GlobalBatch, kinds: tuple[str, ...]) -> Pairing:
     A text that several studies share is one unit with several positive images, so identical texts are never negatives.
     A unit of another study of the same patient is neither positive nor negative.
 
+    Studies without a unit of these kinds have no positive; units of others are negatives of theirs.
+
     Raises:
-        ValueError: the batch has no unit of these kinds.
+        NoUnits: the batch has no unit of these kinds.
     """
     text = batch.text.only({UNIT_KINDS.index(kind) for kind in kinds})
     if len(text.units_UD) == 0:
-        raise ValueError(
+        raise NoUnits(
             f"no text unit of kind {', '.join(kinds)} in this batch\n"
             "  why: the objective would train nothing, in silence\n"
             "  fix: switch the unit on in data.units, or change the objective's `units`"

@@ -23,19 +23,21 @@ from encoders.loading import Loaded
 from pretrain import fit
 from pretrain.config import packaged
 
+PHANTOM = {"ct3d.yaml": (3, 56, 64, 80), "merlin.yaml": (1, 160, 224, 224)}  # the quickstart, and systems of others
 REAL = {"ct3d_real.yaml": "shards/ct", "xray2d.yaml": "shards/xray"}
 
 
 def test_every_packaged_recipe_is_tried_here() -> None:
-    assert set(packaged()) == {"ct3d.yaml", *REAL}
+    assert set(packaged()) == {*PHANTOM, *REAL}
 
 
-def test_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit.main(["--config", "ct3d.yaml", "--smoke", "--output.root", str(tmp_path), "--output.run", "run",
+@pytest.mark.parametrize("name", list(PHANTOM))
+def test_a_recipe_on_phantoms(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.main(["--config", name, "--smoke", "--output.root", str(tmp_path), "--output.run", "run",
                      "--data.cache", str(tmp_path / "cache")]) == 0  # fmt: skip
     said = capsys.readouterr().out
     assert "phantom: run" in said
-    _load_as_told(said, encoders_first=True, size=(3, 56, 64, 80))
+    _load_as_told(said, encoders_first=True, size=PHANTOM[name])
 
 
 @pytest.mark.parametrize("name", list(REAL))
