@@ -25,8 +25,9 @@ from pretrain import launch
 from pretrain.centring import bias_of
 from pretrain.config import options_of
 from pretrain.errors import ConfigError
-from pretrain.objectives import find_objective
+from pretrain.objectives import NAMES, find_objective
 from pretrain.objectives.base import Objective
+from pretrain.reports import report_transformer
 from pretrain.schema import Recipe
 from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, ShardSource, TarSource
 from pretrain.schema_objectives import SigmoidOptions
@@ -301,6 +302,8 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
                 fix="use a voxvit, or set it to 0",
             )
         trunk.token_dropout = recipe.model.image.token_dropout
+    if recipe.model.report is not None:
+        dual.report = report_transformer(recipe, dual, tokenizer(recipe).marks())
     if recipe.model.init and with_init:
         _start_from(dual, recipe.model.init)
     return dual
@@ -310,8 +313,10 @@ def _start_from(dual: DualEncoder, folder: str) -> None:
     import encoders
 
     try:
-        released = encoders.load(folder).model
-        dual.clip.load_state_dict(released.clip.state_dict(), strict=True)
+        released = encoders.load(folder)
+        dual.clip.load_state_dict(released.model.clip.state_dict(), strict=True)
+        if dual.report is not None and "report" in released.heads:  # what it was not trained for starts afresh
+            dual.report.load_state_dict(released.heads["report"].state_dict(), strict=False)
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
             f"model.init: the release cannot start this model: {error}",
@@ -333,7 +338,7 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
         except ValueError as error:
             raise ConfigError(
                 f"objectives.{i}.name: {error}",
-                fix="use contrastive, sigmoid, sentence, or package.module:Class of your own",
+                fix=f"use one of {', '.join(NAMES)}, or package.module:Class of your own",
             ) from error
         built.append(cls(options_of(recipe, i, cls.Options)))
     return built

@@ -14,6 +14,7 @@ from typing import Any
 
 from encoders.tag import SIZES, parse_tag
 from pretrain import known_models
+from pretrain.checks_report import check_report
 from pretrain.schema import (
     EvaluateSection,
     ModelSection,
@@ -318,6 +319,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_text,
     check_objectives,
     check_units,
+    check_report,
     check_schedule,
     check_task,
 )

@@ -94,9 +94,13 @@ def _first_pass(
     # Autocast may remember casts of weights made without a graph; the second pass would have no gradient through them.
     torch.clear_autocast_cache()
     return {
-        name: Rows(torch.cat([p.values for p in each]).requires_grad_(), torch.cat([p.owner for p in each]))
-        for name, each in pieces.items()
+        name: Rows(_leaf([p.values for p in each]), torch.cat([p.owner for p in each])) for name, each in pieces.items()
     }
+
+
+def _leaf(pieces: list[Tensor]) -> Tensor:
+    values = torch.cat(pieces)
+    return values.requires_grad_(values.is_floating_point())
 
 
 def _refuse_too_much(pieces: Mapping[str, list[Rows]], part: Part, limit_gib: float) -> None:

@@ -25,6 +25,7 @@ from pretrain.gathering import Scalars, global_batch
 from pretrain.objectives.base import Objective
 from pretrain.optim import freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Rows, split, whole
+from pretrain.reports import keep_read
 from pretrain.schema import Recipe
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -57,6 +58,8 @@ class Pretraining(L.LightningModule):
         self.names = _distinct([section.name for section in recipe.objectives])
         self.weights = [section.weight for section in recipe.objectives]
         reads = {read for objective in objectives for read in objective.reads}
+        if dual.report is not None:
+            keep_read(dual.report, reads)
         dual.clip.logit_scale.requires_grad_("logit_scale" in reads)
         if dual.clip.logit_bias is not None:
             dual.clip.logit_bias.requires_grad_("logit_bias" in reads)
@@ -188,6 +191,9 @@ class Pretraining(L.LightningModule):
             )  # fmt: skip
         torch.manual_seed(seed)
         loss = self.compute(batch)
+        if last and world_size() > 1 and not self.is_sharded:
+            # DDP waits for every parameter, and what a rank's batch lacks (a report, labels) leaves some untouched.
+            loss = loss + sum(p.reshape(-1)[0] * 0.0 for p in self._trained())
         with _no_sync(self.trainer, enabled=not last):
             self.manual_backward(loss / self.recipe.optim.accumulate)
         return loss.detach()

@@ -6,10 +6,16 @@ is a function `(dual, part, fields) -> {field: Rows}`. Known ones:
     image:global   the images as they come: `pooled` [B, D] in the joint space, `trunk` [B, C] before the projection,
                    `tokens` [B, N, C] the image tower's patch tokens
     text:units     the distinct texts: `units` [U, D] in the joint space
+    report:units   the studies' reports through `dual.report`; a study without a sentence has no row: `report` [R, D],
+                   `sentences` [S, D], `words` [W, D] in the joint space, `word_sentences` [W] (number of the
+                   sentence in its report), `states` [T, C] of its tokens, `places` [T] (encoders.report_layout),
+                   `identity` [R, 2] (pretrain.reports), `draws` [R, 2] uniform in [0, 1)
+    report:masked  the same with 15 % of the tokens hidden: `states`, `places`, `targets` [T], the hidden ids or -1
 
 More are an objective's own (`Objective.passes`).
 
-Legend: B studies of this rank's batch, U its distinct units, N patch tokens, C trunk width, D joint width.
+Legend: B studies of this rank's batch, U its distinct units, N patch tokens, C width of a tower, D joint width,
+R reports, S sentences, W words and T tokens of the studies.
 """
 
 from __future__ import annotations
@@ -24,6 +30,9 @@ from torch import Tensor
 
 from data_shards.batch import Batch, TextBatch
 from encoders.dual import DualEncoder
+from encoders.report_transformer import LEVELS
+from pretrain.masking import mask_tokens
+from pretrain.reports import LAYERS, identities, reports_of
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,50 @@ def text_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[st
     return {"units": Rows(dual(None, part.texts).text.units_UD, number)}
 
 
-KNOWN: dict[str, Pass] = {"image:global": image_global, "text:units": text_units}
-FIELDS = {"image:global": ("pooled", "trunk", "tokens"), "text:units": ("units",)}
+def report_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
+    assert dual.report is not None
+    reports, study_R, many = reports_of(dual.report, part.batch, part.studies)
+    states, found = dual.read_reports(reports, fields & set(LEVELS))
+    study_T, kept = study_R[reports.report_T], slice(None if many else 0)  # a lone [CLS] is nobody's
+    owners = {"sentences": study_R[reports.sentence_report_S], "words": study_R[reports.word_report_W]}
+    rows = {level: Rows(values[kept], owners.get(level, study_R)[kept]) for level, values in found.items()}
+    rows["states"] = Rows(_narrow(states)[kept], study_T[kept])
+    rows["places"] = Rows(reports.place_T[kept], study_T[kept])
+    first_R = torch.searchsorted(reports.sentence_report_S, torch.arange(len(study_R), device=study_R.device))
+    rows["word_sentences"] = Rows(reports.word_sentence_W - first_R[reports.word_report_W], owners["words"])
+    if "identity" in fields:
+        rows["identity"] = Rows(identities(part.batch, study_R[kept]), study_R[kept])
+    if "draws" in fields:
+        rows["draws"] = Rows(torch.rand(len(study_R), 2, device=study_R.device)[kept], study_R[kept])
+    return rows
+
+
+def report_masked(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
+    assert dual.report is not None
+    reports, study_R, many = reports_of(dual.report, part.batch, part.studies)
+    ids, targets = mask_tokens(reports, dual.report.special)
+    states, _ = dual.read_reports(reports, (), ids)
+    study_T, kept = study_R[reports.report_T], slice(None if many else 0)
+    values = {"states": _narrow(states), "places": reports.place_T, "targets": targets}
+    return {name: Rows(value[kept], study_T[kept]) for name, value in values.items()}
+
+
+def _narrow(states: Tensor) -> Tensor:
+    """Under autocast in its dtype: half the memory where states are kept and gathered."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+
+
+KNOWN: dict[str, Pass] = {
+    "image:global": image_global, "text:units": text_units,
+    "report:units": report_units, "report:masked": report_masked,
+}  # fmt: skip
+FIELDS: dict[str, tuple[str, ...]] = {
+    "image:global": ("pooled", "trunk", "tokens"),
+    "text:units": ("units",),
+    "report:units": (*LEVELS, "word_sentences", "states", "places", "identity", "draws"),
+    "report:masked": ("states", "places", "targets"),
+}
 
 
 class Encoders:
@@ -137,4 +188,4 @@ class Encoders:
         return found
 
 
-SHARED = frozenset({"labels", "logit_scale", "logit_bias"})  # what an objective may read that no pass makes
+SHARED = frozenset({"labels", "logit_scale", "logit_bias", *LAYERS})  # what an objective may read that no pass makes

@@ -51,6 +51,8 @@ def build_heads(spec: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Ten
     Raises:
         ReleaseError: an unregistered class, options it does not take, or weights that do not fit.
     """
+    import encoders.report_transformer  # noqa: F401  registers ours
+
     heads: dict[str, nn.Module] = {}
     for name, entry in spec.items():
         cls, options = _HEADS.get(str(entry.get("class"))), entry.get("options") or {}

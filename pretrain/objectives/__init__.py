@@ -10,6 +10,9 @@ NAMES = {
     "contrastive": "pretrain.objectives.contrastive:Contrastive",
     "sigmoid": "pretrain.objectives.sigmoid:Sigmoid",
     "sentence": "pretrain.objectives.sentence:Sentence",
+    "report_contrastive": "pretrain.objectives.report_contrastive:ReportContrastive",
+    "matching": "pretrain.objectives.matching:Matching",
+    "masked_language": "pretrain.objectives.masked_language:MaskedLanguage",
 }
 
 
