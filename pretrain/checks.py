@@ -260,7 +260,8 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
-        wanted = objective.options.get("units", known.model_fields["units"].default)
+        usual = known.model_fields.get("units")
+        wanted = objective.options.get("units", usual.default if usual else ())
         for unit in wanted if isinstance(wanted, list | tuple) else ():
             if not have.get(str(unit), True):
                 what = f"{objective.name} compares with {unit} units, which data.units does not make"

@@ -64,7 +64,7 @@ def backward(
         rows = encode(part)
         exchange = parameters if number == len(parts) - 1 else None
         share = sum((p.reshape(-1)[0] * 0.0 for p in exchange or ()), torch.zeros(()))
-        for name in kept.keys() & rows.keys():
+        for name in sorted(kept.keys() & rows.keys()):  # one order of sums in every process
             values, begin = rows[name].values, starts[name]
             starts[name] = begin + len(values)
             gradient = kept[name].values.grad

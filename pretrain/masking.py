@@ -27,7 +27,7 @@ def mask_tokens(reports: Reports, special_V: Tensor) -> tuple[Tensor, Tensor]:
     pieces = (reports.place_T > 0).nonzero()[:, 0]
     report = reports.report_T[pieces]
     # Pieces in random order within their report; the first of each are hidden.
-    order = torch.argsort(report + torch.rand(len(pieces), dtype=torch.float64, device=device))
+    order = torch.argsort(report + torch.rand(len(pieces), dtype=torch.float64, device=device), stable=True)
     starts = torch.searchsorted(report, torch.arange(len(reports.lengths), device=device))
     rank = torch.arange(len(pieces), device=device) - starts[report]
     hidden = pieces[order[rank < masked_counts(reports)[report]]].sort().values

@@ -184,7 +184,8 @@ class Encoders:
         found: dict[str, Rows] = {}
         for name, fields in self.wanted.items():
             given = self.passes[name](dual, part, fields)
-            found |= {f"{name}.{field}": given[field] for field in fields if field in given}
+            # In one order on every rank and in every run: a set of strings has another in each process.
+            found |= {f"{name}.{field}": given[field] for field in sorted(fields) if field in given}
         return found
 
 

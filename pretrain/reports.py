@@ -1,4 +1,4 @@
-"""TriBERT in training: made of a recipe, cut down to what is trained, and given the sentence units of a batch as reports.
+"""TriBERT in training: made of a recipe, cut down to what is trained, and given a batch's sentence units as reports.
 
 Legend: R reports, T tokens.
 """

@@ -4,8 +4,9 @@ eq. 3, with the 1 : 2 ratio and the binary cross-entropy of VELVET-Med (arXiv 25
     L = mean over (image, text, y) of BCE(m(image, text), y)
 
 Each study gives three pairs: its image and its text (y = 1); its image and a hard text, its text and a hard image
-(y = 0), drawn in proportion to exp(cosine / temperature) among the studies that are no relatives: no text in common, no
-patient in common. A study without any is left out altogether: its positive alone would teach to answer yes.
+(y = 0), drawn in proportion to exp(cosine / temperature) among the studies that are no relatives: other text, other
+patient. A study without any is left out altogether: its positive alone would teach to answer yes. The cosines are those
+of `report_contrastive` and have no gradient here: without that objective in the recipe hard negatives are random ones.
 
 What is gathered over ranks: the image tower's patch tokens [B, N, F], and every token of every report [T, C] (in
 autocast's dtype). Each rank sends a share of the pairs through the fusion layers, not all of them: its loss is that
