@@ -126,7 +126,8 @@ class Pretraining(L.LightningModule):
         total = torch.zeros((), device=self.device)
         scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
-            shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred)
+            read = {name: one for name, one in rows.items() if name in self._read}  # the rest need not be gathered
+            shared, self._means = global_batch(read, self._batch, scalars, self.recipe.model.centred)
             for name, weight, objective in self._terms_of("batch"):
                 loss, extra = objective(shared)
                 total = total + weight * loss

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.dense_nce import multi_positive_nce
 from pretrain.objectives.base import GlobalBatch, Objective
-from pretrain.objectives.contrastive import multi_positive_nce
 from pretrain.schema_objectives import MatchingOptions, ReportContrastiveOptions
 
 READS = ("image:global.pooled", "report:units.report", "report:units.identity")
