@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from encoders.attention import Packing
 from encoders.features import ImageFeatures, Level, TextFeatures
+from encoders.report_layout import Reports
+from encoders.report_transformer import ReportTransformer
 from encoders.text import encode_foreign, encode_packed, is_packable, project, without_projection
 
 
@@ -32,7 +34,8 @@ class DualEncoder(nn.Module):
     """Image and text tower with one embedding space.
 
     `clip` is an `open_clip.CustomTextCLIP`; its state dict is exactly the released weights file. Images go through its
-    image tower, texts through its text tower in packed form.
+    image tower, texts through its text tower in packed form. `report`, where there is one, reads whole reports beside
+    them (encoders.report_transformer); it is released as a head.
 
     Args:
         clip: the open_clip model.
@@ -43,6 +46,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.clip: Any = clip
         self.model_cfg = model_cfg
+        self.report: ReportTransformer | None = None
         self.attention_backend = "auto"
         self.pad_id = 0
         self.frozen_statistics = False
@@ -128,6 +132,26 @@ class DualEncoder(nn.Module):
         """Features of a batch's distinct texts (`data_shards.stream.TextBatch`)."""
         units = self.encode_units(text.tokens_T, text.lengths)
         return TextFeatures(units, text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P)
+
+    # What training asks of the report transformer goes through here: FSDP2 gathers weights for the outermost module.
+
+    def read_reports(
+        self, reports: Reports, levels: Collection[str] = (), ids_T: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Every token's state [T, C], and the features of some levels (`ReportTransformer.levels`)."""
+        assert self.report is not None
+        states = self.report.read(reports, ids_T)
+        return states, self.report.levels(states, reports, levels)
+
+    def match_reports(self, *args: Any) -> Tensor:
+        """`ReportTransformer.match`."""
+        assert self.report is not None
+        return self.report.match(*args)
+
+    def predict_masked(self, *args: Any) -> Tensor:
+        """`ReportTransformer.predict_masked`."""
+        assert self.report is not None
+        return self.report.predict_masked(*args)
 
     def forward(
         self,

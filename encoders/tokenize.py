@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from encoders.report_layout import Marks
 
 Tokenize = Callable[[str], list[int]]
 MEMORY = 100_000  # texts whose ids are kept
@@ -40,6 +43,15 @@ class BPE:
 
     def __call__(self, text: str) -> list[int]:
         return list(self._ids(text))
+
+    def marks(self) -> Marks:
+        """Which ids end a word, and which are no text."""
+        self(" ")
+        pieces: dict[int, str] = self._tokenizer.decoder  # type: ignore[attr-defined]
+        ends = np.array([pieces[i].endswith("</w>") for i in range(len(pieces))])
+        special = np.zeros(len(ends), bool)
+        special[[self._tokenizer.sot_token_id, self._tokenizer.eot_token_id]] = True  # type: ignore[attr-defined]
+        return Marks(special, np.zeros_like(special), ends)
 
     def __reduce__(self) -> tuple[type[BPE], tuple[int]]:
         return BPE, (self.context_length,)
@@ -73,6 +85,19 @@ class HFTokenizer:
 
     def __call__(self, text: str) -> list[int]:
         return list(self._ids(text))
+
+    def marks(self) -> Marks:
+        """Which ids begin a word, by the marks of WordPiece ("##" goes on), byte-level BPE and SentencePiece (a blank
+        begins), and which are no text."""
+        tokenizer: Any = self._load()
+        pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
+        if any(piece.startswith("##") for piece in pieces):
+            begins = np.array([not piece.startswith("##") for piece in pieces])
+        else:
+            begins = np.array([piece.startswith(("Ġ", "▁")) for piece in pieces])
+        special = np.zeros(len(pieces), bool)
+        special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True
+        return Marks(special, begins, np.zeros_like(special))
 
     def __reduce__(self) -> tuple[type[HFTokenizer], tuple[str, int, bool]]:
         return HFTokenizer, (self.name, self.context_length, self.wordpunct)

@@ -26,8 +26,9 @@ from pretrain.batch_norm import settle_batch_norm, with_group_norm
 from pretrain.centring import bias_of
 from pretrain.config import options_of
 from pretrain.errors import ConfigError
-from pretrain.objectives import find_objective
+from pretrain.objectives import NAMES, find_objective
 from pretrain.objectives.base import Objective
+from pretrain.reports import report_transformer
 from pretrain.schema import Recipe
 from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, ShardSource, TarSource
 from pretrain.schema_objectives import SigmoidOptions
@@ -317,6 +318,8 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
                 fix="use a voxvit, or set it to 0",
             )
         trunk.token_dropout = recipe.model.image.token_dropout
+    if recipe.model.report is not None:
+        dual.report = report_transformer(recipe, dual, tokenizer(recipe).marks())
     if recipe.model.init and with_init:
         start_from(dual, recipe.model.init)
     if recipe.model.image.inflate and with_init:
@@ -347,7 +350,7 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
         except ValueError as error:
             raise ConfigError(
                 f"objectives.{i}.name: {error}",
-                fix="use a built-in (docs/objectives.md), or package.module:Class of your own",
+                fix=f"use one of {', '.join(NAMES)}, or package.module:Class of your own",
             ) from error
         built.append(cls(options_of(recipe, i, cls.Options)))
     return built

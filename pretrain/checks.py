@@ -14,6 +14,7 @@ from typing import Any
 
 from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
+from pretrain.checks_report import check_report
 from pretrain.checks_start import check_start
 from pretrain.checks_terms import check_alternation, check_labels, check_schedules
 from pretrain.checks_views import check_image_views
@@ -257,10 +258,8 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
-        field = known.model_fields.get("units")
-        if field is None:  # it compares with no text
-            continue
-        wanted = objective.options.get("units", field.default)
+        usual = known.model_fields.get("units")
+        wanted = objective.options.get("units", usual.default if usual else ())
         for unit in wanted if isinstance(wanted, list | tuple) else ():
             if not have.get(str(unit), True):
                 what = f"{objective.name} compares with {unit} units, which data.units does not make"
@@ -348,6 +347,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_alternation,
     check_labels,
     check_schedules,
+    check_report,
     check_schedule,
     check_task,
 )

@@ -243,6 +243,10 @@ def _shrink(data: dict[str, Any]) -> None:
     text = locate(data, ("model", "text"))
     if isinstance(text, dict) and isinstance(text.get("width"), int) and text["width"] > 128:
         text |= {"width": 128, "heads": 2, "layers": 1}
+    report = locate(data, ("model", "report"))
+    if isinstance(report, dict):
+        report |= {"width": 48, "heads": 2, "layers": 1, "feedforward": 96}
+        report["fusion_layers"] = min(1, report.get("fusion_layers", 1))
     image = locate(data, ("model", "image"))
     if isinstance(image, dict) and isinstance(image.get("name"), str):
         image["name"] = _small_tower(image["name"])

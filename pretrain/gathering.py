@@ -77,7 +77,7 @@ def global_batch(
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
     shared = GlobalBatch(
         images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others, here,
-        told_P3,
+        tuple(counts), told_P3,
     )  # fmt: skip
     return shared, means
 

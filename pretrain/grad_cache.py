@@ -64,7 +64,7 @@ def backward(
         rows = encode(part)
         exchange = parameters if number == len(parts) - 1 else None
         share = touch(exchange or ())
-        for name in kept.keys() & rows.keys():
+        for name in sorted(kept.keys() & rows.keys()):  # one order of sums in every process
             values, begin = rows[name].values, starts[name]
             starts[name] = begin + len(values)
             gradient = kept[name].values.grad
@@ -99,11 +99,14 @@ def _first_pass(
     # Autocast may remember casts of weights made without a graph; the second pass would have no gradient through them.
     torch.clear_autocast_cache()
     return {
-        name: Rows(
-            torch.cat([p.values for p in each]).requires_grad_(), torch.cat([p.owner for p in each]), each[0].grid
-        )
+        name: Rows(_leaf([p.values for p in each]), torch.cat([p.owner for p in each]), each[0].grid)
         for name, each in pieces.items()
     }
+
+
+def _leaf(pieces: list[Tensor]) -> Tensor:
+    values = torch.cat(pieces)
+    return values.requires_grad_(values.is_floating_point())
 
 
 def _refuse_too_much(pieces: Mapping[str, list[Rows]], part: Part, limit_gib: float) -> None:

@@ -26,6 +26,7 @@ from pretrain.grad_cache import touch
 from pretrain.objectives.base import NoUnits, Objective
 from pretrain.optim import clipped, freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
+from pretrain.reports import keep_read
 from pretrain.schema import Recipe
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -61,6 +62,8 @@ class Pretraining(L.LightningModule):
         self.names = _distinct([section.name for section in recipe.objectives])
         self.sections = recipe.objectives
         reads = {read for objective in objectives for read in objective.reads}
+        if dual.report is not None:
+            keep_read(dual.report, reads)
         dual.clip.logit_scale.requires_grad_("logit_scale" in reads)
         if dual.clip.logit_bias is not None:
             dual.clip.logit_bias.requires_grad_("logit_bias" in reads)
@@ -234,7 +237,8 @@ class Pretraining(L.LightningModule):
             )  # fmt: skip
         torch.manual_seed(seed)
         loss = self.compute(batch)
-        waited = touch(self._trained() if self.is_resting and last and not self.is_sharded else ())
+        # DDP waits for every parameter; what rests, and what a batch lacks (a report, labels), leave some untouched.
+        waited = touch(self._trained() if last and world_size() > 1 and not self.is_sharded else ())
         with _no_sync(self.trainer, enabled=not last):
             self.manual_backward(loss / self.recipe.optim.accumulate + waited.to(loss.device))
         return loss.detach()

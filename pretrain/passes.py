@@ -7,10 +7,16 @@ is a function `(dual, part, fields) -> {field: Rows}`. Known ones:
                    `tokens` [B, N, C] the image tower's patch tokens, `level0` to `level3` [B, N, C] its maps, finest
                    first: strides 4, 8, 16 and 32 of a `swin3d`; other towers have one, their tokens
     text:units     the distinct texts: `units` [U, D] in the joint space
+    report:units   the studies' reports through `dual.report`; a study without a sentence has no row: `report` [R, D],
+                   `sentences` [S, D], `words` [W, D] in the joint space, `word_sentences` [W] (number of the
+                   sentence in its report), `states` [T, C] of its tokens, `places` [T] (encoders.report_layout),
+                   `identity` [R, 2] (pretrain.reports), `draws` [R, 2] uniform in [0, 1)
+    report:masked  the same with 15 % of the tokens hidden: `states`, `places`, `targets` [T], the hidden ids or -1
 
 More are an objective's own (`Objective.passes`).
 
-Legend: B studies of this rank's batch, U its distinct units, N patch tokens, C trunk width, D joint width.
+Legend: B studies of this rank's batch, U its distinct units, N patch tokens, C width of a tower, D joint width,
+R reports, S sentences, W words and T tokens of the studies.
 """
 
 from __future__ import annotations
@@ -26,6 +32,9 @@ from torch import Tensor
 
 from data_shards.batch import Batch, TextBatch
 from encoders.dual import DualEncoder
+from encoders.report_transformer import LEVELS as REPORT_LEVELS
+from pretrain.masking import mask_tokens
+from pretrain.reports import LAYERS, identities, reports_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Part:
         )  # fmt: skip
 
 
+LEVELS = ("level0", "level1", "level2", "level3")  # maps of an image tower, from fine to coarse
 Pass = Callable[[DualEncoder, Part, frozenset[str]], Mapping[str, Rows]]
 
 
@@ -122,9 +132,50 @@ def _nobodys(part: Part, pad_id: int) -> TextBatch:
     return TextBatch(token, bounds, [1], kind, identity, identity, none, none)
 
 
-KNOWN: dict[str, Pass] = {"image:global": image_global, "text:units": text_units}
-LEVELS = ("level0", "level1", "level2", "level3")
-FIELDS = {"image:global": ("pooled", "trunk", "tokens", *LEVELS), "text:units": ("units",)}
+def report_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
+    assert dual.report is not None
+    reports, study_R, many = reports_of(dual.report, part.batch, part.studies)
+    states, found = dual.read_reports(reports, fields & set(REPORT_LEVELS))
+    study_T, kept = study_R[reports.report_T], slice(None if many else 0)  # a lone [CLS] is nobody's
+    owners = {"sentences": study_R[reports.sentence_report_S], "words": study_R[reports.word_report_W]}
+    rows = {level: Rows(values[kept], owners.get(level, study_R)[kept]) for level, values in found.items()}
+    rows["states"] = Rows(_narrow(states)[kept], study_T[kept])
+    rows["places"] = Rows(reports.place_T[kept], study_T[kept])
+    first_R = torch.searchsorted(reports.sentence_report_S, torch.arange(len(study_R), device=study_R.device))
+    rows["word_sentences"] = Rows(reports.word_sentence_W - first_R[reports.word_report_W], owners["words"])
+    if "identity" in fields:
+        rows["identity"] = Rows(identities(part.batch, study_R[kept]), study_R[kept])
+    if "draws" in fields:
+        rows["draws"] = Rows(torch.rand(len(study_R), 2, device=study_R.device)[kept], study_R[kept])
+    return rows
+
+
+def report_masked(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
+    assert dual.report is not None
+    reports, study_R, many = reports_of(dual.report, part.batch, part.studies)
+    ids, targets = mask_tokens(reports, dual.report.special)
+    states, _ = dual.read_reports(reports, (), ids)
+    study_T, kept = study_R[reports.report_T], slice(None if many else 0)
+    values = {"states": _narrow(states), "places": reports.place_T, "targets": targets}
+    return {name: Rows(value[kept], study_T[kept]) for name, value in values.items()}
+
+
+def _narrow(states: Tensor) -> Tensor:
+    """Under autocast in its dtype: half the memory where states are kept and gathered."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+
+
+KNOWN: dict[str, Pass] = {
+    "image:global": image_global, "text:units": text_units,
+    "report:units": report_units, "report:masked": report_masked,
+}  # fmt: skip
+FIELDS: dict[str, tuple[str, ...]] = {
+    "image:global": ("pooled", "trunk", "tokens", *LEVELS),
+    "text:units": ("units",),
+    "report:units": (*REPORT_LEVELS, "word_sentences", "states", "places", "identity", "draws"),
+    "report:masked": ("states", "places", "targets"),
+}
 
 
 class Encoders:
@@ -157,7 +208,8 @@ class Encoders:
         found: dict[str, Rows] = {}
         for name, fields in (self.wanted if reads is None else _by_pass(reads)).items():
             given = self.passes[name](dual, part, fields)
-            found |= {f"{name}.{field}": given[field] for field in fields if field in given}
+            # In one order on every rank and in every run: a set of strings has another in each process.
+            found |= {f"{name}.{field}": given[field] for field in sorted(fields) if field in given}
         return found
 
 
@@ -169,4 +221,4 @@ def _by_pass(reads: Iterable[str]) -> dict[str, frozenset[str]]:
     return wanted
 
 
-SHARED = frozenset({"labels", "logit_scale", "logit_bias"})  # what an objective may read that no pass makes
+SHARED = frozenset({"labels", "logit_scale", "logit_bias", *LAYERS})  # what an objective may read that no pass makes

@@ -26,7 +26,7 @@ class ImageTower(Section):
 
     name: str = Field(
         min_length=1,
-        description="voxvit_SIZE.TAG, i3d_resnetN.TAG, swin3d_SIZE.TAG for volumes; a timm or open_clip name for images",
+        description="voxvit_*, i3d_* or swin3d_* with a tag, for volumes; a timm or open_clip name, for images",
     )
     token_dropout: Fraction = Field(0.0, lt=1.0, description="fraction of patch tokens dropped in training")
     grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
@@ -62,11 +62,27 @@ class TextTower(Section):
     )
 
 
+class ReportSection(Section):
+    """A report transformer (TriBERT) beside the dual encoder. The defaults are for two cores; VELVET-Med has 768, 6,
+    12, 6, 3072."""
+
+    width: int = Field(192, gt=0, description="model width")
+    heads: int = Field(4, gt=0, description="attention heads; must divide width")
+    layers: int = Field(4, gt=0, description="layers that read the report")
+    fusion_layers: int = Field(2, ge=0, description="layers after them that look at the image; 0 for none")
+    feedforward: int = Field(768, gt=0, description="width of the feed-forward layers")
+    max_sentences: int = Field(50, gt=0, description="sentences read of a report; further ones are left out")
+    max_tokens: int = Field(512, ge=3, description="tokens read of a report, its own and one a sentence included")
+    dropout: Fraction = Field(0.1, lt=1.0, description="dropout after attention and feed-forward")
+    grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
+
+
 class ModelSection(Section):
     """The dual encoder."""
 
     image: ImageTower = Field(description="image tower")
     text: TextTower = Field(TextTower(), description="text tower")
+    report: ReportSection | None = Field(None, description="transformer that reads whole reports; null for none")
     embed_dim: int = Field(256, gt=0, description="dimension of the joint space")
     init_logit_scale: float = Field(
         math.log(1 / 0.07), ge=0.0, le=math.log(100.0), description="ln of the inverse temperature at the start"

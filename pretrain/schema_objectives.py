@@ -80,6 +80,29 @@ class LabelsOptions(Section):
     )
 
 
+class ReportContrastiveOptions(Section):
+    """InfoNCE between images and whole reports as the report transformer reads them (VELVET-Med's L_report)."""
+
+    label_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="smoothing of the targets")
+    init_temperature: float = Field(0.07, gt=0.01, description="temperature at the start; learnt")
+    gather: bool = Field(True, description="negatives of all ranks; false: of the study's own rank, as published")
+    exclude_related: bool = Field(True, description="one text or one patient is no negative; false: as published")
+
+
+class MatchingOptions(Section):
+    """Does the text belong to the image? Each with its own partner, a hard text and a hard image."""
+
+    temperature: float = Field(0.07, gt=0.0, description="of the similarities that hard negatives are drawn by")
+    gather: bool = Field(True, description="negatives of all ranks; false: of the study's own rank, as published")
+    exclude_related: bool = Field(True, description="one text or one patient is no negative; false: as published")
+
+
+class MaskedLanguageOptions(Section):
+    """15 % of a report's tokens are hidden and predicted."""
+
+    condition: Literal["text", "image"] = Field("text", description="of the rest of the report, or of the image too")
+
+
 OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "contrastive": ContrastiveOptions,
     "sigmoid": SigmoidOptions,
@@ -89,4 +112,7 @@ OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "rotation": RotationOptions,
     "inpainting": InpaintingOptions,
     "labels": LabelsOptions,
+    "report_contrastive": ReportContrastiveOptions,
+    "matching": MatchingOptions,
+    "masked_language": MaskedLanguageOptions,
 }

@@ -15,6 +15,9 @@ NAMES = {
     "rotation": "pretrain.objectives.rotation:Rotation",
     "inpainting": "pretrain.objectives.inpainting:Inpainting",
     "labels": "pretrain.objectives.labels:Labels",
+    "report_contrastive": "pretrain.objectives.report_contrastive:ReportContrastive",
+    "matching": "pretrain.objectives.matching:Matching",
+    "masked_language": "pretrain.objectives.masked_language:MaskedLanguage",
 }
 
 

@@ -27,10 +27,11 @@ class GlobalBatch:
 
     `image_BD` and `units_UD` are of unit length and fp32; fields that no objective reads are None or not in `rows`.
     `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `logit_scale` is ln of the inverse
-    temperature; `rows` has every other field by its name, owners numbered over ranks. `local` has the rows of this rank
-    alone, of fields that some objective wants to stay there; owners are numbered over ranks as well, and what they
-    contribute to a loss is to be multiplied by the number of ranks, of which DDP takes the mean. Where no objective
-    reads texts, `told_P3` still says which studies have which: study, hash and kind of every text.
+    temperature; `rows` has every other field by its name, owners numbered over ranks; `counts` are the studies of each
+    rank. `local` has the rows of this rank alone, of fields that some objective wants to stay there; owners are
+    numbered over ranks as well, and what they contribute to a loss is to be multiplied by the number of ranks, of which
+    DDP takes the mean. Where no objective reads texts, `told_P3` still says which studies have which: study, hash and
+    kind of every text.
     """
 
     image_BD: Tensor | None
@@ -42,7 +43,14 @@ class GlobalBatch:
     label_names: tuple[str, ...]
     rows: Mapping[str, Rows]
     local: Mapping[str, Rows]
+    counts: tuple[int, ...] = ()
     told_P3: Tensor | None = None
+
+    @property
+    def rank_B(self) -> Tensor:
+        """The rank that each study came from."""
+        counts = torch.tensor(self.counts or (len(self.patient_B),), device=self.patient_B.device)
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
     @property
     def images_BD(self) -> Tensor:
@@ -106,7 +114,8 @@ class Objective(nn.Module):
 
     Attributes:
         reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `logit_scale`,
-            `logit_bias` those it takes.
+            `logit_bias` and the layers of `dual.report` (`report_fusion`, `report_matching`, `report_vocabulary`) those
+            it takes. Where it depends on the options, a property of that name.
         local: of these, fields that stay on their rank (tokens are large): `GlobalBatch.local` has this rank's rows.
         coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
             computed part by part: `terms` and `each`.
