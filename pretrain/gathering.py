@@ -76,8 +76,8 @@ def global_batch(
     here = {name: Rows(one.values, one.owner + first) for name, one in rows.items() if name in local}
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
     shared = GlobalBatch(
-        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others, here,
-        tuple(counts), told_P3,
+        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others,
+        local=here, counts=tuple(counts), told_P3=told_P3,
     )  # fmt: skip
     return shared, means
 

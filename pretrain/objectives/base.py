@@ -6,7 +6,7 @@ Legend: B studies of the global batch, U its distinct text units, D embedding wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,7 +42,7 @@ class GlobalBatch:
     labels_BL: Tensor
     label_names: tuple[str, ...]
     rows: Mapping[str, Rows]
-    local: Mapping[str, Rows]
+    local: Mapping[str, Rows] = field(default_factory=dict)
     counts: tuple[int, ...] = ()
     told_P3: Tensor | None = None
 

@@ -31,7 +31,7 @@ def batch(pairs: list[tuple[int, int]], kinds: list[int], patients: list[int], b
     samples, texts = (torch.tensor([p[i] for p in pairs]) for i in (0, 1))
     text = TextFeatures(units, torch.tensor(kinds, dtype=torch.int8), torch.arange(len(kinds)), samples, texts)
     return GlobalBatch(
-        images, text, torch.tensor(patients), torch.tensor(2.0), bias, torch.zeros(len(images), 0), (), {}, {}
+        images, text, torch.tensor(patients), torch.tensor(2.0), bias, torch.zeros(len(images), 0), (), {}
     )
 
 

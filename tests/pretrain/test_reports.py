@@ -185,7 +185,7 @@ def global_batch(identity: list[tuple[int, int]], patient: list[int], counts: tu
     reports = torch.randn(n, 8).requires_grad_()
     owner = torch.arange(n)
     rows = {"report:units.report": Rows(reports, owner), "report:units.identity": Rows(torch.tensor(identity), owner)}
-    return GlobalBatch(images, None, torch.tensor(patient), one, None, torch.zeros(n, 0), (), rows, counts)
+    return GlobalBatch(images, None, torch.tensor(patient), one, None, torch.zeros(n, 0), (), rows, counts=counts)
 
 
 def spelt_out(b: GlobalBatch, related: Any, same: Any, scale: float, smoothing: float) -> float:

@@ -105,7 +105,7 @@ def of_views(views: Tensor, patients: list[int], reports: list[int], read_texts:
         told = torch.stack([samples, units + 100, kind[units].long()], 1)
     rows = {"image:views.trunk": Rows(views, torch.arange(studies).repeat(2))}
     one = torch.tensor(1.0)
-    return GlobalBatch(None, text, torch.tensor(patients), one, None, torch.zeros(studies, 0), (), rows, told)
+    return GlobalBatch(None, text, torch.tensor(patients), one, None, torch.zeros(studies, 0), (), rows, told_P3=told)
 
 
 def nt_xent(z: list[list[float]], patients: list[int], reports: list[int], temperature: float) -> float:
