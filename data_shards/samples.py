@@ -70,9 +70,7 @@ class Samples:
             tuple(skipped.values()),
         )
 
-    def _whole(
-        self, draw: Draw, out: np.ndarray, section: str | None
-    ) -> tuple[int, list[Unit], dict[int, Skipped]]:
+    def _whole(self, draw: Draw, out: np.ndarray, section: str | None) -> tuple[int, list[Unit], dict[int, Skipped]]:
         """The drawn sample, or where it is damaged the first undamaged one of a sequence that depends on nothing but
         (seed, epoch, row): (row, units, damaged rows met on the way)."""
         row, lost, spare = draw.row, dict[int, Skipped](), None

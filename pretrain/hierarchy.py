@@ -53,11 +53,15 @@ def read_hierarchy(path: str | Path) -> Hierarchy:
             child, parent = (next((names[n] for n in known if n in names), None) for known in (CHILD, PARENT))
             if child is None or parent is None:
                 raise ConfigError(
-                    f"'{path}' has the columns {', '.join(names) or '(none)'}", why="no code's parent is in it", fix=_COLUMNS
+                    f"'{path}' has the columns {', '.join(names) or '(none)'}",
+                    why="no code's parent is in it",
+                    fix=_COLUMNS,
                 )
             parents = _read(rows, child, parent, str(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"'{path}' cannot be read ({type(error).__name__})", fix=f"check its path; {_COLUMNS}") from None
+        raise ConfigError(
+            f"'{path}' cannot be read ({type(error).__name__})", fix=f"check its path; {_COLUMNS}"
+        ) from None
     if not any(parents.values()):
         raise ConfigError(f"'{path}' names no parent", why="nothing would be propagated, in silence", fix=_COLUMNS)
     _refuse_cycle(parents, str(path))

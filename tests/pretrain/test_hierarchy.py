@@ -28,7 +28,11 @@ def test_several_parents_in_rows_or_in_a_cell(tmp_path: Path, text: str) -> None
     found = read_hierarchy(write(tmp_path, text))
     assert found.above("250.21") == {"250.2", "250", "kidney"}
     assert found.above("250") == set() == found.above("never heard of")
-    assert found.below(["250.2", "x", "250.21"]) == {"250": ["250.2", "250.21"], "250.2": ["250.21"], "kidney": ["250.21"]}
+    assert found.below(["250.2", "x", "250.21"]) == {
+        "250": ["250.2", "250.21"],
+        "250.2": ["250.21"],
+        "kidney": ["250.21"],
+    }
 
 
 def test_two_ways_to_one_code_are_one(tmp_path: Path) -> None:

@@ -29,9 +29,7 @@ from tests.pretrain.test_grad_cache import batch
 NAN = float("nan")
 TREE = "child,parent\na,ab\nb,ab;root\nab,root\nc,other\n"
 # Training studies: a is present in 2 of 6 known, b in 1 of 4, c in none of 3.
-TRAIN = torch.tensor(
-    [[1, 0, 0], [1, NAN, 0], [0, 1, 0], [0, 0, NAN], [0, 0, NAN], [0, NAN, NAN]], dtype=torch.float32
-)
+TRAIN = torch.tensor([[1, 0, 0], [1, NAN, 0], [0, 1, 0], [0, 0, NAN], [0, 0, NAN], [0, NAN, NAN]], dtype=torch.float32)
 
 
 @pytest.fixture
