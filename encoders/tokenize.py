@@ -58,8 +58,7 @@ class BPE:
 
 
 class HFTokenizer:
-    """A Hugging Face tokenizer from a local folder or by name (extra `hf`), with `wordpunct` as Merlin writes texts (see
-    `hf_tokenizer`)."""
+    """A Hugging Face tokenizer from a local folder or by name (extra `hf`); `wordpunct`: see `hf_tokenizer`."""
 
     def __init__(self, name: str, context_length: int, wordpunct: bool = False) -> None:
         self.name, self.context_length, self.wordpunct = name, context_length, wordpunct
@@ -119,6 +118,7 @@ def hf_tokenizer(name: str, wordpunct: bool = False) -> Any:
     if not wordpunct:
         return tokenizer
     from tokenizers import Regex, normalizers
+    from transformers import PreTrainedTokenizerFast
 
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"the tokenizer of '{name}' is not a fast one, so it cannot set words and punctuation apart")
@@ -126,7 +126,9 @@ def hf_tokenizer(name: str, wordpunct: bool = False) -> Any:
     apart = normalizers.Replace(Regex(r"(?<=\w)(?=[^\w\s])|(?<=[^\w\s])(?=\w)"), " ")
     own = [backend.normalizer] if backend.normalizer is not None else []
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), apart, *own])
-    return tokenizer
+    # The generic class reads all of tokenizer.json; a model's own may make its parts anew, and lose the normaliser.
+    limits = {"model_max_length": tokenizer.model_max_length, "padding_side": tokenizer.padding_side}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **limits, **tokenizer.special_tokens_map)
 
 
 def pack(texts: Sequence[str], tokenize: Tokenize) -> tuple[Tensor, tuple[int, ...]]:

@@ -101,8 +101,8 @@ class Labels(Objective):
         if not enough.all() and rank() == 0:
             few = int((~enough).sum())
             print(
-                f"labels: {few} of {len(names)} are present in fewer than {self.options.min_positives} training studies "
-                "(min_positives) and are left out",
+                f"labels: {few} of {len(names)} are present in fewer than {self.options.min_positives} training "
+                "studies (min_positives) and are left out",
                 file=sys.stderr,
             )
         kept = [name for name, one in zip(names, enough.tolist(), strict=True) if one]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,14 @@ def tokenize(text: str) -> list[int]:
 def texts_of(batch: Batch) -> list[str]:
     letters = "".join(chr(c) for c in batch.texts.tokens_T.tolist())
     bounds = batch.texts.cu_seqlens_U1.tolist()
-    return [letters[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [letters[a:b] for a, b in pairwise(bounds)]
 
 
 def stream(shards: ShardSet, **changes: Any) -> Stream:
     settings: dict[str, Any] = {
         "shards": shards, "rows": shards.rows("train"), "geometry": Geometry(spacing_mm=(3.0, 2.0, 2.0)),
-        "view": View("centre", (4, 4, 4)), "tokenize": tokenize, "units": POLICY, "batch_size": 8, "seed": 3, "steps": 40,
+        "view": View("centre", (4, 4, 4)), "tokenize": tokenize, "units": POLICY, "batch_size": 8,
+        "seed": 3, "steps": 40,
     }  # fmt: skip
     return Stream(**{**settings, **changes})
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import encoders
 from data_shards import build
 from data_shards.shard_set import ShardSet
 from encoders.loading import Loaded
@@ -31,7 +32,9 @@ def test_every_packaged_recipe_is_tried_here() -> None:
     assert set(packaged()) == {*PHANTOM, *REAL}
 
 
-@pytest.mark.parametrize("name", list(PHANTOM))
+@pytest.mark.parametrize(
+    "name", ["ct3d.yaml", *(pytest.param(name, marks=pytest.mark.full) for name in PHANTOM if name != "ct3d.yaml")]
+)
 def test_a_recipe_on_phantoms(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit.main(["--config", name, "--smoke", "--output.root", str(tmp_path), "--output.run", "run",
                      "--data.cache", str(tmp_path / "cache")]) == 0  # fmt: skip
@@ -133,3 +136,22 @@ def _made_up_films(folder: Path) -> None:
         for i in range(10):
             Image.fromarray(rng.integers(0, 255, (90, 80), np.uint8)).save(folder / f"{i}.png")
             writer.writerow([f"s{i}", f"{i}.png", f"p{i}", f"Film {i}. The heart is normal."])
+
+
+def test_merlin_at_small_size(tmp_path: Path) -> None:
+    """Both terms in both kinds of batch, and the head of labels in the release."""
+    size = "[32, 48, 48]"
+    words = ["--config", "merlin.yaml", "--smoke", "--output.root", str(tmp_path), "--output.run", "run"]
+    words += ["--data.cache", str(tmp_path / "cache"), "--evaluate.task", "null", "--train.batch_size", "4"]
+    words += ["--data.geometry.spacing_mm", "[12, 9, 9]", "--data.train_view.size", size, "--data.eval_view.size", size]
+    words += ["--model.image.name", "voxvit_tiny.p-16x16x16_i-32x48x48_c-1_l-1", "--model.image.image_size", "48"]
+    assert fit.main(words) == 0
+    rows = [row.split(",") for row in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]]
+    assert {(step, name) for step, name, _ in rows if name.startswith("loss/")} == {
+        (step, f"loss/{name}") for step in ("1", "2") for name in ("contrastive", "labels")
+    }
+    release = encoders.load(str(tmp_path / "run" / "release"))
+    assert "nodule_left" in release.heads["labels"].labels
+    with torch.no_grad():
+        trunk = release.model.encode_image(torch.zeros(1, 1, 32, 48, 48), trunk=True).trunk_SC
+        assert release.heads["labels"](trunk).shape == (1, len(release.heads["labels"].labels))

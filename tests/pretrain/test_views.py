@@ -235,7 +235,8 @@ def test_in_parts_as_in_one_graph(tiny: Any, chunk: int) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_alone_reaches_the_tower(tiny: Any, name: str) -> None:
     module = module_of(tiny, ["model.image.token_dropout=0.0", f'objectives=[{{"name": "{name}"}}]'])
-    module.weights[1] = 0.0  # that of the objective which `module_of` adds
+    own, added = module.sections
+    module.sections = (own, added.model_copy(update={"weight": 0.0}))  # that which `module_of` adds
     module.zero_grad()
     module.compute(batch(3)).backward()
     reached = {n for n, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}

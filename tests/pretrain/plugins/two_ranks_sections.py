@@ -1,5 +1,5 @@
-"""One of two gloo ranks, or both in one: `python two_ranks_sections.py RECIPE FOLDER [RANK]`. Batches about one section,
-of which rank 0 has no text, nobody has any, or only rank 1's; losses and gradients go to FOLDER/RANK.pt."""
+"""One of two gloo ranks, or both in one: `python two_ranks_sections.py RECIPE FOLDER [RANK]`. Batches about one
+section, where rank 0 has no text, nobody has any, or both do; losses and gradients go to FOLDER/RANK.pt."""
 
 from __future__ import annotations
 
