@@ -9,7 +9,6 @@ matrix library are there. Values and gradients are compared as well.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
@@ -17,27 +16,9 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import clear_peak, machine, peak_rise
 
 SCALE = 14.3  # exp of open_clip's initial logit scale
-
-
-def peak_rise(before: int) -> int:
-    """Bytes of the largest resident set since `clear_peak`, over `before`."""
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
-
-
-def clear_peak() -> int:
-    """Give freed memory back to the system, start measuring the peak; resident bytes now."""
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")
-    return resident("VmRSS")
 
 
 def loss_of(way: str, images_BD: Any, texts_BD: Any, scale: Any) -> Any:

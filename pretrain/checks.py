@@ -259,6 +259,8 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
+        if objective.options.get("text", "units") != "units":  # it reads reports
+            continue
         wanted = objective.options.get("units", known.model_fields["units"].default)
         for unit in wanted if isinstance(wanted, list | tuple) else ():
             if not have.get(str(unit), True):

@@ -61,7 +61,8 @@ def global_batch(
     }
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
     shared = GlobalBatch(
-        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others
+        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others,
+        tuple(counts),
     )  # fmt: skip
     return shared, means
 

@@ -7,6 +7,8 @@ classes only, never an import path: a release must not be able to choose which c
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -51,6 +53,8 @@ def build_heads(spec: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Ten
     Raises:
         ReleaseError: an unregistered class, options it does not take, or weights that do not fit.
     """
+    for module in pkgutil.iter_modules(__path__):  # every head of this package is known, whoever was imported before
+        importlib.import_module(f"{__name__}.{module.name}")
     heads: dict[str, nn.Module] = {}
     for name, entry in spec.items():
         cls, options = _HEADS.get(str(entry.get("class"))), entry.get("options") or {}

@@ -10,6 +10,7 @@ NAMES = {
     "contrastive": "pretrain.objectives.contrastive:Contrastive",
     "sigmoid": "pretrain.objectives.sigmoid:Sigmoid",
     "sentence": "pretrain.objectives.sentence:Sentence",
+    "hierarchical": "pretrain.objectives.hierarchical:Hierarchical",
 }
 
 

@@ -27,7 +27,8 @@ class GlobalBatch:
 
     `image_BD` and `units_UD` are of unit length and fp32; fields that no objective reads are None or not in `rows`.
     `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `logit_scale` is ln of the inverse
-    temperature; `rows` has every other field by its name, owners numbered over ranks.
+    temperature; `rows` has every other field by its name, owners numbered over ranks; `counts` are the studies of each
+    rank.
     """
 
     image_BD: Tensor | None
@@ -38,6 +39,13 @@ class GlobalBatch:
     labels_BL: Tensor
     label_names: tuple[str, ...]
     rows: Mapping[str, Rows]
+    counts: tuple[int, ...] = ()
+
+    @property
+    def rank_B(self) -> Tensor:
+        """The rank that each study came from."""
+        counts = torch.tensor(self.counts or (len(self.patient_B),), device=self.patient_B.device)
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
     @property
     def images_BD(self) -> Tensor:
@@ -69,7 +77,7 @@ class Objective(nn.Module):
 
     Attributes:
         reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `logit_scale`,
-            `logit_bias` those it takes.
+            `logit_bias` those it takes. Where it depends on the options, a property of that name.
         coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
             computed part by part: `terms` and `each`.
         Options: pydantic class of its own recipe keys.

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from encoders.features import TextFeatures
 from pretrain import tiled_loss
-from pretrain.objectives.base import GlobalBatch, Objective, Pairing
-from pretrain.objectives.contrastive import Contrastive
+from pretrain.objectives.base import GlobalBatch, Objective, pairs_of
+from pretrain.objectives.contrastive import Contrastive, multi_positive_nce
 from pretrain.objectives.sentence import Sentence
 from pretrain.objectives.sigmoid import Sigmoid
 from pretrain.pairs import Pairs
 from pretrain.schema_objectives import ContrastiveOptions, SentenceOptions, SigmoidOptions
-from tests.pretrain.dense_losses import multi_positive_nce, pairwise_sigmoid
 
 # Name -> (study, unit) pairs, patients, units
 CASES: dict[str, tuple[list[tuple[int, int]], list[int], int]] = {
@@ -96,7 +95,8 @@ def test_pairwise_sigmoid_by_tiles(case: str, tile: int) -> None:
         return tiled_loss.pairwise_sigmoid(rows, columns, scale.exp(), bias, pairs, tile)
 
     def theirs(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        return pairwise_sigmoid(scale.exp() * rows @ columns.T + bias, Pairing(columns, *pairs.dense()))
+        logits, (positive, negative) = scale.exp() * rows @ columns.T + bias, pairs.dense()
+        return (F.softplus(torch.where(positive, -logits, logits)) * (positive | negative)).sum() / len(rows)
 
     compare(ours, theirs, (rows, columns, *torch.tensor([2.0, -3.0], dtype=rows.dtype)), 1e-8)
 
@@ -155,7 +155,9 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_batch(name: str, monk
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss, _ = OBJECTIVES[name]()(batch)
-        kept[studies] = sum(storage.nbytes() for storage in storages.values())
+        pairs = pairs_of(batch, ("report",))[1].in_tiles(256)
+        lists = sum(x.nbytes for x in vars(pairs).values() if isinstance(x, Tensor))
+        kept[studies] = sum(storage.nbytes() for storage in storages.values()) + lists
         assert kept[studies] >= 2 * studies * 32 * 4, "the features at least"
         loss.backward()
         assert batch.images_BD.grad is not None and batch.images_BD.grad.abs().max() > 0

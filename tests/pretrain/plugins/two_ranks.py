@@ -16,7 +16,7 @@ from pretrain import build, tiled_loss
 from pretrain.config import load_recipe
 from pretrain.gathering import Scalars, global_batch
 from pretrain.module import Pretraining
-from pretrain.objectives.base import UNIT_KINDS
+from pretrain.objectives.base import UNIT_KINDS, Surroundings
 from pretrain.passes import whole
 
 # Per study: patient, texts. Rank 0 has the first two studies and three distinct texts, rank 1 the others and five; one
@@ -33,6 +33,7 @@ UNITS = {"0": 3, "1": 5, "one": 7}  # one sentence is on both ranks
 OBJECTIVES = (
     '[{"name": "sentence"}, {"name": "contrastive", "label_smoothing": 0.1}]',
     '[{"name": "sigmoid", "units": ["report", "sentence"]}]',
+    '[{"name": "hierarchical", "width": 8}]',
 )
 
 
@@ -56,7 +57,10 @@ def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
             words = [f"objectives={objectives}", f"model.centred={centred}", "model.image.token_dropout=0.0"]
             recipe = load_recipe(recipe_file, words)
             torch.manual_seed(0)
-            module = Pretraining(recipe, build.build_model(recipe), build.build_objectives(recipe)).train()
+            dual, terms = build.build_model(recipe), build.build_objectives(recipe)
+            for term in terms:
+                term.attach(Surroundings(dual, ()))
+            module = Pretraining(recipe, dual, terms).train()
             mine = batch(PARTS[rank])
             assert len(mine.texts.lengths) == UNITS[rank]
             loss = module.compute(mine)
