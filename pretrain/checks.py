@@ -258,6 +258,8 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
+        if objective.options.get("text", "units") != "units":  # it reads reports
+            continue
         usual = known.model_fields.get("units")
         wanted = objective.options.get("units", usual.default if usual else ())
         for unit in wanted if isinstance(wanted, list | tuple) else ():

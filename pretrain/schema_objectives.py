@@ -89,6 +89,22 @@ class ReportContrastiveOptions(Section):
     exclude_related: bool = Field(True, description="one text or one patient is no negative; false: as published")
 
 
+class HierarchicalOptions(Section):
+    """Sentences or words against places of the image (GLoRIA, VELVET-Med's L_local)."""
+
+    text: Literal["units", "sentences", "words"] = Field(
+        "units", description="the dual encoder's units, or sentences or words as model.report reads them"
+    )
+    units: tuple[Unit, ...] = Field(("sentence",), min_length=1, description="with text: units, kinds of text")
+    level: int | None = Field(None, ge=0, le=3, description="map of the image tower, 0 the finest; null for its tokens")
+    width: int = Field(512, gt=0, description="of the space that places and texts are compared in")
+    attention_temperature: float = Field(4.0, gt=0.0, le=40.0, description="of the attention over places")
+    pooling_temperature: float = Field(5.0, gt=0.0, le=40.0, description="of the sum over a text's units")
+    temperature: float = Field(10.0, gt=0.0, description="of the cross-entropy over the batch")
+    gather: bool = Field(True, description="negatives of all ranks; false: of the study's own rank, as published")
+    exclude_related: bool = Field(True, description="one text or one patient is no negative; false: as published")
+
+
 class MatchingOptions(Section):
     """Does the text belong to the image? Each with its own partner, a hard text and a hard image."""
 
@@ -115,4 +131,5 @@ OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "report_contrastive": ReportContrastiveOptions,
     "matching": MatchingOptions,
     "masked_language": MaskedLanguageOptions,
+    "hierarchical": HierarchicalOptions,
 }

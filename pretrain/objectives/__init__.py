@@ -18,6 +18,7 @@ NAMES = {
     "report_contrastive": "pretrain.objectives.report_contrastive:ReportContrastive",
     "matching": "pretrain.objectives.matching:Matching",
     "masked_language": "pretrain.objectives.masked_language:MaskedLanguage",
+    "hierarchical": "pretrain.objectives.hierarchical:Hierarchical",
 }
 
 

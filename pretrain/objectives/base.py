@@ -16,6 +16,7 @@ from data_shards.batch import Batch, related
 from encoders.dual import DualEncoder
 from encoders.features import TextFeatures
 from pretrain.errors import ConfigError
+from pretrain.pairs import Pairs
 from pretrain.passes import Part, Pass, Rows
 
 UNIT_KINDS = ("report", "section", "sentence", "caption")
@@ -163,18 +164,8 @@ class Objective(nn.Module):
         return {}
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Which image goes with which unit: `positive_BU`, `negative_BU` (bool). What is neither is left out of every
-    sum."""
-
-    units_UD: Tensor
-    positive_BU: Tensor
-    negative_BU: Tensor
-
-
-def pairing(batch: GlobalBatch, kinds: tuple[str, ...]) -> Pairing:
-    """Pair images with the units of some kinds.
+def pairs_of(batch: GlobalBatch, kinds: tuple[str, ...]) -> tuple[Tensor, Pairs]:
+    """Units of some kinds [U, D], and which image goes with which.
 
     A text that several studies share is one unit with several positive images, so identical texts are never negatives.
     A unit of another study of the same patient is neither positive nor negative.
@@ -191,9 +182,20 @@ def pairing(batch: GlobalBatch, kinds: tuple[str, ...]) -> Pairing:
             "  why: the objective would train nothing, in silence\n"
             "  fix: switch the unit on in data.units, or change the objective's `units`"
         )
-    shape = (len(batch.patient_B), len(text.units_UD))
-    positive = torch.zeros(shape, dtype=torch.bool, device=text.units_UD.device)
-    positive[text.pair_sample_P, text.pair_unit_P] = True
-    same = (batch.patient_B[:, None] == batch.patient_B[None, :]).float()
-    kin = (same @ positive.float()) > 0
-    return Pairing(text.units_UD, positive, ~kin & ~positive)
+    return text.units_UD, Pairs.of(text.pair_sample_P, text.pair_unit_P, batch.patient_B, len(text.units_UD))
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which image goes with which unit: `positive_BU`, `negative_BU` (bool). What is neither is left out of every
+    sum. Masks of all pairs, for objectives whose formula needs every pair; `pairs_of` says the same in lists."""
+
+    units_UD: Tensor
+    positive_BU: Tensor
+    negative_BU: Tensor
+
+
+def pairing(batch: GlobalBatch, kinds: tuple[str, ...]) -> Pairing:
+    """Pair images with the units of some kinds by the rules of `pairs_of`."""
+    units_UD, pairs = pairs_of(batch, kinds)
+    return Pairing(units_UD, *pairs.dense())

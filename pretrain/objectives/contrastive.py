@@ -1,6 +1,6 @@
 """InfoNCE between images and texts (CLIP, arXiv 2103.00020, eq. in fig. 3), with several positives a row.
 
-Legend: B studies, U distinct units.
+Legend: N, M sides of a matrix of logits.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.dense_nce import multi_positive_nce
-from pretrain.objectives.base import GlobalBatch, Objective, pairing
+from pretrain.objectives.base import GlobalBatch, Objective, pairs_of
 from pretrain.schema_objectives import ContrastiveOptions
+from pretrain.tiled_loss import nce
 
 
 class Contrastive(Objective):
@@ -26,10 +26,7 @@ class Contrastive(Objective):
     Options = ContrastiveOptions
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        pairs = pairing(batch, self.options.units)
-        logits_BU = batch.logit_scale.exp() * batch.images_BD @ pairs.units_UD.T
-        smoothing = self.options.label_smoothing
-        to_text = multi_positive_nce(logits_BU, pairs.positive_BU, pairs.negative_BU, smoothing)
-        to_image = multi_positive_nce(logits_BU.T, pairs.positive_BU.T, pairs.negative_BU.T, smoothing)
+        units_UD, pairs = pairs_of(batch, self.options.units)
+        to_text, to_image = nce(batch.images_BD, units_UD, batch.logit_scale.exp(), pairs, self.options.label_smoothing)
         share = self.options.to_text
-        return (share * to_text + to_image) / (share + 1), {"units": torch.tensor(float(len(pairs.units_UD)))}
+        return (share * to_text + to_image) / (share + 1), {"units": torch.tensor(float(len(units_UD)))}

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.dense_nce import multi_positive_nce
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
-from pretrain.objectives.contrastive import multi_positive_nce
 from pretrain.passes import Pass
 from pretrain.schema_objectives import SimCLROptions
 from pretrain.views import offered, width_of
