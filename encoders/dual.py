@@ -77,31 +77,34 @@ class DualEncoder(nn.Module):
         return () if trunk is None else getattr(trunk, "level_widths", (trunk.num_features,))
 
     def encode_image(
-        self, images: Tensor, tokens: bool = False, trunk: bool = False, levels: Sequence[int] = ()
+        self, images: Tensor, tokens: bool = False, trunk: bool = False, levels: Sequence[int] = (), kept: bool = False
     ) -> ImageFeatures:
         """Images [B, C, (D,) H, W], one scan a study, to features; with `tokens` the tower's patch tokens as well, with
-        `trunk` its pooled features before the projection, with `levels` its maps of these numbers, 0 the finest.
+        `trunk` its pooled features before the projection, with `levels` its maps of these numbers, 0 the finest, with
+        `kept` which patches token dropout left.
 
         Raises:
-            ValueError: `tokens`, `trunk` or a level asked of a tower that does not give them.
+            ValueError: `tokens`, `trunk`, `kept` or a level asked of a tower that does not give them.
         """
         visual = self.clip.visual
-        patch = grid = before = None
+        patch = grid = before = places = None
         maps: dict[int, Level] = {}
-        if not (tokens or trunk or levels):
+        if not (tokens or trunk or levels or kept):
             pooled = visual(images)
         else:
             if not hasattr(visual, "trunk"):
                 raise ValueError("patch tokens and trunk features come from timm towers only (ours and timm's)")
             if any(level >= len(self.level_widths) for level in levels):
                 raise ValueError(f"level {max(levels)} asked of an image tower that has {len(self.level_widths)}")
-            features, maps = _features_and_levels(visual.trunk, images, levels)
+            if kept and not hasattr(visual.trunk, "forward_kept"):
+                raise ValueError("this image tower drops no tokens: which are kept is known of a voxvit")
+            features, maps, places = _features_and_levels(visual.trunk, images, levels, kept)
             before = visual.trunk.forward_head(features, pre_logits=True)
             pooled = visual.head(before)
             if tokens:
                 patch, grid = _patch_tokens(visual.trunk, features, images.shape[2:])
         study = torch.arange(len(pooled), device=pooled.device)
-        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None, maps)
+        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None, maps, places)
 
     def encode_units(self, tokens_T: Tensor, lengths: Sequence[int]) -> Tensor:
         """Packed token ids [T] of units with `lengths` tokens each to [U, D]."""
@@ -160,25 +163,29 @@ class DualEncoder(nn.Module):
         tokens: bool = False,
         trunk: bool = False,
         levels: Sequence[int] = (),
+        kept: bool = False,
     ) -> DualFeatures:
         """One tower or both in one call, which is what sharded training (FSDP2) hooks into."""
         return DualFeatures(
-            None if images is None else self.encode_image(images, tokens, trunk, levels),
+            None if images is None else self.encode_image(images, tokens, trunk, levels, kept),
             None if text is None else self.encode_text(text),
         )
 
 
-def _features_and_levels(trunk: Any, images: Tensor, levels: Sequence[int]) -> tuple[Tensor, dict[int, Level]]:
-    """What the head takes, and the maps that are asked for; one run of the tower for both."""
+def _features_and_levels(
+    trunk: Any, images: Tensor, levels: Sequence[int], kept: bool
+) -> tuple[Tensor, dict[int, Level], Tensor | None]:
+    """What the head takes, the maps that are asked for, and with `kept` the places of the tokens that are there; one
+    run of the tower for all."""
     if levels and hasattr(trunk, "forward_pyramid"):
         every = trunk.forward_pyramid(images)
         maps = {k: Level(every[k].flatten(2).transpose(1, 2), tuple(every[k].shape[2:])) for k in levels}
-        return trunk.features_of(every), maps
-    features = trunk.forward_features(images)
+        return trunk.features_of(every), maps, None
+    features, places = trunk.forward_kept(images) if kept else (trunk.forward_features(images), None)
     if not levels:
-        return features, {}
+        return features, {}, places
     cells, grid = _patch_tokens(trunk, features, images.shape[2:])
-    return features, {0: Level(cells, grid if math.prod(grid) == cells.shape[1] else None)}
+    return features, {0: Level(cells, grid if math.prod(grid) == cells.shape[1] else None)}, places
 
 
 def _patch_tokens(trunk: Any, features: Tensor, size: torch.Size) -> tuple[Tensor, tuple[int, ...]]:

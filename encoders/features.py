@@ -28,8 +28,9 @@ class ImageFeatures:
 
     `pooled_SD` has one row a scan, `study_S` says the study of each scan, `study_BD` has one row a study.
     `tokens_SND` are the tower's patch tokens, `grid` their (D, H, W) or (H, W); `trunk_SC` are the tower's pooled
-    features before the projection into the joint space. None where not asked for. `levels` are the tower's maps that
-    were asked for by number, 0 the finest.
+    features before the projection into the joint space; `kept_SN` are the places in `grid` that token dropout left, in
+    order (all of them where nothing is dropped). None where not asked for. `levels` are the tower's maps that were
+    asked for by number, 0 the finest.
     """
 
     pooled_SD: Tensor
@@ -39,6 +40,7 @@ class ImageFeatures:
     grid: tuple[int, ...] | None = None
     trunk_SC: Tensor | None = None
     levels: Mapping[int, Level] = field(default_factory=dict)
+    kept_SN: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from encoders.errors import ReleaseError
+from encoders.inflate import Inflation, for_channels
 from encoders.resnet3d import ResNet3D
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -24,17 +25,9 @@ def centred(kernel_OIhw: Tensor, depth: int) -> Tensor:
     return inflated
 
 
-def for_channels(kernel_OIhw: Tensor, channels: int) -> Tensor:
-    """A stem that reads red, green and blue for `channels` windows. Three windows take their places; any other number
-    shares their sum, so equal windows look as a grey image does: one window is Merlin's, repeated three times."""
-    if kernel_OIhw.shape[1] == channels:
-        return kernel_OIhw
-    return kernel_OIhw.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
-
-
-def inflate_resnet(tower: ResNet3D, stored: Mapping[str, Tensor]) -> list[str]:
-    """Fill the tower from 2D weights; returns the names left aside: the classifier, and where the tower has GroupNorm
-    the running statistics. A classifier of its own stays as it is.
+def inflate_resnet(tower: ResNet3D, stored: Mapping[str, Tensor]) -> Inflation:
+    """Fill the tower from 2D weights. Left aside are the classifier, and where the tower has GroupNorm the running
+    statistics. A classifier of its own stays as it is.
 
     Raises:
         ReleaseError: weights that are missing, too many or of another shape: not those of this ResNet.
@@ -43,9 +36,12 @@ def inflate_resnet(tower: ResNet3D, stored: Mapping[str, Tensor]) -> list[str]:
     if len(stems) != 1:
         raise _unfit(tower, f"{len(stems)} kernels of 7×7 called conv1.weight instead of one")
     prefix = stems[0].removesuffix("conv1.weight")  # module., backbone., visual.trunk. ...
-    own, found, used = tower.state_dict(), {}, set()
+    own, found, used, fresh = tower.state_dict(), {}, set(), []
     for name, value in own.items():
-        if name.startswith("fc.") or (name.endswith("num_batches_tracked") and prefix + name not in stored):
+        if name.startswith("fc."):
+            fresh.append(name)
+            continue
+        if name.endswith("num_batches_tracked") and prefix + name not in stored:  # files of old torch versions
             continue
         flat = stored.get(prefix + name)
         if flat is None:
@@ -68,7 +64,7 @@ def inflate_resnet(tower: ResNet3D, stored: Mapping[str, Tensor]) -> list[str]:
     with torch.no_grad():
         for name, value in found.items():
             own[name].copy_(value)
-    return rest
+    return Inflation(len(found), tuple(rest), tuple(fresh))
 
 
 def _unfit(tower: ResNet3D, what: str) -> ReleaseError:

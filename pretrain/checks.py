@@ -17,6 +17,7 @@ from pretrain import known_models
 from pretrain.checks_report import check_report
 from pretrain.checks_start import check_start
 from pretrain.checks_terms import check_alternation, check_labels, check_schedules
+from pretrain.checks_token_dropout import check_token_dropout
 from pretrain.checks_views import check_image_views
 from pretrain.schema import (
     EvaluateSection,
@@ -350,6 +351,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_labels,
     check_schedules,
     check_report,
+    check_token_dropout,
     check_schedule,
     check_task,
 )

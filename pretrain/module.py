@@ -28,6 +28,7 @@ from pretrain.optim import clipped, freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
 from pretrain.reports import keep_read
 from pretrain.schema import Recipe
+from pretrain.token_dropout import set_token_dropout
 
 MAX_LOGIT_SCALE = math.log(100.0)
 MIX = 0x9E3779B97F4A7C15  # odd constant that spreads (seed, batch, rank) over 64 bits
@@ -212,6 +213,7 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         accumulate = self.recipe.optim.accumulate
+        dropped = set_token_dropout(self.dual, self.recipe, self.step_number)
         if self.batches_done % accumulate == 0:
             self._keys = []
             self._statistics = {name: buffer.clone() for name, buffer in self._running()}
@@ -220,6 +222,8 @@ class Pretraining(L.LightningModule):
         loss = self._backward(batch, last)
         self._finite &= bool(torch.isfinite(loss))
         self.logged |= {"loss": float(loss), "logit_scale": float(self.dual.logit_scale.detach().exp())}
+        if dropped is not None:
+            self.logged["token_dropout"] = dropped
         if last:
             self._update()
         self.batches_done += 1

@@ -4,8 +4,9 @@ An objective reads fields such as `image:global.pooled`: before the dot the pass
 is a function `(dual, part, fields) -> {field: Rows}`. Known ones:
 
     image:global   the images as they come: `pooled` [B, D] in the joint space, `trunk` [B, C] before the projection,
-                   `tokens` [B, N, C] the image tower's patch tokens, `level0` to `level3` [B, N, C] its maps, finest
-                   first: strides 4, 8, 16 and 32 of a `swin3d`; other towers have one, their tokens
+                   `tokens` [B, N, C] the image tower's patch tokens, `kept` [B, N] their places in the token grid,
+                   `level0` to `level3` [B, N, C] its maps, finest first: strides 4, 8, 16 and 32 of a `swin3d`; other
+                   towers have one, their tokens
     text:units     the distinct texts: `units` [U, D] in the joint space
     report:units   the studies' reports through `dual.report`; a study without a sentence has no row: `report` [R, D],
                    `sentences` [S, D], `words` [W, D] in the joint space, `word_sentences` [W] (number of the
@@ -105,8 +106,10 @@ def image_global(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[
 def image_rows(dual: DualEncoder, images: Tensor, owner: Tensor, fields: frozenset[str]) -> dict[str, Rows]:
     """The image fields of some images [n, C, (D,) H, W], whose studies are `owner` [n], by one call."""
     levels = sorted(LEVELS.index(field) for field in fields if field in LEVELS)
-    found = dual(images, None, tokens="tokens" in fields, trunk="trunk" in fields, levels=levels).image
-    named = {"pooled": (found.study_BD, None), "trunk": (found.trunk_SC, None)}
+    found = dual(
+        images, None, tokens="tokens" in fields, trunk="trunk" in fields, levels=levels, kept="kept" in fields
+    ).image
+    named = {"pooled": (found.study_BD, None), "trunk": (found.trunk_SC, None), "kept": (found.kept_SN, None)}
     named |= {LEVELS[number]: level for number, level in found.levels.items()}
     if found.tokens_SND is not None:  # those that token dropout leaves have no grid
         kept_all = math.prod(found.grid) == found.tokens_SND.shape[1]
@@ -171,7 +174,7 @@ KNOWN: dict[str, Pass] = {
     "report:units": report_units, "report:masked": report_masked,
 }  # fmt: skip
 FIELDS: dict[str, tuple[str, ...]] = {
-    "image:global": ("pooled", "trunk", "tokens", *LEVELS),
+    "image:global": ("pooled", "trunk", "tokens", "kept", *LEVELS),
     "text:units": ("units",),
     "report:units": (*REPORT_LEVELS, "word_sentences", "states", "places", "identity", "draws"),
     "report:masked": ("states", "places", "targets"),

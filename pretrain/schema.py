@@ -29,6 +29,9 @@ class ImageTower(Section):
         description="voxvit_*, i3d_* or swin3d_* with a tag, for volumes; a timm or open_clip name, for images",
     )
     token_dropout: Fraction = Field(0.0, lt=1.0, description="fraction of patch tokens dropped in training")
+    token_dropout_finish: Fraction = Field(
+        0.0, lt=1.0, description="share of the run's steps, the last ones, that drop none"
+    )
     grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
     pretrained: bool = Field(False, description="start from published weights (needs a network connection)")
     inflate: str | None = Field(

@@ -119,6 +119,21 @@ class MaskedLanguageOptions(Section):
     condition: Literal["text", "image"] = Field("text", description="of the rest of the report, or of the image too")
 
 
+class MaskedImageOptions(Section):
+    """Voxels of the patches that token dropout took, predicted from the kept tokens of the same pass (MAE)."""
+
+    width: int = Field(192, gt=0, multiple_of=96, description="width of the decoder, a multiple of 96")
+    blocks: int = Field(1, ge=1, le=8, description="transformer blocks of the decoder")
+    normalise: bool = Field(True, description="each window of a patch to mean 0 and variance 1")
+
+
+class DistillationOptions(Section):
+    """An average of the image tower sees the whole image; the tower, with tokens dropped, predicts its feature."""
+
+    momentum: float = Field(0.99, ge=0.0, lt=1.0, description="of the moving average at the start; 1 at the end")
+    width: int = Field(512, gt=0, description="hidden width of the predictor")
+
+
 OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "contrastive": ContrastiveOptions,
     "sigmoid": SigmoidOptions,
@@ -132,4 +147,6 @@ OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "matching": MatchingOptions,
     "masked_language": MaskedLanguageOptions,
     "hierarchical": HierarchicalOptions,
+    "masked_image": MaskedImageOptions,
+    "distillation": DistillationOptions,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from encoders.dual import DualEncoder
+from pretrain import launch
 from pretrain.errors import ConfigError
 
 
@@ -24,11 +25,17 @@ def start_from(dual: DualEncoder, folder: str) -> None:
 
 
 def inflate_image(dual: DualEncoder, source: str) -> None:
-    """Fill the image tower with 2D weights (encoders.inflate). Raises ConfigError where they do not fit."""
+    """Fill the image tower with 2D weights (encoders.inflate), and say in a line what became of them.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
     from encoders.errors import ReleaseError
     from encoders.inflate import inflate
 
     try:
-        inflate(dual.clip.visual.trunk, source)
+        told = inflate(dual.clip.visual.trunk, source)
     except ReleaseError as error:
         raise ConfigError(f"model.image.inflate: {error.what}", why=error.why, fix=error.fix) from error
+    if launch.rank() == 0:
+        print(f"inflate  {source}: {told}")

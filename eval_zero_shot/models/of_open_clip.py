@@ -27,10 +27,15 @@ class OpenClip(DualEncoder):
     them: towers that are not causal and do not mask see the padding, so it is part of their numbers."""
 
     def encode_image(
-        self, images: torch.Tensor, tokens: bool = False, trunk: bool = False, levels: Sequence[int] = ()
+        self,
+        images: torch.Tensor,
+        tokens: bool = False,
+        trunk: bool = False,
+        levels: Sequence[int] = (),
+        kept: bool = False,
     ) -> ImageFeatures:
-        if tokens or trunk or levels:
-            return super().encode_image(images, tokens, trunk, levels)
+        if tokens or trunk or levels or kept:
+            return super().encode_image(images, tokens, trunk, levels, kept)
         return image_features(self.clip.encode_image(images))
 
     def encode_text(self, text: PackedTexts) -> TextFeatures:

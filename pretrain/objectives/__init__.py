@@ -19,6 +19,8 @@ NAMES = {
     "matching": "pretrain.objectives.matching:Matching",
     "masked_language": "pretrain.objectives.masked_language:MaskedLanguage",
     "hierarchical": "pretrain.objectives.hierarchical:Hierarchical",
+    "masked_image": "pretrain.objectives.masked_image:MaskedImage",
+    "distillation": "pretrain.objectives.distillation:Distillation",
 }
 
 

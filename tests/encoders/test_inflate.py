@@ -37,7 +37,7 @@ def test_every_kind_of_file_gives_the_same_tower(flat: dict[str, Tensor], tmp_pa
     found = []
     for file, prefix in (("a.safetensors", ""), ("b.pth", ""), ("c.pth", "module.backbone.")):
         built = tower()
-        assert inflate(built, str(tmp_path / file)) == [f"{prefix}fc.bias", f"{prefix}fc.weight"]
+        assert inflate(built, str(tmp_path / file)).aside == (f"{prefix}fc.bias", f"{prefix}fc.weight")
         found.append(built.state_dict())
     kernel = found[0]["layer2.0.conv2.weight"]
     assert torch.equal(kernel[:, :, 1], flat["layer2.0.conv2.weight"])
@@ -61,7 +61,7 @@ def test_group_norm_takes_scale_and_shift_alone(flat: dict[str, Tensor], tmp_pat
     save_file(flat, tmp_path / "a.safetensors")
     built = tower(f"{NAME}_n-group")
     left = inflate(built, str(tmp_path / "a.safetensors"))
-    assert {name.rpartition(".")[2] for name in left if not name.startswith("fc.")} == {
+    assert {name.rpartition(".")[2] for name in left.aside if not name.startswith("fc.")} == {
         "running_mean", "running_var", "num_batches_tracked",
     }  # fmt: skip
     assert torch.equal(built.bn1.weight, flat["bn1.weight"])
