@@ -24,7 +24,7 @@ from encoders.volumetric import is_volumetric, parse
 from pretrain import checks
 from pretrain.arguments import Arguments, schema_help, split_argv
 from pretrain.errors import ConfigError
-from pretrain.schema import ObjectiveSection, Origin, Recipe, TrainSection
+from pretrain.schema import ObjectiveSection, Origin, Recipe, TextTower, TrainSection
 from pretrain.schema_objectives import OBJECTIVE_OPTIONS
 from pretrain.wording import describe, locate, report
 from pretrain.yaml_lines import Document, Problem, apply_override, read
@@ -240,9 +240,9 @@ def _shrink(data: dict[str, Any]) -> None:
             parent = data.setdefault(path[0], {})
         if isinstance(parent, dict):
             parent[path[-1]] = value
-    text = locate(data, ("model", "text"))
-    if isinstance(text, dict) and isinstance(text.get("width"), int) and text["width"] > 128:
-        text |= {"width": 128, "heads": 2, "layers": 1}
+    text, usual = locate(data, ("model", "text")), TextTower()
+    if isinstance(text, dict) and isinstance(text.get("width"), int) and text["width"] > usual.width:
+        text |= {"width": usual.width, "heads": usual.heads, "layers": usual.layers}
     report = locate(data, ("model", "report"))
     if isinstance(report, dict):
         report |= {"width": 48, "heads": 2, "layers": 1, "feedforward": 96}

@@ -127,7 +127,7 @@ def text_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[st
 
 
 def _nobodys(part: Part, pad_id: int) -> TextBatch:
-    """A text of one token, which must not be padding: attention over nothing is NaN, and so would the gradient be."""
+    """A text of one token, which must not be padding: of no token some towers make NaN, also in the gradient."""
     told = part.batch.texts
     token = torch.full((1,), int(pad_id == 0)).to(told.tokens_T)
     none = told.pair_unit_P[:0]

@@ -58,7 +58,8 @@ def test_same_2d_weights_give_merlins_numbers(depth: str) -> None:
     flat = lively(getattr(torchvision.models, depth)(weights=None))
     theirs = i3res.I3ResNet(copy.deepcopy(flat), class_nb=1692, conv_class=True).eval()
     ours = timm.create_model(f"i3d_{depth}.i-32x64x64_c-1").eval()
-    assert inflate_resnet(ours, flat.state_dict()) == ["fc.bias", "fc.weight"]
+    found = inflate_resnet(ours, flat.state_dict())
+    assert (found.aside, found.fresh) == (("fc.bias", "fc.weight"), ())
     unit_BCHWD = torch.rand(2, 1, 64, 64, 32)  # Merlin's scale and axes
     with torch.no_grad():
         contrastive, phenotypes = theirs(unit_BCHWD)

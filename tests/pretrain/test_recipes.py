@@ -24,7 +24,8 @@ from encoders.loading import Loaded
 from pretrain import fit
 from pretrain.config import packaged
 
-PHANTOM = {"ct3d.yaml": (3, 56, 64, 80), "merlin.yaml": (1, 160, 224, 224)}  # the quickstart, and systems of others
+# The quickstart, and systems of others.
+PHANTOM = {"ct3d.yaml": (3, 56, 64, 80), "merlin.yaml": (1, 160, 224, 224), "velvet_med.yaml": (1, 96, 96, 96)}
 REAL = {"ct3d_real.yaml": "shards/ct", "xray2d.yaml": "shards/xray"}
 
 
