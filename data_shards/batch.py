@@ -42,8 +42,8 @@ class TextBatch(_Moves):
     """Distinct texts of the batch, packed without padding.
 
     Unit u is tokens_T[cu_seqlens_U1[u] : cu_seqlens_U1[u + 1]], `lengths[u]` tokens; `kind_U` indexes UNIT_KINDS;
-    `hash64_U` is equal for equal texts (case and white space aside). Pair p: sample pair_sample_P[p] has unit
-    pair_unit_P[p]; a text shared by samples is one unit with several pairs.
+    `hash64_U` is equal for equal texts (case and white space aside), `visit64_U` for equal tokens. Pair p: sample
+    pair_sample_P[p] has unit pair_unit_P[p]; a text shared by samples is one unit with several pairs.
     """
 
     tokens_T: Tensor
@@ -51,6 +51,7 @@ class TextBatch(_Moves):
     lengths: list[int]
     kind_U: Tensor
     hash64_U: Tensor
+    visit64_U: Tensor
     pair_sample_P: Tensor
     pair_unit_P: Tensor
 
@@ -63,6 +64,7 @@ class TextBatch(_Moves):
             packed.lengths,
             torch.tensor(packed.kinds, dtype=torch.int8),
             torch.tensor(packed.hashes, dtype=torch.int64),
+            torch.tensor(packed.visits, dtype=torch.int64),
             torch.tensor(packed.pair_sample, dtype=torch.int64),
             torch.tensor(packed.pair_unit, dtype=torch.int64),
         )

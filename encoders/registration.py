@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-TOWERS = ("encoders.voxvit", "encoders.resnet3d")
+TOWERS = ("encoders.voxvit", "encoders.resnet3d", "encoders.swin3d")
 
 
 def _towers() -> None:
@@ -25,7 +25,7 @@ def _towers() -> None:
 def _longformer() -> None:
     """open_clip 3.3 builds any text tower of transformers whose names of sizes it knows; Longformer's are RoBERTa's."""
     known = sys.modules["open_clip.hf_configs"].arch_dict
-    known.setdefault("longformer", known["roberta"])
+    known.setdefault("longformer", {**known["roberta"], "pooler": "cls_pooler"})
 
 
 AFTER: dict[str, Callable[[], None]] = {"timm.models": _towers, "open_clip.hf_configs": _longformer}

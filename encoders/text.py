@@ -5,6 +5,10 @@ Legend: T tokens of all units, U units, C width, H heads, D output width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
@@ -25,8 +29,10 @@ def is_packable(tower: nn.Module) -> bool:
     )
 
 
-def encode_packed(tower: TextTransformer, tokens_T: Tensor, packing: Packing, backend: str = "auto") -> Tensor:
-    """Run open_clip's text transformer, its own parameters, over packed units [T] to [U, D].
+def encode_packed(
+    tower: TextTransformer, tokens_T: Tensor, packing: Packing, backend: str = "auto", projected: bool = True
+) -> Tensor:
+    """Run open_clip's text transformer, its own parameters, over packed units [T] to [U, D], or without its projection.
 
     Every unit ends in its end-of-text token; the causal mask makes right padding invisible, so packed and padded agree
     (1e-6 in fp32, 2e-3 in bf16).
@@ -47,10 +53,25 @@ def encode_packed(tower: TextTransformer, tokens_T: Tensor, packing: Packing, ba
         else:
             x = _block(block, x, packing, backend)
     pooled = tower.ln_final(x.index_select(0, packing.last))
-    projection = tower.text_projection
+    return project(tower, pooled) if projected else pooled
+
+
+def project(tower: nn.Module, pooled_UC: Tensor) -> Tensor:
+    """The text tower's last layer: pooled features [U, C] into the joint space [U, D]."""
+    projection: Any = tower.text_projection if hasattr(tower, "text_projection") else getattr(tower, "proj", None)
     if projection is None:
-        return pooled
-    return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        return pooled_UC
+    return projection(pooled_UC) if isinstance(projection, nn.Module) else pooled_UC @ projection
+
+
+@contextmanager
+def without_projection(tower: nn.Module) -> Iterator[None]:
+    """Inside, a Hugging Face tower of open_clip ends before its projection."""
+    kept, tower.proj = tower.proj, nn.Identity()
+    try:
+        yield
+    finally:
+        tower.proj = kept
 
 
 def _block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, backend: str) -> Tensor:

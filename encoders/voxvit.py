@@ -113,6 +113,7 @@ class VoxViT(nn.Module):
         self.tag, self.num_classes, self.token_dropout = tag, num_classes, token_dropout
         self.num_features = self.head_hidden_size = self.embed_dim = width
         self.grad_checkpointing = False
+        self.token_stride = tag.patch
         self.default_cfg = self.pretrained_cfg = {
             "architecture": tag.name,
             "input_size": (tag.channels, *tag.grid),

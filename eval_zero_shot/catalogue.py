@@ -1,4 +1,4 @@
-"""The tasks that ship with the package: `python -m eval_zero_shot.catalogue` prints the table of docs/tasks.md.
+"""The tasks that ship with the package: `python -m eval_zero_shot.catalogue` prints them as a table.
 
 Also the averages over UniMed-CLIP's 21 sets, by every weighting that is in use (task_groups.yaml). Never imports torch.
 """
@@ -26,13 +26,39 @@ def markdown() -> str:
     return f"{table}\n\n## Labels\n\n" + "\n".join(f"- `{task.name}`: {_labels(task)}" for task in tasks)
 
 
+def print_table() -> None:
+    """The same tasks for a terminal: a row each, without what would not fit into it."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("task", no_wrap=True)
+    table.add_column("classes", justify="right")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for name in packaged_tasks():
+        task = load_task(name)
+        table.add_row(name, str(len(task.names)), task.kind, escape(_source(task)[0]))
+    console = Console()
+    console.print(table)
+    console.print("Prompt sets, rules, caveats and labels of each: --markdown, or docs/tasks.md", highlight=False)
+
+
 def _row(task: Task) -> tuple[str, ...]:
-    source, _, caveats = task.about.partition(". ")
+    source, caveats = _source(task)
     rule = task.rule.replace("_", " ")
     if task.kind == "findings":
         rule += f", threshold: {task.threshold}"
     sets = [f"{name} ({_size(task, name)})" for name in task.prompt_sets]
-    return (f"`{task.name}`", source.rstrip("."), str(len(task.names)), task.kind, rule, ", ".join(sets), caveats)
+    return (f"`{task.name}`", source, str(len(task.names)), task.kind, rule, ", ".join(sets), caveats)
+
+
+def _source(task: Task) -> tuple[str, str]:
+    """Where a task's data come from, and what to know of it."""
+    source, _, caveats = task.about.partition(". ")
+    return source.rstrip("."), caveats
 
 
 def _size(task: Task, prompt_set: str) -> str:
@@ -75,10 +101,15 @@ def _read() -> dict[str, dict[str, dict[str, int]]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(
+    """Command line. Returns 0."""
+    parser = argparse.ArgumentParser(
         prog="python -m eval_zero_shot.catalogue", description="List the zero-shot tasks that ship with the package."
-    ).parse_args(argv)
-    print(markdown())
+    )
+    parser.add_argument("--markdown", action="store_true", help="everything there is to say of them, as Markdown")
+    if parser.parse_args(argv).markdown:
+        print(markdown())
+    else:
+        print_table()
     return 0
 
 

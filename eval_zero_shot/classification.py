@@ -33,8 +33,9 @@ BESIDE = {"findings": "auprc", "classes": "acc1"}  # what is also stated of the 
 
 @dataclass(frozen=True)
 class Split:
-    """Scores of one split under every prompt set, on the cases that the task can score."""
+    """Scores of one split under every prompt set, on the cases that the task can score, which are `rows`."""
 
+    rows: NDArray
     keys: tuple[str, ...]
     patients_N: NDArray[np.str_]
     labels_NL: Array
@@ -93,9 +94,12 @@ def score_classification(
     )  # fmt: skip
     return Outcome(
         "classification", task.name, inputs.name, inputs.loaded.sha256, headline, tuple(found),
-        studies=len(scored.keys), scans=len(scored.keys), patients=len(np.unique(scored.patients_N)),
-        classes=task.names, prompts={name: task.written_out(name) for name in sets}, provenance=provenance,
-        notes=(*_absent(task, absent), *_notes(task, scored, fitted, found, sets, scale, split, threshold_split)),
+        **inputs.counted(scored.rows), classes=task.names,
+        prompts={name: task.written_out(name) for name in sets}, provenance=provenance,
+        notes=(
+            *_absent(task, absent), *inputs.said(scored.rows),
+            *_notes(task, scored, inputs.cases, fitted, found, sets, scale, split, threshold_split),
+        ),
         scores=_table(task, scored, sets),
     )  # fmt: skip
 
@@ -128,7 +132,7 @@ def _scored(inputs: Inputs, rows: Any, task: Task, vectors: Any, sets: Sequence[
     labels_NL = labels_NL[kept]
     if task.kind == "classes":
         labels_NL = (labels_NL == 1).astype(np.float64)
-    return Split(tuple(studies.keys), np.asarray(studies.patients), labels_NL, scores, left_out)
+    return Split(rows[kept], tuple(studies.keys), np.asarray(studies.patients), labels_NL, scores, left_out)
 
 
 def _metrics(
@@ -185,8 +189,8 @@ def _absent(task: Task, names: Sequence[str]) -> list[str]:
 
 
 def _notes(
-    task: Task, scored: Split, fitted: Split | None, found: Sequence[Metric], sets: Sequence[str], scale: float | None,
-    split: str, threshold_split: str,
+    task: Task, scored: Split, cases: str, fitted: Split | None, found: Sequence[Metric], sets: Sequence[str],
+    scale: float | None, split: str, threshold_split: str,
 ) -> list[str]:  # fmt: skip
     headline = HEADLINES[task.kind]
     notes = [task.about] if task.about else []
@@ -202,7 +206,7 @@ def _notes(
     else:
         notes.append("Headline: balanced accuracy, the mean of the classes' recalls; acc1 counts cases alike.")
         if scored.left_out:
-            notes.append(f"{scored.left_out} studies have none or several of the classes and are left out.")
+            notes.append(f"{scored.left_out} {cases} have none or several of the classes and are left out.")
     if scale is None:
         notes.append("The release states no temperature: no probabilities, no calibration.")
     missing = {m.of: m.reason for m in found if m.value is None and m.of and m.name in ("auroc", "recall") and not m.at}

@@ -39,7 +39,7 @@ def print_classification(outcome: Outcome) -> None:
             for metric in outcome.metrics:
                 if metric.name == name and metric.of == "" and set(metric.at) <= {"bins"}:
                     console.print(f"{name}: {_value(metric)} {_span(metric)}", highlight=False)
-    console.print(f"{outcome.studies} studies of {outcome.patients} patients.", highlight=False)
+    console.print(f"{outcome.counted}.", highlight=False)
     if findings:
         said = "sens.: at specificity 0.9. F1: threshold"
         console.print(f"{said} {rule}; F1*: test-chosen, for comparison with papers.", highlight=False)

@@ -81,12 +81,14 @@ def side_vectors(task: Task, text_vectors: Mapping[str, ArrayLike], prompt_set: 
 
 
 def _parser() -> argparse.ArgumentParser:
+    from eval_zero_shot.cases import add_scans
     from eval_zero_shot.inputs import add_inputs
 
     parser = argparse.ArgumentParser(
         prog="python -m eval_zero_shot.classify", description="Zero-shot classification by prompts."
     )
     add_inputs(parser)
+    add_scans(parser)
     add = parser.add_argument
     add("--task", required=True, metavar="TASK", help="packaged task or YAML file of classes and prompts")
     add("--threshold-split", metavar="NAME", help="fit thresholds here and score every prompt set, never on the test")

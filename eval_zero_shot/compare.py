@@ -86,7 +86,10 @@ def compare(
         )
     reference: dict[tuple[str, str], Outcome] = {(o.protocol, o.task): o for o in theirs if o.protocol != "audit"}
     shared = [(o, reference[o.protocol, o.task]) for o in ours if (o.protocol, o.task) in reference]
-    only = sorted({o.task for o in ours if o.protocol != "audit"} - {o.task for o, _ in shared})
+    both = {(o.protocol, o.task) for o, _ in shared}
+    only = sorted(
+        f"{o.task} ({o.protocol})" for o in ours if o.protocol != "audit" and (o.protocol, o.task) not in both
+    )
     if not shared and tell is None:
         raise EvalError(
             "the two results have no task in common",

@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.opening import add_tar_options, holds_studies, open_studies
+from eval_zero_shot.cases import EveryScan, Scans, add_scans
 from eval_zero_shot.embedding import StudyBatch, StudyFeatures, embed_batches, embed_images
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.release import image_encoder, load_release
@@ -29,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m eval_zero_shot.embed",
-        description="Features of studies under a release: one row a study, unit length, the mean of its crops.",
+        description="Features of studies under a release: one row a study or scan, unit length, the mean of its crops.",
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="release folder")
     add("--input", required=True, metavar="PATH", help="shard set (folder or URL), published .tar, or folder of scans")
     add("--out", required=True, type=Path, metavar="FILE", help="Parquet file: key, patient or file, features")
     add("--split", metavar="NAME", help="of a shard set (default: every study)")
+    add_scans(parser)
     add("--view", choices=VIEWS, default="own", help=VIEW_HELP)
     add(
         "--overlap",
@@ -58,29 +60,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
         loaded = with_view(load_release(args.model, args.device), args.view, args.overlap)
         name, found = (_of_shards if holds_studies(args.input) else _of_folder)(args, loaded)
-        write_features(args.out, found, name, loaded)
+        write_features(args.out, found, name, loaded, args.scans)
     except (EvalError, DataError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     count, width = found.features_ND.shape
-    print(f"wrote {args.out}: {count} studies, {width} numbers each")
+    rows = "scans" if args.scans == "every" else "studies"
+    print(f"wrote {args.out}: {count} {rows}, {width} numbers each")
     return 0
 
 
 def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeatures]:
     shards = open_studies(args.input, args)
     rows = shards.rows(args.split) if args.split else np.arange(len(shards))
-    found = embed_images(
-        image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
-        batch_size=args.batch_size, precision=args.precision, progress=True,
-    )  # fmt: skip
-    return "patient", found
+
+    def embed(cases: Any, rows: NDArray) -> StudyFeatures:
+        return embed_images(
+            image_encoder(loaded), cases, rows, loaded.geometry, loaded.view,
+            batch_size=args.batch_size, precision=args.precision, progress=True,
+        )  # fmt: skip
+
+    if args.scans == "first":
+        return "patient", embed(shards, rows)
+    every = EveryScan(shards)
+    if args.scans == "every":
+        return "patient", embed(every, every.of(rows))
+    return "patient", every.means(rows, lambda scans: embed(every, scans))
 
 
 def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeatures]:
     """Keys are hashes of the files' names inside the folder, which stand beside them in the table."""
     if args.split:
         raise EvalError("--split is for shard sets", why="a folder has no splits", fix="leave it out")
+    if args.scans != "first":
+        why = "a folder has no studies: every scan in it has a row of its own"
+        raise EvalError("--scans is for shard sets", why=why, fix="leave it out")
     from data_shards.preprocess import SEVERAL
 
     place = Path(args.input)
@@ -135,10 +149,10 @@ def _reason(error: ValueError) -> str:
     return f"reading failed ({type(error).__name__})"  # a reader's own message may hold a path
 
 
-def write_features(out: Path, found: StudyFeatures, name: str, loaded: Loaded) -> None:
+def write_features(out: Path, found: StudyFeatures, name: str, loaded: Loaded, scans: Scans) -> None:
     """`key`, `name` ("patient": hashed, or "file") and `features` (a list of D float32), written aside, then renamed.
 
-    The file's metadata says which release and preprocessing made it.
+    The file's metadata says which release, preprocessing and choice of scans made it.
     """
     import hashlib
 
@@ -150,6 +164,7 @@ def write_features(out: Path, found: StudyFeatures, name: str, loaded: Loaded) -
     features = pa.FixedSizeListArray.from_arrays(pa.array(found.features_ND.ravel(), pa.float32()), width)
     table = pa.table({"key": list(keys), name: [str(p) for p in found.patients], "features": features})
     about = {"release": loaded.sha256, "geometry": loaded.geometry.identity, "view": loaded.view.identity}
+    about |= {"scan_choice": scans} if name == "patient" else {}
     table = table.replace_schema_metadata({f"voxclip.{k}": str(v) for k, v in about.items()})
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")

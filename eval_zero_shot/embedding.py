@@ -145,7 +145,8 @@ def study_batches(
 ) -> Iterator[StudyBatch]:
     """Read studies of a `data_shards` ShardSet through a geometry and a deterministic view, in the order of `rows`.
 
-    The first scan of a study is taken. A view of several crops gives a batch a study.
+    The first scan of a study is taken (other choices: eval_zero_shot.cases). A view of several crops gives a batch a
+    study.
 
     Raises EvalError when scans and geometry are of different kinds (volume, image).
     """
@@ -202,16 +203,20 @@ def embed_batches(
             advance(len(set(batch.keys)))
     if not features:
         raise EvalError("no study to evaluate", why="the split is empty", fix="name a split that the shard set has")
-    found = StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), np.concatenate(features))
-    return found if len(set(keys)) == len(keys) else _averaged(found)
+    return mean_by_key(StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), np.concatenate(features)))
 
 
 def _silent(n: int) -> None:
     """The progress of a pass that shows none: an evaluation while training, whose own line says it."""
 
 
-def _averaged(found: StudyFeatures) -> StudyFeatures:
-    """Crops of one study to their mean, of unit length again, in the order in which studies came."""
+def mean_by_key(found: StudyFeatures) -> StudyFeatures:
+    """Unit vectors of one key (crops, scans) to their mean, of unit length again, in the order in which keys came.
+
+    Raises EvalError where they cancel.
+    """
+    if len(set(found.keys)) == len(found.keys):
+        return found
     keys, first, inverse = np.unique(np.asarray(found.keys), return_index=True, return_inverse=True)
     sums = np.zeros((len(keys), found.features_ND.shape[1]))
     np.add.at(sums, inverse, found.features_ND)

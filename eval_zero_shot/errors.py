@@ -8,3 +8,7 @@ class EvalError(ValueError):
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         super().__init__(what + (f"\n  why: {why}" if why else "") + (f"\n  fix: {fix}" if fix else ""))
+
+
+class LeftOut(Exception):
+    """A protocol has nothing to ask of this model, and why: no failure, and told."""

@@ -25,7 +25,7 @@ DEFAULT = Path("~/.cache/voxclip/features")
 CODE = (
     "encoders/**/*.py",
     "data_shards/**/*.py",
-    *(f"eval_zero_shot/{f}.py" for f in ("embedding", "classify", "release", "models/**/*", "audit/altered")),
+    *(f"eval_zero_shot/{f}.py" for f in ("embedding", "cases", "classify", "release", "models/**/*", "audit/altered")),
 )
 PACKAGES = ("torch", "timm", "open_clip_torch", "numpy", "pillow", "blosc2")
 

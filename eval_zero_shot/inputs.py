@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.opening import add_tar_options, open_studies
+from eval_zero_shot.cases import EveryScan, Scans
 from eval_zero_shot.errors import EvalError
 
 if TYPE_CHECKING:
@@ -47,9 +48,20 @@ def add_embedding(parser: argparse.ArgumentParser) -> None:
     add("--no-cache", action="store_true", help="encode every study again and keep nothing")
 
 
+class Counts(TypedDict):
+    """Of what was scored, as an `Outcome` holds it."""
+
+    studies: int
+    scans: int
+    patients: int
+
+
 @dataclass
 class Inputs:
-    """A model and the studies it is asked about. `name` is how tables call the model."""
+    """A model and the studies it is asked about. `name` is how tables call the model.
+
+    scans: what a case is (eval_zero_shot.cases). Given the studies, `shards` becomes what has a row a case.
+    """
 
     name: str
     loaded: Any
@@ -58,6 +70,12 @@ class Inputs:
     batch_size: int = 8
     precision: Any = "fp32"
     asked: argparse.Namespace | None = None  # how tars are read (data_shards.opening.add_tar_options)
+    scans: Scans = "first"
+
+    def __post_init__(self) -> None:
+        self._every = None if self.scans == "first" else EveryScan(self.shards)
+        if self.scans == "every":
+            self.shards = self._every
 
     def open_shards(self, where: str) -> Any:
         """Further studies, read as the first ones were asked for."""
@@ -75,16 +93,56 @@ class Inputs:
         return cls(name, loaded, shards, None, batch_size, precision)
 
     def rows(self, split: str, max_studies: int | None = None) -> NDArray:
-        """Rows of a split. Raises EvalError naming the splits there are."""
+        """Rows of a split, all cases of at most `max_studies` studies. Raises EvalError naming the splits there are."""
         if not self.shards.manifest["splits"].get(split):
             raise _no_split(split, self.shards)
+        if isinstance(self.shards, EveryScan):
+            return self.shards.of(choose_rows(self.shards.studies.rows(split), max_studies))
         return choose_rows(self.shards.rows(split), max_studies)
+
+    def studies(self, rows: Sequence[int] | NDArray) -> NDArray[np.int64]:
+        """A number of the study of each row."""
+        rows = np.asarray(rows, dtype=np.int64)
+        return self.shards.study_C[rows] if isinstance(self.shards, EveryScan) else rows
+
+    @property
+    def cases(self) -> str:
+        """How notes call rows."""
+        return "scans" if self.scans == "every" else "studies"
+
+    def counted(self, rows: Sequence[int] | NDArray) -> Counts:
+        """How much is scored with rows."""
+        studies = np.unique(self.studies(rows))
+        read = len(self._every.of(studies)) if self._every is not None and self.scans == "mean" else len(rows)
+        patients = {self.shards.patient(int(row)) for row in rows}
+        return {"studies": len(studies), "scans": read, "patients": len(patients)}
+
+    def said(self, rows: Sequence[int] | NDArray) -> tuple[str, ...]:
+        """A note of what a case is, where it is not a study by its first scan."""
+        n = self.counted(rows)
+        if self.scans == "mean":
+            return (
+                "A case is a study: the mean of the unit vectors of all its scans, of unit length again "
+                f"({n['scans']} scans of {n['studies']} studies).",
+            )
+        if self.scans == "every":
+            return (
+                f"A case is a scan: {n['scans']} scans of {n['studies']} studies, each with labels and texts of its "
+                "study; intervals draw patients with all their scans.",
+            )
+        return ()
 
     def features(self, rows: Sequence[int] | NDArray) -> StudyFeatures:
         """Unit vectors of rows, in their order, each study encoded once and kept in the cache."""
         from eval_zero_shot.feature_cache import features_of
 
-        return features_of(self.loaded, self.shards, np.asarray(rows), self.precision, self.cache, self.batch_size)
+        def embed(shards: Any, rows: NDArray) -> StudyFeatures:
+            return features_of(self.loaded, shards, rows, self.precision, self.cache, self.batch_size)
+
+        every = self._every
+        if every is not None and self.scans == "mean":  # of the vectors that "every" keeps
+            return every.means(rows, lambda scans: embed(every, scans))
+        return embed(self.shards, np.asarray(rows))
 
     def texts(self, texts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Unit vector of every distinct text. Raises EvalError where the model has no text tower."""
@@ -101,8 +159,10 @@ class Inputs:
     def provenance(self, rows: Sequence[int] | NDArray, split: str, **more: Any) -> dict[str, Any]:
         """What must be equal before two outcomes may be compared, and what says how they came about."""
         keys = "\n".join(self.shards.key(int(row)) for row in rows)
+        studies = self.shards.studies if isinstance(self.shards, EveryScan) else self.shards
         return {
-            "data_sha256": self.shards.manifest_hash,
+            "data_sha256": studies.manifest_hash,
+            "scan_choice": self.scans,
             "split": split,
             "rows_sha256": hashlib.sha256(keys.encode()).hexdigest(),
             "geometry_sha256": self.loaded.geometry.identity,
@@ -133,7 +193,8 @@ def open_inputs(args: argparse.Namespace, texts: bool = True) -> Inputs:
 
     loaded = (load_dual if texts else load_release)(args.model, args.device)
     cache = None if args.no_cache else FeatureCache(args.cache)
-    return Inputs(model_name(args.model), loaded, shards, cache, args.batch_size, args.precision)
+    scans: Any = getattr(args, "scans", "first")
+    return Inputs(model_name(args.model), loaded, shards, cache, args.batch_size, args.precision, scans=scans)
 
 
 def _no_split(split: str, shards: Any) -> EvalError:

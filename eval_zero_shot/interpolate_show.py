@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from eval_zero_shot.outcome import Metric, Outcome
 
 if TYPE_CHECKING:
-    from eval_zero_shot.interpolate import Sweep
+    from eval_zero_shot.interpolation import Sweep
 
 COLUMNS = 3
 BLUE, ORANGE = "#1f5fa8", "#c65d00"

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from eval_zero_shot.statistics import Interval
 
 RESULTS_VERSION = 2
-Protocol = Literal["classification", "retrieval", "probe", "vqa", "audit"]
-PROTOCOLS: tuple[Protocol, ...] = ("classification", "retrieval", "probe", "vqa", "audit")
+Protocol = Literal["classification", "retrieval", "probe", "vqa", "interpolation", "audit"]
 COLUMNS = ("protocol", "task", "model", "key", "patient", "variant", "of", "score", "label")
 Value = int | float | str
 
@@ -70,11 +69,12 @@ class Outcome:
     """One protocol, one task, one model.
 
     headline: the name of the metric (of == "", at == {}) that stands for the task in tables and comparisons.
-    studies, scans, patients: how many were scored.
+    studies, scans, patients: how many were scored. Scans are more than studies where all scans of a study were read: as
+    one case by their mean, or each as a case (provenance scan_choice: first, mean or every).
     classes, prompts: exactly what was asked. provenance: what must be equal before two outcomes may be compared
     (data_sha256, split, rows_sha256, task_sha256, geometry_sha256, view_sha256, precision, seed, versions).
     notes: sentences a reader must know. scores: per-case rows, columns of COLUMNS after the first three:
-        key      study (hashed) or item id
+        key      study (hashed; of its second scan as a case of its own KEY.01) or item id
         patient  hashed
         variant  prompt set, or "shots=4,draw=2", or "pool=full"; "" for the main one, which the headline is about
         of       class, finding, label or direction
@@ -112,6 +112,12 @@ class Outcome:
                 fix="write the results again with eval_zero_shot.run",
             )
         return found
+
+    @property
+    def counted(self) -> str:
+        """How much was scored, in words."""
+        scans = f"{self.scans:,} scans of " if self.scans != self.studies else ""
+        return f"{scans}{self.studies:,} studies of {self.patients:,} patients"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the scores, as JSON holds it."""

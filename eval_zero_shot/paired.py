@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_zero_shot.cases import SCANS
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.resample import Method, resample
@@ -104,6 +105,14 @@ def require_comparable(ours: Outcome, theirs: Outcome) -> None:
             f"{name}: one result is about {ours.headline}, the other about {theirs.headline}",
             why="their difference would mean nothing",
             fix="score both with the same task file",
+        )
+    choices = [o.provenance.get("scan_choice", "first") for o in (ours, theirs)]
+    if choices[0] != choices[1]:
+        one, other = (SCANS.get(choice, choice) for choice in choices)
+        raise EvalError(
+            f"{name}: one result is of {one}, the other of {other}",
+            why="a difference between them could be one of which scans were scored, not of models",
+            fix="score both models with the same choice (--scans, or scans: of a suite's entry)",
         )
     differ = [k for k in SAME if ours.provenance.get(k) != theirs.provenance.get(k)]
     if differ:

@@ -1,7 +1,7 @@
 """Text-image retrieval of a released model, both directions, fair to identical texts and to ties.
 
     python -m eval_zero_shot.retrieve --model MODEL --data SHARDS [--split test] [--text report,findings,impression]
-                                      [--pool 32 64 128 full] [--k 1 5 10 50 100] [--volumes] [--out DIR]
+                                      [--pool 32 64 128 full] [--k 1 5 8 10 50 100] [--volumes] [--out DIR]
 
 docs/retrieval.md says what each number is.
 """
@@ -13,8 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from eval_zero_shot.cases import add_scans
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_inputs, open_inputs, run_command
+from eval_zero_shot.retrieval import KS, POOLS
 from eval_zero_shot.retrieval.texts import TEXT_KINDS
 
 if TYPE_CHECKING:
@@ -36,10 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_inputs(parser)
+    add_scans(parser)
     add("--text", default="report", metavar="KINDS", help=f"of {', '.join(TEXT_KINDS)}, by commas (default: report)")
-    add("--pool", nargs="+", type=_pool, default=[32, 64, 128, "full"], metavar="N",
-        help="studies to choose among, or full (default: 32 64 128 full)")  # fmt: skip
-    add("--k", nargs="+", type=int, default=[1, 5, 10, 50, 100], metavar="K", help="of R@k (default: 1 5 10 50 100)")
+    pools, ks = (" ".join(map(str, default)) for default in (POOLS, KS))
+    add("--pool", nargs="+", type=_pool, default=list(POOLS), metavar="N",
+        help=f"studies to choose among, or full (default: {pools})")  # fmt: skip
+    add("--k", nargs="+", type=int, default=list(KS), metavar="K", help=f"of R@k (default: {ks})")
     add("--repeats", type=int, default=100, metavar="N", help="how often pools are cut (default: 100)")
     add("--keep-short-pool", action="store_true", help="count the last short pool too, labelled, as SPECTRE does")
     add("--volumes", action="store_true", help="volume to volume too: MAP@{1,5,10,50} by the labels of the shards")
@@ -101,9 +105,7 @@ def print_outcome(outcome: Outcome, console: Console | None = None) -> None:
     from rich.table import Table
 
     console = console or Console()
-    table = Table(
-        title=f"{outcome.task}: {outcome.model}, {outcome.studies} studies", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
-    )
+    table = Table(title=f"{outcome.task}: {outcome.model}, {outcome.counted}", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("", no_wrap=True)
     for heading in ("pool", "value", "95 % interval", "strict", "chance"):
         table.add_column(heading, justify="right", no_wrap=True)

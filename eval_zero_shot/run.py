@@ -17,9 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_shards.opening import add_tar_options
+from eval_zero_shot.cases import Scans, add_scans
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_embedding, require_folder, run_command
-from eval_zero_shot.suite_file import Audit, Classification, Probe, Retrieval, Suite, load_suite, require_names
+from eval_zero_shot.suite_file import (
+    Audit,
+    Classification,
+    Interpolation,
+    Probe,
+    Retrieval,
+    Suite,
+    load_suite,
+    require_names,
+    with_bases,
+)
 
 DEFAULT = "default"  # comparisons with each task's default prompts
 
@@ -53,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--reference", metavar="NAME", help="model the others are compared with (default: the suite's, else the first)")
     add("--out", type=Path, metavar="DIR", help="results.json, scores.parquet, results.csv, comparisons, report.html")
     add("--no-cases", action="store_true", help="a page without images and sentences of studies")
+    add_scans(parser)
     add_embedding(parser)
     add_tar_options(parser)
     failed: list[str] = []
@@ -80,6 +92,7 @@ def _run(args: argparse.Namespace) -> list[str]:
             fix="rename a folder, or name each model once",
         )
     require_names(suite)  # said before torch is imported, as what is wrong with a task
+    suite = with_bases(suite, dict(zip(names, args.models, strict=True)))
     opened = Opened(args)
     _check(args, suite, names, opened)
     with tempfile.TemporaryDirectory(prefix="voxclip-") as scratch:
@@ -118,6 +131,7 @@ def _check(args: argparse.Namespace, suite: Suite, names: Sequence[str], opened:
         data = suite.data_of(entry)
         wanted = [(data, entry.split)] if data else []
         wanted += [(data, entry.train_split)] if isinstance(entry, Probe) and data else []
+        wanted += [(data, entry.validation_split)] if isinstance(entry, Interpolation) and data else []
         wanted += [(where, entry.train_split) for where in entry.train] if isinstance(entry, Audit) else []
         for where, split in wanted:
             splits = opened.shards(where).manifest["splits"]
@@ -169,11 +183,16 @@ def _suite(args: argparse.Namespace) -> Suite:
     if args.suite:
         if args.data or args.task:
             raise EvalError("--suite beside --data or --task", why="the file names them", fix="leave them out")
+        if args.scans != "first":
+            why, fix = "the file says it of each entry", f"write scans: {args.scans} into its entries"
+            raise EvalError("--suite beside --scans", why=why, fix=fix)
         return load_suite(args.suite)
     if not args.data or not args.task:
         fix = "give --suite FILE, or --data SHARDS and --task NAME"
         raise EvalError("there is nothing to score", why="neither a suite nor a task is named", fix=fix)
-    common: dict[str, Any] = {"split": args.split, "max_studies": args.max_studies, "resamples": args.resamples}
+    common: dict[str, Any] = {
+        "split": args.split, "max_studies": args.max_studies, "resamples": args.resamples, "scans": args.scans
+    }  # fmt: skip
     entries: list[Any] = [Classification(protocol="classification", task=task, **common) for task in args.task]
     if args.pool:
         try:
@@ -199,7 +218,7 @@ class Opened:
             self._shards[data] = open_studies(data, self.args)
         return self._shards[data]
 
-    def __call__(self, model: str, data: str | None) -> Inputs:
+    def __call__(self, model: str, data: str | None, scans: Scans = "first") -> Inputs:
         from eval_zero_shot.feature_cache import FeatureCache
         from eval_zero_shot.inputs import Inputs
         from eval_zero_shot.release import load_release, model_name
@@ -210,8 +229,9 @@ class Opened:
         cache = None if self.args.no_cache else FeatureCache(self.args.cache)
         shards = None if data is None else self.shards(data)
         return Inputs(
-            model_name(model), self._model[1], shards, cache, self.args.batch_size, self.args.precision, self.args
-        )
+            model_name(model), self._model[1], shards, cache, self.args.batch_size, self.args.precision, self.args,
+            scans,
+        )  # fmt: skip
 
 
 def _page(
@@ -241,7 +261,7 @@ def _studies(suite: Suite, models: Sequence[str], opened: Opened, found: Sequenc
             if not isinstance(entry, Classification) or entry.name:
                 continue
             task = load_task(entry.task)
-            inputs = opened(model, suite.data_of(entry))
+            inputs = opened(model, suite.data_of(entry), entry.scans)
             if task.kind == "findings" and (inputs.name, task.name, task.identity) in known:
                 rows = inputs.rows(entry.split, entry.max_studies)
                 yield Shown(inputs.name, inputs.loaded, inputs.shards, rows, task)

@@ -21,6 +21,7 @@ TASK_NAMES: dict[Protocol, str] = {
     "retrieval": "zeroshot_retrieval",
     "probe": "linear_probe",
     "vqa": "closed_vqa",
+    "interpolation": "weight_interpolation",
 }
 # Column -> (protocol, metric, of, at). Retrieval: over the full pool, identical texts as hits.
 SHARED: dict[str, tuple[Protocol, str, str, dict[str, int | str]]] = {
@@ -43,7 +44,7 @@ SHARED: dict[str, tuple[Protocol, str, str, dict[str, int | str]]] = {
     "lp_mean_per_class_recall": ("probe", "balanced_accuracy", "", {}),
 }
 OURS = ("protocol", "metric", "value", "low", "high", "level", "method", "studies", "scans", "patients",
-        "auroc", "auprc", "model_sha256", "data_sha256", "split")  # fmt: skip
+        "auroc", "auprc", "model_sha256", "data_sha256", "split", "scan_choice")  # fmt: skip
 COLUMNS = ("dataset", "model", "pretrained", "model_fullname", "task", "language", *SHARED, *OURS)
 
 
@@ -63,7 +64,7 @@ def rows(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
         row |= {"metric": main.name, "value": main.value, "low": main.low, "high": main.high, "level": main.level}
         row |= {"method": main.method, "studies": o.studies, "scans": o.scans, "patients": o.patients}
         row |= {"model_sha256": o.model_sha256}
-        row |= {name: o.provenance.get(name) for name in ("data_sha256", "split")}
+        row |= {name: o.provenance.get(name) for name in ("data_sha256", "split", "scan_choice")}
         out.append(row)
     return out
 

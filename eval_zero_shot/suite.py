@@ -1,6 +1,7 @@
 """Every entry of a suite for every model, each kept as soon as it is there: a run that was stopped goes on.
 
-    OUT/cells/NAME-HASH/     one entry, one model: results.json, scores.parquet
+    OUT/cells/NAME-HASH/     one entry, one model: results.json, scores.parquet, and what the protocol leaves beside
+                             them (pairs.csv of an audit, release/ of an interpolation)
     OUT/results.json, scores.parquet, results.csv, comparisons/MODEL/, report.html
 
 The hash is of what determines a cell: entry, weights, data, task, and the code of this package. A cell that is there is
@@ -12,21 +13,45 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from eval_zero_shot.errors import EvalError
+from eval_zero_shot.cases import Scans
+from eval_zero_shot.errors import EvalError, LeftOut
 from eval_zero_shot.feature_cache import code_sha256
 from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import Outcome, read_results, write_results
 from eval_zero_shot.release import model_name
-from eval_zero_shot.suite_file import Entry, Suite, entry_name
+from eval_zero_shot.suite_file import Entry, Suite, entry_name, tasks_of
 
-Protocols = Mapping[str, Callable[[Inputs, Any], Sequence[Outcome]]]
-Opener = Callable[[str, str | None], Inputs]  # model, data (None: the protocol needs no shards)
+Opener = Callable[[str, str | None, Scans], Inputs]  # model, data (None: the protocol needs no shards), cases
+
+
+# Keys of an entry that name a place of this machine: what is there determines a cell, and the place itself does not.
+PLACES = {"data", "draws", "items", "images", "train", "base"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where an entry of a model is kept. model: as the command line names it.
+
+    folder: a protocol may leave files there, each written aside and renamed (nothing is there before); they count once
+    results.json is there too, which is written last.
+    """
+
+    model: str
+    folder: Path
+
+    def place(self, name: str) -> str:
+        """Where a file of it lies, relative to the folder of the run."""
+        return f"cells/{self.folder.name}/{name}"
+
+
+Protocols = Mapping[str, Callable[[Inputs, Any, Cell], Sequence[Outcome]]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +71,8 @@ def run_suite(
     protocols: Protocols,
     tell: Callable[[str], None],
 ) -> tuple[list[Outcome], list[Failed]]:
-    """Outcomes in the order of models and entries, and what could not be scored; the rest goes on."""
+    """Outcomes in the order of models and entries, and what could not be scored; the rest goes on. What a protocol has
+    nothing to ask of is told and is no failure."""
     outcomes: list[Outcome] = []
     failed: list[Failed] = []
     total, number = len(models) * len(suite.entries), 0
@@ -55,17 +81,21 @@ def run_suite(
             number += 1
             name = entry_name(entry)
             try:
-                inputs = open_inputs(model, suite.data_of(entry))
+                inputs = open_inputs(model, suite.data_of(entry), getattr(entry, "scans", "first"))
                 folder = out / "cells" / cell_name(entry, inputs)
                 known = _readable(folder)
                 tell(f"[{number}/{total}] {inputs.name}: {name}{' (kept)' if known else ''}")
                 if not known:
-                    found = _named(protocols[_protocol(entry)](inputs, entry), entry.name)
-                    write_results(folder, found, {"entry": entry.model_dump(mode="json")})
+                    shutil.rmtree(folder, ignore_errors=True)  # of one that is damaged, or was never finished
+                    found = _named(protocols[_protocol(entry)](inputs, entry, Cell(model, folder)), entry.name)
+                    about = {"entry": entry.model_dump(mode="json", exclude=PLACES), "files": _files(folder)}
+                    write_results(folder, found, about)
                 outcomes += [replace(one, model=inputs.name) for one in read_results(folder)]
+            except LeftOut as reason:
+                tell(f"[{number}/{total}] {model_name(model)}: {name} left out: {reason}")
             except ValueError as error:  # EvalError, DataError, ReleaseError: told, and the other entries go on
                 tell(f"[{number}/{total}] {model_name(model)}: {name} FAILED")
-                failed.append(Failed(model, name, str(error)))
+                failed.append(Failed(model_name(model), name, str(error)))
     _require_names(outcomes)
     return outcomes, failed
 
@@ -73,9 +103,16 @@ def run_suite(
 def _readable(folder: Path) -> bool:
     """Whether a cell is whole; one that a full disk or a power cut damaged is scored again."""
     try:
-        return bool(read_results(folder))
+        found = read_results(folder)
+        about = json.loads((folder / "results.json").read_text(encoding="utf-8"))["about"]
+        return bool(found) and all((folder / name).is_file() for name in about["files"])
     except (EvalError, TypeError, KeyError):
         return False
+
+
+def _files(folder: Path) -> list[str]:
+    """What a protocol left in its cell."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _named(found: Sequence[Outcome], name: str | None) -> list[Outcome]:
@@ -91,19 +128,22 @@ def _protocol(entry: Entry) -> str:
 
 def cell_name(entry: Entry, inputs: Inputs) -> str:
     """A folder's name: readable, and another one where anything that determines the scores is another."""
+    from encoders.folder import inspect
     from eval_zero_shot.tasks import load_task
 
-    task = getattr(entry, "task", None)
+    tasks = [load_task(task) for task in tasks_of(entry)]
+    base = getattr(entry, "base", None)
     files = [getattr(entry, name, None) for name in ("draws", "items")]
     whole = {
-        "entry": entry.model_dump(mode="json", exclude={"data", "draws", "items", "images", "train"}),
+        "entry": entry.model_dump(mode="json", exclude=PLACES),
         "model": inputs.loaded.sha256,
         "geometry": inputs.loaded.geometry.identity,
         "view": inputs.loaded.view.identity,
         "data": None if inputs.shards is None else inputs.shards.manifest_hash,
         "train": [inputs.open_shards(where).manifest_hash for where in getattr(entry, "train", ())],
         "images": _listing(getattr(entry, "images", None)),
-        "task": [load_task(task).identity, load_task(task).groups, load_task(task).about] if task else None,
+        "tasks": [[task.identity, task.groups, task.about] for task in tasks],
+        "base": inspect(base, verify=False).sha256 if base else None,
         "files": [_sha256(file) if file else None for file in files],
         "precision": inputs.precision,
         "code": [code_sha256(), own_code_sha256()],

@@ -8,6 +8,7 @@
       - {protocol: probe, labels: "effusion,nodule", shots: [1, 4, 16]}
       - {protocol: vqa, items: slake.jsonl, images: slake/imgs, mapping: slake}
       - {protocol: audit, task: ct_rate_18, train: [shards/chest]}
+      - {protocol: interpolation, base: releases/base, tasks: [ct_rate_18]}
 
 Relative paths start at the file's folder.
 """
@@ -15,13 +16,17 @@ Relative paths start at the file's folder.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
+from eval_zero_shot.cases import Scans
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.interpolation import ALPHAS
+from eval_zero_shot.retrieval import KS, POOLS, Pool
 from eval_zero_shot.tasks import load_task, read_yaml
 
 
@@ -39,7 +44,13 @@ class Entry(BaseModel):
     resamples: int = Field(1000, ge=0)
 
 
-class Classification(Entry):
+class Scored(Entry):
+    """scans: which scans of a study with several are scored, and as what (eval_zero_shot.cases)."""
+
+    scans: Scans = "first"
+
+
+class Classification(Scored):
     """prompt_set: the one that stands for the task (none: its first). threshold_split: where thresholds are fitted and
     prompt sets scored for choosing (none: neither; a set that the data has not is no mistake)."""
 
@@ -49,19 +60,19 @@ class Classification(Entry):
     threshold_split: StrictStr | None = "val"
 
 
-class Retrieval(Entry):
+class Retrieval(Scored):
     """volumes: also volume to volume, by the labels of the shards. short_pool: as eval_zero_shot.retrieve."""
 
     protocol: Literal["retrieval"]
     texts: tuple[Literal["report", "findings", "impression", "captions"], ...] = Field(("report",), min_length=1)
-    pools: tuple[int | Literal["full"], ...] = Field((32, 64, 128, "full"), min_length=1)
-    ks: tuple[int, ...] = (1, 5, 10, 50, 100)
+    pools: tuple[Pool, ...] = Field(POOLS, min_length=1)
+    ks: tuple[int, ...] = KS
     repeats: int = Field(100, ge=1)
     short_pool: bool = False
     volumes: bool = False
 
 
-class Probe(Entry):
+class Probe(Scored):
     """labels: as `eval_zero_shot.probe --labels` ("a,b", or "organ=liver|spleen"); none: the task's, else all."""
 
     protocol: Literal["probe"]
@@ -95,7 +106,24 @@ class Audit(Entry):
     max_train: int | None = Field(None, ge=2)
 
 
-AnyEntry = Annotated[Classification | Retrieval | Probe | Vqa | Audit, Field(discriminator="protocol")]
+class Interpolation(Entry):
+    """base: the release that models were tuned from, a folder or the name of a model of the run. alphas: 0 and 1 are
+    always among them; one is chosen on the validation split, by the mean over the tasks."""
+
+    protocol: Literal["interpolation"]
+    base: StrictStr
+    tasks: tuple[StrictStr, ...] = Field(min_length=1)
+    validation_split: StrictStr = "val"
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(ALPHAS, min_length=1)
+
+    @model_validator(mode="after")
+    def _apart(self) -> Interpolation:
+        if self.validation_split == self.split:
+            raise ValueError(f"validation_split and split are both '{self.split}': name two splits")
+        return self
+
+
+AnyEntry = Annotated[Classification | Retrieval | Probe | Vqa | Audit | Interpolation, Field(discriminator="protocol")]
 PATHS = ("data", "draws", "items", "images")
 
 
@@ -155,12 +183,13 @@ def require_names(suite: Suite) -> None:
     """Raise EvalError where two entries would be one row of a table, or a task cannot be read."""
     seen: set[tuple[str, str]] = set()
     for entry in suite.entries:
-        named = getattr(entry, "task", None)
-        task = load_task(named).name if named else ""
+        tasks = [load_task(name).name for name in tasks_of(entry)]
+        task = tasks[0] if tasks else ""
         labels = getattr(entry, "labels", None) or ""
         asked = labels.partition("=")[0].strip() if "=" in labels else "labels" if entry.protocol == "probe" else ""
         of = entry.name or (asked if labels else task or asked) or Path(getattr(entry, "items", "")).stem
-        for name in entry.texts if isinstance(entry, Retrieval) and not entry.name else (of,):
+        several = {"retrieval": getattr(entry, "texts", ()), "interpolation": tasks}.get(entry.protocol, (of,))
+        for name in (of,) if entry.name else several:
             if (entry.protocol, name) in seen:
                 raise EvalError(
                     f"two entries give {entry.protocol} of {name or 'the same'}",
@@ -170,12 +199,36 @@ def require_names(suite: Suite) -> None:
             seen.add((entry.protocol, name))
 
 
+def with_bases(suite: Suite, models: Mapping[str, str]) -> Suite:
+    """The suite with every base a folder. models: name -> how the command line names it.
+
+    Raises EvalError where a base is neither a folder (from the suite's own) nor the name of a model.
+    """
+    entries = []
+    for entry in suite.entries:
+        if isinstance(entry, Interpolation) and not Path(entry.base).is_absolute():
+            if entry.base not in models:
+                raise EvalError(
+                    f"{entry_name(entry)}: the base is neither a release folder nor a model here",
+                    why="there is nothing to interpolate with",
+                    fix=f"name a folder, from the suite's own, or one of: {', '.join(models)}",
+                )
+            entry = entry.model_copy(update={"base": models[entry.base]})
+        entries.append(entry)
+    return suite.model_copy(update={"entries": tuple(entries)})
+
+
 def entry_name(entry: Entry) -> str:
     """How progress and errors call an entry."""
-    what = getattr(entry, "task", None) or getattr(entry, "items", None) or ""
-    return " ".join(
-        filter(None, (str(getattr(entry, "protocol", "")), entry.name or (Path(what).stem if what else "")))
-    )
+    what = tasks_of(entry) or tuple(filter(None, (getattr(entry, "items", None),)))
+    named = [entry.name] if entry.name else [Path(one).stem for one in what]
+    return " ".join((str(getattr(entry, "protocol", "")), *named))
+
+
+def tasks_of(entry: Entry) -> tuple[str, ...]:
+    """The tasks that an entry names."""
+    one = getattr(entry, "task", None)
+    return (one,) if one else tuple(getattr(entry, "tasks", ()))
 
 
 def _entry_from(folder: Path, entry: Entry) -> Entry:
@@ -184,10 +237,18 @@ def _entry_from(folder: Path, entry: Entry) -> Entry:
     }
     if isinstance(entry, Audit):
         update["train"] = tuple(_from(folder, where) for where in entry.train)
-    task = getattr(entry, "task", None)
-    if task and task.endswith((".yaml", ".yml")):
-        update["task"] = _from(folder, task)
+    if isinstance(entry, Interpolation):
+        update["tasks"] = tuple(_task_from(folder, task) for task in entry.tasks)
+        base = Path(_from(folder, entry.base)).expanduser()
+        if base.is_dir():  # else it may be the name of a model
+            update["base"] = str(base.resolve())
+    elif tasks_of(entry):
+        update["task"] = _task_from(folder, tasks_of(entry)[0])
     return entry.model_copy(update=update)
+
+
+def _task_from(folder: Path, task: str) -> str:
+    return _from(folder, task) if task.endswith((".yaml", ".yml")) else task
 
 
 def _from(folder: Path, where: str) -> str:
@@ -196,6 +257,7 @@ def _from(folder: Path, where: str) -> str:
 
 PROTOCOLS: dict[str, type[Entry]] = {
     "classification": Classification, "retrieval": Retrieval, "probe": Probe, "vqa": Vqa, "audit": Audit,
+    "interpolation": Interpolation,
 }  # fmt: skip
 
 
@@ -221,5 +283,4 @@ def _said(mistake: Any) -> str:
 
 
 def _key(where: tuple[int | str, ...]) -> str:
-    protocols = ("classification", "retrieval", "probe", "vqa", "audit")
-    return ".".join(str(part) for part in where if part not in protocols) or "the file"
+    return ".".join(str(part) for part in where if part not in PROTOCOLS) or "the file"

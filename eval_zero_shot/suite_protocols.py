@@ -1,4 +1,4 @@
-"""How each protocol of a suite is asked: from an entry of the file to outcomes."""
+"""How each protocol of a suite is asked: from an entry of the file to outcomes, and to files in its cell."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_zero_shot.errors import EvalError
+from eval_zero_shot.errors import EvalError, LeftOut
 from eval_zero_shot.outcome import Outcome
-from eval_zero_shot.suite_file import Audit, Classification, Probe, Retrieval, Vqa
+from eval_zero_shot.suite_file import Audit, Classification, Interpolation, Probe, Retrieval, Vqa
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from eval_zero_shot.inputs import Inputs
+    from eval_zero_shot.suite import Cell
 
 
-def classification(inputs: Inputs, entry: Classification) -> Sequence[Outcome]:
+def classification(inputs: Inputs, entry: Classification, cell: Cell) -> Sequence[Outcome]:
     from eval_zero_shot.classification import score_classification
     from eval_zero_shot.tasks import load_task
 
@@ -31,7 +32,7 @@ def classification(inputs: Inputs, entry: Classification) -> Sequence[Outcome]:
     ]  # fmt: skip
 
 
-def retrieval(inputs: Inputs, entry: Retrieval) -> Sequence[Outcome]:
+def retrieval(inputs: Inputs, entry: Retrieval, cell: Cell) -> Sequence[Outcome]:
     """Of every kind of text that the studies have. Raises EvalError where they have none of them."""
     from eval_zero_shot.retrieval.protocol import score_retrieval, score_volumes
 
@@ -55,7 +56,7 @@ def retrieval(inputs: Inputs, entry: Retrieval) -> Sequence[Outcome]:
     return [replace(one, notes=(*one.notes, *(str(e).splitlines()[0] for e in missing))) for one in found]
 
 
-def probe(inputs: Inputs, entry: Probe) -> Sequence[Outcome]:
+def probe(inputs: Inputs, entry: Probe, cell: Cell) -> Sequence[Outcome]:
     from eval_zero_shot.probe.material import draws_of, rows_of
     from eval_zero_shot.probe.protocol import score_probe
     from eval_zero_shot.probe.split import question
@@ -73,7 +74,7 @@ def probe(inputs: Inputs, entry: Probe) -> Sequence[Outcome]:
     ]  # fmt: skip
 
 
-def vqa(inputs: Inputs, entry: Vqa) -> Sequence[Outcome]:
+def vqa(inputs: Inputs, entry: Vqa, cell: Cell) -> Sequence[Outcome]:
     from eval_zero_shot.vqa.protocol import score_vqa
     from eval_zero_shot.vqa.read import read_items
 
@@ -93,7 +94,8 @@ def _images(inputs: Inputs, entry: Vqa) -> Path | None:
     return Path(entry.items).parent if inputs.shards is None else None
 
 
-def audit(inputs: Inputs, entry: Audit) -> Sequence[Outcome]:
+def audit(inputs: Inputs, entry: Audit, cell: Cell) -> Sequence[Outcome]:
+    from eval_zero_shot.audit.pairs import write_pairs
     from eval_zero_shot.audit.protocol import score_audit, training_set
     from eval_zero_shot.tasks import load_task
 
@@ -104,15 +106,41 @@ def audit(inputs: Inputs, entry: Audit) -> Sequence[Outcome]:
         inputs, inputs.rows(entry.split, entry.max_studies), load_task(entry.task), training, split=entry.split,
         resamples=entry.resamples, seed=entry.seed,
     )  # fmt: skip
+    write_pairs(cell.folder, found.pairs)
     return [found.outcome]
 
 
-PROTOCOLS: dict[str, Callable[[Any, Any], Sequence[Outcome]]] = {
+def interpolation(inputs: Inputs, entry: Interpolation, cell: Cell) -> Sequence[Outcome]:
+    """Raises LeftOut for the base itself, and for what is no release."""
+    from encoders.folder import inspect
+    from encoders.interpolate import Pair
+    from eval_zero_shot.interpolation import merge
+    from eval_zero_shot.interpolation_outcomes import of_one
+    from eval_zero_shot.models import split_spec
+    from eval_zero_shot.release import model_name
+    from eval_zero_shot.tasks import load_task
+
+    if inspect(entry.base, verify=False).sha256 == inputs.loaded.sha256:
+        raise LeftOut("it is the base, and between a model and itself there is nothing")
+    if split_spec(cell.model) is not None:
+        raise LeftOut("it is no release, and only releases are interpolated")
+    rows = {split: inputs.rows(split, entry.max_studies) for split in (entry.validation_split, entry.split)}
+    merged = merge(
+        Pair(entry.base, cell.model), inputs, rows, [load_task(name) for name in entry.tasks], cell.folder / "release",
+        alphas=entry.alphas, validation=entry.validation_split, test=entry.split, resamples=entry.resamples,
+        seed=entry.seed,
+    )  # fmt: skip
+    keys = [inputs.shards.key(int(row)) for row in rows[entry.validation_split]]
+    return of_one(merged, keys, inputs.name, model_name(entry.base), cell.place("release"))
+
+
+PROTOCOLS: dict[str, Callable[[Any, Any, Any], Sequence[Outcome]]] = {
     "classification": classification,
     "retrieval": retrieval,
     "probe": probe,
     "vqa": vqa,
     "audit": audit,
+    "interpolation": interpolation,
 }
 
 

@@ -1,9 +1,11 @@
-"""Outcomes of a suite on a terminal: a row a task and model, the headline of each with its interval."""
+"""Outcomes of a suite on a terminal: a row a task and model, the headline of each with its interval, and below a merged
+model both ends of its interpolation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eval_zero_shot.interpolation_outcomes import ends
 from eval_zero_shot.outcome import Metric, Outcome
 
 
@@ -25,14 +27,20 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("task, metric, split", overflow="fold")
     table.add_column("model", overflow="fold")
-    for heading in ("value", "95 % interval", "studies", "patients"):
+    several = ["scans"] if any(o.scans != o.studies for o in scored) else []
+    for heading in ("value", "95 % interval", *several, "studies", "patients"):
         table.add_column(heading, justify="right", no_wrap=True)
     for protocol, task in dict.fromkeys((o.protocol, o.task) for o in scored):
         here = [o for o in scored if (o.protocol, o.task) == (protocol, task)]
-        name = task if protocol in task else f"{task} {protocol}"
+        named = task if protocol in task else f"{task} {protocol}"
         for i, o in enumerate(here):
-            said = f"{name}, {o.headline}, {o.provenance.get('split', '')}".rstrip(", ") if i == 0 else ""
-            table.add_row(said, o.model, *_cells(o.main), str(o.studies), str(o.patients))
+            said = f"{named}, {o.headline}, {o.provenance.get('split', '')}".rstrip(", ") if i == 0 else ""
+            both = ends(o)
+            name = o.model if both is None else f"{o.model} (a = {o.provenance['alpha']:g})"
+            counts = [*([o.scans] if several else []), o.studies, o.patients]
+            table.add_row(said, name, *_cells(o.main), *map(str, counts))
+            for end, metric in zip(("base (a = 0)", "tuned (a = 1)"), both or ()):
+                table.add_row("", f"– {end}", *_cells(metric), *[""] * len(counts))
     console.print(table)
     for o in scored:
         if o.main.value is None:

@@ -1,7 +1,7 @@
 """BatchNorm makes every study's features depend on its batch; what that means for training (`model.image.batch_norm`).
 
 A batch that is encoded in parts (`train.chunk`) is normalised by its parts, so the gradient is no longer that of the
-batch: with a small ResNet its relative error was measured as 0.43.
+batch: relative errors of 0.43 and, with `i3d_resnet26` at random on 16×32×32 voxels, of 2.6 were measured.
 """
 
 from __future__ import annotations
@@ -44,6 +44,6 @@ def settle_batch_norm(dual: DualEncoder, recipe: Recipe) -> None:
     elif found and train.chunk is not None and train.chunk < train.batch_size:
         raise ConfigError(
             f"train.chunk: {len(found)} layers of this model are BatchNorm, first {found[0]}",
-            why="a batch in parts would be normalised part by part: another loss and another gradient (error 0.43)",
+            why="a batch in parts would be normalised part by part: another loss and another gradient",
             fix="model.image.batch_norm: group (i3d_*) or frozen (towers with weights), or train.chunk: null",
         )

@@ -14,8 +14,11 @@ from typing import Any
 
 from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
+from pretrain.checks_report import check_report
 from pretrain.checks_start import check_start
+from pretrain.checks_terms import check_alternation, check_labels, check_schedules
 from pretrain.checks_token_dropout import check_token_dropout
+from pretrain.checks_views import check_image_views
 from pretrain.schema import (
     EvaluateSection,
     ModelSection,
@@ -63,7 +66,7 @@ def check_volume_model(data: DataSection, model: ModelSection) -> Iterator[Probl
     if not is_volumetric(name):
         if isinstance(geometry, VolumeGeometry) and known_models.is_known(name):
             what = f"'{name}' takes images, data.geometry makes volumes"
-            yield Problem(_IMAGE_NAME, what, "use voxvit_* or i3d_*, or kind: image")
+            yield Problem(_IMAGE_NAME, what, "use voxvit_*, i3d_* or swin3d_*, or kind: image")
         return
     if not isinstance(geometry, VolumeGeometry):
         yield Problem(
@@ -250,15 +253,16 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
             yield Problem(("data", "units", "templates"), error.what, error.fix)
     if not any(have.values()):
         yield Problem(("data", "units"), "no kind of text is switched on", "set report or sentences to true")
+    have["section"] |= data.units.alternate is not None
     switch = {"report": "report", "sentence": "sentences", "section": "sections", "caption": "captions"}
     for i, objective in enumerate(objectives):
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
-        field = known.model_fields.get("units")
-        if field is None:  # it compares with no text
+        if objective.options.get("text", "units") != "units":  # it reads reports
             continue
-        wanted = objective.options.get("units", field.default)
+        usual = known.model_fields.get("units")
+        wanted = objective.options.get("units", usual.default if usual else ())
         for unit in wanted if isinstance(wanted, list | tuple) else ():
             if not have.get(str(unit), True):
                 what = f"{objective.name} compares with {unit} units, which data.units does not make"
@@ -273,6 +277,28 @@ def check_text(model: ModelSection) -> Iterator[Problem]:
         yield Problem(
             ("model", "init"), f"'{model.init}' is not a release folder", "name a folder made by encoders.release"
         )
+
+
+def check_frozen_text(model: ModelSection, optim: OptimSection) -> Iterator[Problem]:
+    if model.text.cached is None:
+        return
+    at = ("model", "text", "cached")
+    if optim.lr_multipliers.text != 0:
+        yield Problem(at, "embeddings are kept, but the text tower is trained", "set optim.lr_multipliers.text to 0")
+    if model.init is None and model.text.hf_name is None:
+        yield Problem(at, "a frozen tower of random weights says nothing", "name model.init or model.text.hf_name")
+
+
+def check_pretrained_file(model: ModelSection) -> Iterator[Problem]:
+    image, at = model.image, ("model", "image", "pretrained_file")
+    if image.pretrained_file is None:
+        return
+    if not image.name.startswith("swin3d"):
+        yield Problem(at, f"'{image.name}' cannot start from a file", "use swin3d_tiny, or model.init: a release")
+    elif not Path(image.pretrained_file).expanduser().is_file():
+        yield Problem(at, f"no file '{image.pretrained_file}'", "download MONAI's model_swinvit.pt (docs/encoders.md)")
+    if model.init is not None:
+        yield Problem(at, "would overwrite part of the release in model.init", "leave one of them out")
 
 
 def check_schedule(optim: OptimSection, train: TrainSection) -> Iterator[Problem]:
@@ -316,8 +342,15 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_volume_model,
     check_start,
     check_text,
+    check_frozen_text,
+    check_pretrained_file,
     check_objectives,
     check_units,
+    check_image_views,
+    check_alternation,
+    check_labels,
+    check_schedules,
+    check_report,
     check_token_dropout,
     check_schedule,
     check_task,

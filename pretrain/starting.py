@@ -12,8 +12,10 @@ def start_from(dual: DualEncoder, folder: str) -> None:
     import encoders
 
     try:
-        released = encoders.load(folder).model
-        dual.clip.load_state_dict(released.clip.state_dict(), strict=True)
+        released = encoders.load(folder)
+        dual.clip.load_state_dict(released.model.clip.state_dict(), strict=True)
+        if dual.report is not None and "report" in released.heads:  # what it was not trained for starts afresh
+            dual.report.load_state_dict(released.heads["report"].state_dict(), strict=False)
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
             f"model.init: the release cannot start this model: {error}",

@@ -10,7 +10,6 @@ can and cannot see.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from eval_zero_shot.inputs import add_inputs, open_inputs, run_command
 if TYPE_CHECKING:
     from eval_zero_shot.audit.protocol import Audit
 
-PAIR_COLUMNS = ("kind", "test_key", "train_set", "train_key", "value", "threshold", "matches")
 COLOURS = {"fail": "bold red", "warn": "yellow", "not checked": "dim", "ok": "green"}
 
 
@@ -50,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def do(args: argparse.Namespace) -> None:
         from data_shards.opening import open_studies
+        from eval_zero_shot.audit.pairs import write_pairs
         from eval_zero_shot.audit.protocol import score_audit, training_set
         from eval_zero_shot.outcome import write_results
         from eval_zero_shot.tasks import load_task
@@ -64,28 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print(audit)
         if args.out is not None:
             write_results(args.out, [audit.outcome])
-            write_pairs(args.out / "pairs.csv", audit)
+            write_pairs(args.out, audit.pairs)
             print(f"wrote {args.out}: results.json, scores.parquet and pairs.csv")
         if args.strict:
             failed.extend(check.name for check in audit.checks if check.severity == "fail")
 
     code = run_command(parser, argv, do)
     return 2 if failed and code == 0 else code
-
-
-def write_pairs(path: Path, audit: Audit) -> None:
-    """Matches of test and training studies by hashed key, written aside, then renamed."""
-    import csv
-
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, PAIR_COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(audit.pairs)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _print(audit: Audit) -> None:

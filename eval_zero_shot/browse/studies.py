@@ -97,13 +97,15 @@ class Studies:
         return png_bytes(slice_of(shown, window, plane, place), optimize=False)
 
     def _explain(self, study: int, text: str, minus: str) -> dict[str, Any]:
-        from eval_zero_shot.report.focus import contributions, similarity
+        from eval_zero_shot.report.focus import attention, contributions, similarity
 
         loaded, shards = self.inputs.loaded, self.inputs.shards
         with self._lock:
             direction = self._direction(text, minus).astype(np.float64)
             image = model_input(shards, int(self.rows[study]), loaded)
-            name, found = "token–text similarity", similarity(loaded.model, image, direction)
+            name, found = "attention of the text", attention(loaded, image, direction)
+            if found is None:
+                name, found = "token–text similarity", similarity(loaded.model, image, direction)
             if found is not None:
                 found = found - np.median(found)
             else:

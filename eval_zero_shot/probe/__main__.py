@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval_zero_shot.cases import add_scans
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_inputs, open_inputs, run_command
 from eval_zero_shot.outcome import Metric, Outcome, write_results
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m eval_zero_shot.probe", description="Logistic regression and neighbours on frozen features."
     )
     add_inputs(parser)
+    add_scans(parser)
     add_draws(parser)
     add = parser.add_argument
     add("--task", metavar="TASK", help="prompts of the labels: also a probe that starts at the zero-shot classifier")

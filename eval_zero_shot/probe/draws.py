@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.opening import add_tar_options, open_studies
+from eval_zero_shot.cases import EveryScan, add_scans
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import run_command
 from eval_zero_shot.probe.split import FORM, Question, question
@@ -139,7 +140,7 @@ def read_draws(path: str | Path, asked: Question, data_sha256: str) -> Draws:
         raise EvalError(
             f"the file of draws was made for another {', '.join(differ)}",
             why="its studies are not these",
-            fix="name the shards and labels it was made for, or write it again",
+            fix="name the shards, labels and --scans it was made for, or write it again",
         )
     return found
 
@@ -205,13 +206,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="shard set with labels")
     add_draws(parser)
+    add_scans(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON to write")
     add_tar_options(parser)
     return run_command(parser, argv, _draw)
 
 
 def _draw(args: argparse.Namespace) -> None:
-    shards = open_studies(args.data, args)
+    shards: Any = open_studies(args.data, args)
+    if args.scans == "every":
+        shards = EveryScan(shards)
     asked = question(args.labels, shards.label_names)
     splits = shards.manifest["splits"]
     if not splits.get(args.train_split):

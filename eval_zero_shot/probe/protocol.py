@@ -156,14 +156,13 @@ def score_probe(
     return Outcome(
         "probe", task.name if task is not None and not asked.exclusive else asked.name, inputs.name,
         inputs.loaded.sha256, "balanced_accuracy" if asked.exclusive else "auroc", tuple(found),
-        studies=len(bench.test), scans=len(bench.test), patients=len(np.unique(bench.test.patients_N)),
-        classes=asked.names, prompts={} if task is None else {"texts": list(task.texts())},
+        **inputs.counted(rows.test), classes=asked.names, prompts={} if task is None else {"texts": list(task.texts())},
         provenance=inputs.provenance(
             rows.test, split, seed=seed, task_sha256=asked.identity if task is None else task.identity,
             train_rows_sha256=inputs.provenance(rows.train, "train")["rows_sha256"],
             draws_sha256=None if draws is None else draws.sha256,
         ),
-        notes=tuple(notes), scores=pd.concat(bench.frames, ignore_index=True),
+        notes=(*inputs.said(rows.test), *notes), scores=pd.concat(bench.frames, ignore_index=True),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_shards.opening import add_tar_options, open_studies
+from eval_zero_shot.cases import EveryScan
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import run_command
 
@@ -101,8 +102,9 @@ def _studies(models: Sequence[str], args: argparse.Namespace, outcomes: Sequence
             _require("--model", here)
             scores = here[0].scores
             keys: set[Any] = set() if scores is None else set(scores["key"])
-            rows = np.asarray([row for row in range(len(shards)) if shards.key(row) in keys])
-            yield Shown(here[0].model, loaded, shards, rows, task)
+            cases: Any = EveryScan(shards) if here[0].provenance.get("scan_choice") == "every" else shards
+            rows = np.asarray([row for row in range(len(cases)) if cases.key(row) in keys])
+            yield Shown(here[0].model, loaded, cases, rows, task)
 
 
 def _require(option: str, left: Sequence[Outcome]) -> None:

@@ -15,7 +15,7 @@ from eval_zero_shot.embedding import embed_batches, embed_texts, study_batches
 from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.report.curves import hardest, ranked
-from eval_zero_shot.report.focus import contributions, mean_tokens, similarity
+from eval_zero_shot.report.focus import attention, contributions, mean_tokens, similarity
 from eval_zero_shot.report.maps import as_int8, peak_of
 from eval_zero_shot.report.pictures import (
     model_input,
@@ -80,9 +80,9 @@ def gallery(shown: Shown, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
-    """For the best and the worst findings, the study with the finding that scored highest, with two maps on the token
-    grid: what tokens add to the score against the mean of ORDINARY studies, and their similarity with the prompts
-    (None where the tower's tokens cannot be compared with texts)."""
+    """For the best and the worst findings, the study with the finding that scored highest, with maps on the token grid:
+    what tokens add to the score against the mean of ORDINARY studies, the attention of the prompts where the release
+    has a head for it, and the tokens' similarity with the prompts where they can be compared with texts."""
     loaded, shards, task = shown.loaded, shown.shards, shown.task
     aurocs = {m.of: m.value for m in outcome.metrics if m.name == "auroc" and not m.at and m.value is not None}
     scored = ranked(outcome)
@@ -113,15 +113,17 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
         share = contributions(loaded.model, image, direction, ordinary)
         if share is None:
             return []
-        alike = similarity(loaded.model, image, direction)
+        more = {
+            "attention of the text": attention(loaded, image, direction),
+            "token–text similarity": similarity(loaded.model, image, direction),
+        }
         seen = picture(shards, row, loaded)
         share = on_picture(share, loaded)
         maps = [{"name": "share of the score", "values": base64.b64encode(as_int8(share, seen.grey[-1])).decode()}]
-        if alike is not None:
-            alike = on_picture(alike - np.median(alike), loaded)
-            maps.append(
-                {"name": "token–text similarity", "values": base64.b64encode(as_int8(alike, seen.grey[-1])).decode()}
-            )
+        for name_of_map, found in more.items():
+            if found is not None:
+                values = as_int8(on_picture(found - np.median(found), loaded), seen.grey[-1])
+                maps.append({"name": name_of_map, "values": base64.b64encode(values).decode()})
         cases.append(
             {
                 "model": shown.model,

@@ -62,8 +62,8 @@ def auroc_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
     hollow = len(outcomes) == 1 and any(_reworded(outcomes[0], name) for name in names)
     axes.set_xlabel(f"AUROC (95 % intervals; {'hollow: other prompts; ' if hollow else ''}dotted: chance)")
     if len(outcomes) > 1:
-        _legend(axes, [o.model for o in outcomes], ink)
-    _plain(figure, axes, ink)
+        legend(axes, [o.model for o in outcomes], ink)
+    plain(figure, axes, ink)
     return figure
 
 
@@ -109,8 +109,8 @@ def shots_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
     axes.set_xlabel("labelled cases a class (shots)")
     axes.set_ylabel(words(label))
     if len(series[label]) > 1:
-        _legend(axes, list(series[label]), ink)
-    _plain(figure, axes, ink)
+        legend(axes, list(series[label]), ink)
+    plain(figure, axes, ink)
     return figure
 
 
@@ -130,12 +130,12 @@ def training_plot(metrics: Path, ink: str) -> Any | None:
     axes.plot(steps, losses, "." if len(steps) == 1 else "-", color=ACCENT, lw=1.2)
     axes.set_xlabel("step")
     axes.set_ylabel("training loss", color=ACCENT)
-    _plain(figure, axes, ink)
+    plain(figure, axes, ink)
     if series["select/macro_auroc"]:
         right = axes.twinx()
         right.plot(*zip(*series["select/macro_auroc"], strict=True), "o-", color=SECOND, ms=4, lw=1.2)
         right.set_ylabel("macro AUROC, selection split", color=SECOND)
-        _plain(figure, right, ink)
+        plain(figure, right, ink)
         right.spines["right"].set_visible(True)
     return figure
 
@@ -148,9 +148,13 @@ def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
         {(m.of, tuple(m.at.items())): m for m in o.metrics if m.name == "recall" and m.value is not None}
         for o in outcomes
     ]
-    keys = list(dict.fromkeys(k for of in by for k in of if one_of_recalls(dict(k[1]))))[:MOST_BARS]
-    if not keys:
+    groups: dict[tuple[str, Any], list[Any]] = {}
+    for key in dict.fromkeys(k for of in by for k in of if one_of_recalls(dict(k[1]))):
+        groups.setdefault((key[0], dict(key[1]).get("pool")), []).append(key)
+    if not groups:
         return None
+    each = max(1, MOST_BARS // len(groups))  # the smallest k of every pool rather than the first pools alone
+    keys = [key for group in groups.values() for key in group[:each]]
     n = len(outcomes)
     figure, axes = plt.subplots(figsize=(7.0, 0.9 + (0.2 + 0.14 * n) * len(keys)))
     labels = []
@@ -176,13 +180,13 @@ def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("share of queries (line: chance); identical reports count as hits")
     if n > 1:
-        _legend(axes, [o.model for o in outcomes], ink)
-    _plain(figure, axes, ink)
+        legend(axes, [o.model for o in outcomes], ink)
+    plain(figure, axes, ink)
     return figure
 
 
-def _legend(axes: Any, names: Sequence[str], ink: str) -> None:
-    """Above the plot, so that it covers nothing."""
+def legend(axes: Any, names: Sequence[str], ink: str) -> None:
+    """The models' marks above the plot, so that they cover nothing."""
     from matplotlib.lines import Line2D
 
     marks = [
@@ -195,7 +199,8 @@ def _legend(axes: Any, names: Sequence[str], ink: str) -> None:
     )
 
 
-def _plain(figure: Any, axes: Any, ink: str) -> None:
+def plain(figure: Any, axes: Any, ink: str) -> None:
+    """Without a frame, in the colour of the page's text."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for spine in axes.spines.values():

@@ -104,6 +104,23 @@ def similarity(dual: Any, image: NDArray[np.float32], direction_D: NDArray[np.fl
     return cosine.cpu().numpy().reshape(grid)
 
 
+def attention(loaded: Any, image: NDArray[np.float32], direction_D: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Attention of a text (or of a text minus another) on each token, on the token grid ((D,) H, W), by the released
+    head `attended` (encoders.heads.attended): it was trained to find where an image shows a text. None without one."""
+    import torch
+
+    from eval_zero_shot.embedding import evaluating
+
+    head = getattr(loaded, "heads", {}).get("attended")
+    if head is None:
+        return None
+    with evaluating(loaded.model) as device:
+        seen = loaded.model.encode_image(torch.from_numpy(image)[None].to(device), tokens=True)
+        text = torch.from_numpy(direction_D).float()[None].to(device)
+        text = torch.nn.functional.normalize(text, dim=-1)
+        return head.maps(seen.tokens_SND.float(), text)[0, 0].double().cpu().numpy().reshape(seen.grid)
+
+
 def _forward(visual: Any, x: Tensor, leaf: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor] | None:
     """(tokens [B, N, C], or of a convolution's form, embeddings [B, D]); the embeddings come from `leaf(tokens)`."""
     trunk = getattr(visual, "trunk", None)

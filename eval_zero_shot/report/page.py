@@ -16,6 +16,7 @@ from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.report import parts
 from eval_zero_shot.report.curves import finding_curves
 from eval_zero_shot.report.figures import auroc_plot, recall_plot, render, shots_plot, training_plot
+from eval_zero_shot.report.sweeps import sweep_plot
 from eval_zero_shot.report.wording import number
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def write_report(
         parts.by_metrics("probe", "Probes", PROBE, outcomes,
                          lambda task, of: drawn.draw("probe", task, lambda ink: shots_plot(of, ink)), YARDSTICKS),
         parts.by_metrics("questions", "Closed questions", QUESTIONS, outcomes, lambda task, of: None),
+        parts.interpolation(
+            outcomes, lambda task, of: drawn.draw("interpolation", task, lambda ink: sweep_plot(of, ink))
+        ),
         parts.looked(maps),
         parts.errors(listed, pictures),
         parts.section("training", "Training", *_training(drawn, metrics)),

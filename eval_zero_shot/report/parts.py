@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from eval_zero_shot.outcome import Outcome
+from eval_zero_shot.report.sweeps import ends_table
 from eval_zero_shot.report.tables import differences, esc, finding_table, metric_table, overview, provenance
 from eval_zero_shot.report.wording import audit_verdict, verdict
 
@@ -146,6 +147,24 @@ def by_metrics(
         shown = f"<details><summary>Every number</summary>{shown}</details>" if svg else shown
         body.append(f"<h3>{esc(task)}</h3>{figure}{shown}")
     return section(name, title, *body, soft(note) if body else "")
+
+
+def interpolation(outcomes: Sequence[Outcome], plot: Plot) -> tuple[str, str, str]:
+    """Each task: the sweep between base and tuned, both ends beside the merged model, and every number."""
+    body: list[str] = []
+    for i, ((_, task), of) in enumerate(by_task(outcomes, "interpolation").items()):
+        svg = plot(task, of)
+        figure = f"<figure>{svg}</figure>" if svg else ""
+        whole = metric_table(of, f"interpolation-{i}")
+        body.append(
+            f"<h3>{esc(task)}</h3>{figure}{ends_table(of, f'ends-{i}')}"
+            f"<details><summary>Every number</summary>{whole}</details>"
+        )
+    note = (
+        "Weights (1 - a) base + a tuned (WiSE-FT). The validation split chose a; the other points of the curve on the "
+        "split that is shown chose nothing. Differences are paired by patient."
+    )
+    return section("interpolation", "Weight interpolation", *body, soft(note) if body else "")
 
 
 def gallery(model: str, cases: Sequence[dict[str, Any]]) -> tuple[str, str, str]:

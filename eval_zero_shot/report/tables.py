@@ -11,7 +11,7 @@ from typing import Any
 
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.report.curves import counts, findings
-from eval_zero_shot.report.wording import default_prompts, headline_words, number, span, weak, words
+from eval_zero_shot.report.wording import between, default_prompts, headline_words, number, span, weak, words
 
 MARKS = {"win": "▲ win", "tie": "= tie", "loss": "▼ loss"}
 RULES = ("validation", "sign", "prevalence", "test")  # of thresholds, the one to believe first
@@ -95,9 +95,8 @@ def overview(
 
 def _task(outcome: Outcome, group: str) -> str:
     said = headline_words(outcome) + ("" if group == outcome.protocol else f", {outcome.protocol}")
-    cases = f"{outcome.studies:,} studies of {outcome.patients:,} patients"
     task = esc(outcome.task).replace("_", "_<wbr>")
-    return f'{task}<br><span class="soft">{esc(said)}<br>{cases}</span>'
+    return f'{task}<br><span class="soft">{esc(said)}<br>{outcome.counted}</span>'
 
 
 def _value(outcome: Outcome | None, best: float | None, mark: Mapping[str, Any] | None) -> str:
@@ -109,6 +108,8 @@ def _value(outcome: Outcome | None, best: float | None, mark: Mapping[str, Any] 
     shown = number(main.value)
     shown = f"<b>{shown}</b>" if best is not None and main.value == best else shown
     interval = f'<br><span class="soft">{span(main)}</span>' if main.low is not None else ""
+    if (both := between(outcome)) is not None:
+        interval += f'<br><span class="soft">{esc(both)}</span>'
     return shown + interval + ("" if mark is None else f"<br>{_badge(mark['mark'])}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval_zero_shot.interpolation_outcomes import ends
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.report.curves import Counts, counts, findings
 
@@ -91,9 +92,12 @@ def verdict(outcomes: Sequence[Outcome], comparisons: Sequence[Mapping[str, Any]
         return _one_model(scored)
     tasks = list(dict.fromkeys((o.protocol, o.task) for o in scored))
     most = max(scored, key=lambda o: o.studies)
-    said = [f"{len(models)} models on {_plural(len(tasks), 'task')}; the largest is {most.task} with {_cases(most)}."]
+    said = [f"{len(models)} models on {_plural(len(tasks), 'task')}; the largest is {most.task} with {most.counted}."]
     for protocol, task in tasks[:12]:
         here = [o for o in scored if (o.protocol, o.task) == (protocol, task)]
+        if protocol == "interpolation":
+            said += [f"{task}, {o.model}: {line[0].lower()}{line[1:]}" for o in here for line in _interpolation(o)]
+            continue
         ranked = sorted((o for o in here if o.main.value is not None), key=lambda o: -(o.main.value or 0.0))
         if not ranked:
             said.append(f"{task}: no model has a value.")
@@ -109,10 +113,11 @@ def verdict(outcomes: Sequence[Outcome], comparisons: Sequence[Mapping[str, Any]
 
 def _one_model(scored: Sequence[Outcome]) -> list[str]:
     most = max(scored, key=lambda o: o.studies)
-    said = [f"Scored on {_cases(most)}."]
+    said = [f"Scored on {most.counted}."]
     several = len(scored) > 1
     for outcome in scored:
-        lines = {"classification": _classification, "retrieval": _retrieval}.get(outcome.protocol, _headline)(outcome)
+        told = {"classification": _classification, "retrieval": _retrieval, "interpolation": _interpolation}
+        lines = told.get(outcome.protocol, _headline)(outcome)
         if several and lines and outcome.protocol != "retrieval":
             lines[0] = f"{outcome.task}: {lines[0][0].lower()}{lines[0][1:]}"
         said += lines
@@ -169,6 +174,22 @@ def _retrieval(outcome: Outcome) -> list[str]:
     return said[:4] or _headline(outcome)
 
 
+def _interpolation(outcome: Outcome) -> list[str]:
+    main = outcome.main
+    return [
+        f"Merged with {outcome.provenance['base']}, {headline_words(outcome)} {number(main.value)}{_within(main)}; "
+        f"{between(outcome)}."
+    ]
+
+
+def between(outcome: Outcome) -> str | None:
+    """Where a merged model lies between its ends, and what these score; None for an outcome of another protocol."""
+    both = ends(outcome)
+    if both is None:
+        return None
+    return f"a = {outcome.provenance['alpha']:g}; base {number(both[0].value)}, tuned {number(both[1].value)}"
+
+
 def one_of_recalls(at: Mapping[str, Any]) -> bool:
     """Whether a recall is shown in short: identical texts are hits, intervals are over patients."""
     return not set(at) - {"k", "pool", "ties"} and at.get("ties") in (None, "identical_texts")
@@ -202,10 +223,6 @@ def _severity(note: str) -> tuple[str | None, str]:
         if note.startswith(severity) and note[len(severity) : len(severity) + 1] in (":", " "):
             return severity, note[len(severity) :].removeprefix(":").strip()
     return None, note
-
-
-def _cases(outcome: Outcome) -> str:
-    return f"{outcome.studies:,} studies of {outcome.patients:,} patients"
 
 
 def _within(metric: Metric) -> str:

@@ -12,7 +12,7 @@ Legend: N studies, Q queries, K values of k. Every number says in `at` how it wa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from eval_zero_shot.classify import unit
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.resample import clustered_means
+from eval_zero_shot.retrieval import KS, POOLS, Pool
 from eval_zero_shot.retrieval.pools import PoolHits, pool_hits
 from eval_zero_shot.retrieval.ranks import DIRECTIONS, TIES, Direction, Ranks, Ties, on_stderr, rank_both
 from eval_zero_shot.retrieval.texts import TextKind, Told, text_identity, told_studies
@@ -32,11 +33,9 @@ if TYPE_CHECKING:
     from eval_zero_shot.inputs import Inputs
 
 Array = NDArray[np.float64]
-Pool = int | Literal["full"]
-POOLS: tuple[Pool, ...] = (32, 64, 128, "full")
-KS = (1, 5, 10, 50, 100)
 MAP_KS = (1, 5, 10, 50)
 HEADLINE_POOL = 64
+IMAGES = {"first": "the first scan of its study", "mean": "the mean of its study's scans", "every": "a scan"}
 
 
 class _Scored:
@@ -118,7 +117,7 @@ def score_retrieval(
         if pool != "full" and not told.one_each:
             reasons[pool] = "studies with several texts are ranked in the full pool"
         elif size > len(told.rows):
-            reasons[pool] = f"{len(told.rows)} studies do not fill one pool of {size}"
+            reasons[pool] = f"{len(told.rows)} {inputs.cases} do not fill one pool of {size}"
         elif not within:
             reasons[pool] = f"every k is more than the pool of {size}"
         elif pool == "full":
@@ -140,10 +139,9 @@ def score_retrieval(
     name = _headline(scored, kept, pools, ks, reasons)
     return Outcome(
         protocol="retrieval", task=f"retrieval_{text}", model=inputs.name, model_sha256=inputs.loaded.sha256,
-        headline=name, metrics=tuple(scored.metrics), studies=len(told.rows), scans=len(told.rows),
-        patients=len(np.unique(studies.patients)), scores=scored.table(),
+        headline=name, metrics=tuple(scored.metrics), **inputs.counted(told.rows), scores=scored.table(),
         provenance=inputs.provenance(told.rows, split, text=text, seed=seed, repeats=repeats, resamples=resamples),
-        notes=_notes(told, text, len(set(hashes.tolist())), reasons),
+        notes=(*inputs.said(told.rows), *_notes(told, text, len(set(hashes.tolist())), inputs, reasons)),
     )  # fmt: skip
 
 
@@ -234,14 +232,19 @@ def _headline(
     return name
 
 
-def _notes(told: Told, text: str, distinct: int, reasons: Mapping[Pool, str]) -> tuple[str, ...]:
+def _notes(told: Told, text: str, distinct: int, inputs: Inputs, reasons: Mapping[Pool, str]) -> tuple[str, ...]:
     notes = [
         "Queries tied with others count with the share of random orders in which they hit.",
         "Intervals are over patients, the candidates fixed; those at noise=partition are the noise of cutting pools.",
-        f"{len(told.texts)} texts of kind {text}, {distinct} distinct; an image is the first scan of its study.",
+        f"{len(told.texts)} texts of kind {text}, {distinct} distinct; an image is {IMAGES[inputs.scans]}.",
     ]
+    if inputs.scans == "every":
+        notes.append(
+            "Scans of one study have the same text: as identical texts any of them is right; strictly only the query's "
+            "own is, and its study's other scans stand in its way, so read strict numbers beside their chance."
+        )
     if told.without:
-        notes.append(f"{told.without} studies without a text of kind {text} are left out on both sides.")
+        notes.append(f"{told.without} {inputs.cases} without a text of kind {text} are left out on both sides.")
     return (*notes, *(f"Pool {pool}: {reason}." for pool, reason in reasons.items()))
 
 
@@ -273,13 +276,14 @@ def score_volumes(
     notes = [f"A study counts where all {len(names)} labels are known. Average precision (SPECTRE) and the mean "
              "Jaccard of CT-CLIP are both called MAP@k by their authors; they do not compare."]  # fmt: skip
     notes.append(f"Other studies of the query's patient {'are' if same_patient else 'are not'} candidates.")
+    owner_N = inputs.studies(rows).astype(str) if same_patient else studies.patients
     k = 5 if 5 in ks else min(ks)
     headline = f"map_at_{k}_jaccard"
     import pandas as pd
 
     tables = []
     for relevance in RELEVANCES:
-        found = volume_hits(studies.features_ND, labels_NL, studies.patients, relevance, ks, same_patient=same_patient)
+        found = volume_hits(studies.features_ND, labels_NL, owner_N, relevance, ks)
         ats = [{"k": j, "relevance": relevance} for j in ks]
         scored.sampled(found.score_NK, studies.patients, [("map", "volume_to_volume", at) for at in ats])
         for at, chance in zip(ats, found.chance_K):
@@ -288,7 +292,7 @@ def score_volumes(
                                          reason="no query" if value is None else None))  # fmt: skip
         if relevance == "jaccard":
             scored.sampled(found.score_NK[:, [list(ks).index(k)]], studies.patients, [(headline, "", {})])
-        notes += [f"{relevance}: {n} studies left out: {reason}." for reason, n in found.left_out.items()]
+        notes += [f"{relevance}: {n} {inputs.cases} left out: {reason}." for reason, n in found.left_out.items()]
         for j, one in enumerate(ks):
             main = relevance == "jaccard" and one == k
             score_N = found.score_NK[:, j]
@@ -298,7 +302,7 @@ def score_volumes(
             tables.append(table[~np.isnan(score_N)])
     return Outcome(
         protocol="retrieval", task="retrieval_volumes", model=inputs.name, model_sha256=inputs.loaded.sha256,
-        headline=headline, metrics=tuple(scored.metrics), studies=len(rows), scans=len(rows),
-        patients=len(np.unique(studies.patients)), classes=names, scores=pd.concat(tables, ignore_index=True),
-        provenance=inputs.provenance(rows, split, seed=seed, resamples=resamples), notes=tuple(notes),
+        headline=headline, metrics=tuple(scored.metrics), **inputs.counted(rows), classes=names,
+        scores=pd.concat(tables, ignore_index=True), notes=(*inputs.said(rows), *notes),
+        provenance=inputs.provenance(rows, split, seed=seed, resamples=resamples),
     )  # fmt: skip

@@ -37,31 +37,29 @@ class VolumeHits:
 def volume_hits(
     image_ND: ArrayLike,
     labels_NL: ArrayLike,
-    patients_N: Sequence[str] | NDArray,
+    owner_N: Sequence[str] | NDArray,
     relevance: Relevance,
     ks: Sequence[int] = (1, 5, 10, 50),
-    *,
-    same_patient: bool = False,
 ) -> VolumeHits:
-    """Scores of every study as a query among the others. The query is never a candidate, and neither are its patient's
-    other studies unless `same_patient`. chance_K: the expected relevance of a random candidate (for exact_labels its
-    precision, which average precision of a random order approaches from above).
+    """Scores of every study as a query among those of other owners: owner_N names the patient of each, or the study
+    itself, where a patient's other studies may be found. chance_K: the expected relevance of a random candidate (for
+    exact_labels its precision, which average precision of a random order approaches from above).
 
     Raises EvalError where labels and studies differ in number, or where a k is below 1.
     """
-    labels, patients = np.asarray(labels_NL, dtype=np.float64), np.asarray(patients_N).astype(str)
+    labels, owners = np.asarray(labels_NL, dtype=np.float64), np.asarray(owner_N).astype(str)
     images = np.asarray(image_ND)
-    if not len(images) == len(labels) == len(patients) or labels.ndim != 2 or labels.shape[1] == 0 or min(ks) < 1:
+    if not len(images) == len(labels) == len(owners) or labels.ndim != 2 or labels.shape[1] == 0 or min(ks) < 1:
         raise EvalError(
-            f"{len(images)} studies, labels {labels.shape}, {len(patients)} patients and k of {list(ks)} do not fit",
+            f"{len(images)} studies, labels {labels.shape}, {len(owners)} owners and k of {list(ks)} do not fit",
             why="a study would be compared by another one's labels",
-            fix="give one row of labels and one patient a study, at least one label, and k of 1 or more",
+            fix="give one row of labels and one owner a study, at least one label, and k of 1 or more",
         )
     known = ~np.isnan(labels).any(axis=1)
     used = known & (np.nan_to_num(labels).any(axis=1) if relevance == "jaccard" else True)
     at = np.flatnonzero(used)
     left_out = {"an unknown label": int((~known).sum()), "no finding": int((known & ~used).sum())}
-    group = np.arange(len(at)) if same_patient else np.unique(patients[at], return_inverse=True)[1].reshape(-1)
+    group = np.unique(owners[at], return_inverse=True)[1].reshape(-1)
     score_NK = np.full((len(images), len(ks)), np.nan)
     chance_K = np.full(len(ks), np.nan)
     if len(at) > 1:

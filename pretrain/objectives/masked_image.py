@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from encoders.tag import Size3
 from encoders.voxvit import Block, VoxViT
 from pretrain.errors import ConfigError
+from pretrain.grad_cache import touch
 from pretrain.objectives.base import Objective, Surroundings
 from pretrain.passes import Part, Rows
 from pretrain.schema_objectives import MaskedImageOptions
@@ -56,7 +57,7 @@ class MaskedImage(Objective):
         grid = cast(Size3, tuple(s // p for s, p in zip(part.images.shape[2:], self.patch, strict=True)))
         dropped_bM = others(kept_bK, grid[0] * grid[1] * grid[2])
         if dropped_bM.shape[1] == 0:  # the decoder takes part all the same: ranks wait for it
-            return sum((p.reshape(-1)[0] * 0.0 for p in self.decoder.parameters()), tokens_bKC.sum() * 0.0), {}
+            return tokens_bKC.sum() * 0.0 + touch(self.decoder.parameters()).to(tokens_bKC.device), {}
         predicted_bMV = self.decoder(tokens_bKC, kept_bK, dropped_bM, grid).float()
         wanted_bMV = at(patches(part.images.float(), self.patch, self.options.normalise), dropped_bM)
         error_b = (predicted_bMV - wanted_bMV).square().mean((1, 2))

@@ -37,12 +37,14 @@ def volumes(*size: int, batch: int = 2, channels: int = 2) -> Tensor:
 def lively(net: nn.Module) -> nn.Module:
     """Statistics and affine parameters of BatchNorm as training leaves them: none is zero or one."""
     generator = torch.Generator().manual_seed(2)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+    for name, module in net.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
             size = module.num_features
             module.running_mean = 0.1 * torch.randn(size, generator=generator)
             module.running_var = 0.5 + torch.rand(size, generator=generator)
             module.weight.data = 0.5 + torch.rand(size, generator=generator)
+            if name.endswith("bn3"):  # the sum of many blocks stays a number that fp32 has digits for
+                module.weight.data *= 0.1
             module.bias.data = 0.1 * torch.randn(size, generator=generator)
     return net
 
@@ -56,7 +58,8 @@ def test_same_2d_weights_give_merlins_numbers(depth: str) -> None:
     flat = lively(getattr(torchvision.models, depth)(weights=None))
     theirs = i3res.I3ResNet(copy.deepcopy(flat), class_nb=1692, conv_class=True).eval()
     ours = timm.create_model(f"i3d_{depth}.i-32x64x64_c-1").eval()
-    assert inflate_resnet(ours, flat.state_dict()).aside == ("fc.bias", "fc.weight")
+    found = inflate_resnet(ours, flat.state_dict())
+    assert (found.aside, found.fresh) == (("fc.bias", "fc.weight"), ())
     unit_BCHWD = torch.rand(2, 1, 64, 64, 32)  # Merlin's scale and axes
     with torch.no_grad():
         contrastive, phenotypes = theirs(unit_BCHWD)
@@ -64,7 +67,7 @@ def test_same_2d_weights_give_merlins_numbers(depth: str) -> None:
         for wanted, conv in ((contrastive, theirs.contrastive_head), (phenotypes, theirs.classifier)):
             found = F.linear(features, conv.weight.flatten(1), conv.bias)
             assert found.shape == wanted.shape
-            assert float(wanted.std()) > 0.1
+            assert 0.1 < float(wanted.std()) < 100
             assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-5)
     assert (contrastive.shape[1], phenotypes.shape[1]) == (512, 1692)
 

@@ -290,8 +290,19 @@ def test_the_average_over_21_sets_is_the_printed_one_by_one_weighting_only() -> 
 
 
 def test_the_page_lists_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
+    assert main(["--markdown"]) == 0
     printed = capsys.readouterr().out
     assert printed == markdown() + "\n"
     page = (REPO / "docs" / "tasks.md").read_text(encoding="utf-8")
-    assert printed in page, "write what python -m eval_zero_shot.catalogue prints into docs/tasks.md"
+    assert printed in page, "write what python -m eval_zero_shot.catalogue --markdown prints into docs/tasks.md"
+
+
+def test_people_see_an_aligned_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "|" not in "".join(lines) and max(map(len, lines)) <= 80
+    head = next(line for line in lines if "task" in line and "classes" in line)
+    rows = {line.split()[0]: line for line in lines if line.split()[:1] and line.split()[0] in packaged_tasks()}
+    assert sorted(rows) == sorted(packaged_tasks()), "every name whole, at the start of a row of its own"
+    assert {row.index("findings") for row in rows.values() if " findings " in row} == {head.index("kind")}

@@ -43,6 +43,7 @@ class ToyInputs:
     loaded: Any
     shards: Any
     name: str = "toy"
+    cases: str = "studies"
     asked: list[int] = field(default_factory=list)
 
     def features(self, rows: Any) -> Any:
@@ -51,6 +52,13 @@ class ToyInputs:
 
     def texts(self, texts: Any) -> Any:
         return embed_texts(self.loaded.model, tokenize, texts)
+
+    def counted(self, rows: Any) -> dict[str, int]:
+        patients = {self.shards.patient(int(row)) for row in rows}
+        return {"studies": len(rows), "scans": len(rows), "patients": len(patients)}
+
+    def said(self, rows: Any) -> tuple[str, ...]:
+        return ()
 
     def provenance(self, rows: Any, split: str, **more: Any) -> dict[str, Any]:
         return {"split": split, "data_sha256": self.shards.manifest_hash, **more}

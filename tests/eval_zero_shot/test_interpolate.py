@@ -21,7 +21,8 @@ from encoders.dual import build_dual
 from encoders.release import write_release
 from eval_zero_shot.classification import score_classification
 from eval_zero_shot.inputs import Inputs
-from eval_zero_shot.interpolate import Point, choose, main
+from eval_zero_shot.interpolate import main
+from eval_zero_shot.interpolation import Point, choose
 from eval_zero_shot.outcome import Outcome, read_results
 from eval_zero_shot.paired import cases_of, paired_difference
 from eval_zero_shot.tasks import load_task

@@ -23,6 +23,7 @@ from eval_zero_shot.report.curves import (
     roc,
     wilson,
 )  # fmt: skip
+from eval_zero_shot.report.figures import recall_plot
 from eval_zero_shot.report.focus import contributions, mean_tokens, similarity
 from eval_zero_shot.report.tables import differences, finding_table, metric_table, overview
 from eval_zero_shot.report.wording import audit_verdict, verdict
@@ -185,6 +186,21 @@ def test_tables_leave_no_metric_out() -> None:
 
 VISION = {"timm_pool": "", "timm_proj": "linear"}
 TEXT = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+
+
+def test_the_plot_of_recalls_leaves_no_pool_out() -> None:
+    """With more bars than it has room for: the smallest k of every pool."""
+    pools, ks = (32, 64, 128, "full"), (1, 5, 8, 10, 50, 100)
+    metrics = [
+        Metric("recall", 0.5, of=of, at={"k": k, "pool": pool, "ties": "identical_texts"})
+        for of in ("text_to_image", "image_to_text") for pool in pools for k in ks
+    ]  # fmt: skip
+    figure = recall_plot([dataclasses.replace(retrieval("one"), metrics=tuple(metrics))], "black")
+    assert figure is not None
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert sorted(labels) == sorted(
+        f"{of}, R@{k} of {pool}" for of in ("text to image", "image to text") for pool in pools for k in (1, 5, 8)
+    )
 
 
 def dual(vision: dict[str, Any]) -> Any:

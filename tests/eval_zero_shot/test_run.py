@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from data_shards.shard_set import ShardWriter
+from eval_zero_shot.audit.__main__ import main as audit
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import read_results
@@ -220,6 +221,31 @@ def test_a_training_set_that_was_replaced_is_audited_again(
     assert "(kept)" not in capsys.readouterr().err
     (audit,) = read_results(out)
     assert any(note.startswith("FAIL identical images") for note in audit.notes), audit.notes
+
+
+def test_the_cell_of_an_audit_lists_the_leaked_pairs_as_the_command_does(
+    release: Path, toy_folder: Path, tmp_path: Path
+) -> None:
+    with ShardWriter(tmp_path / "train") as writer:
+        for i in range(100, 123):
+            writer.write(study(i, "train"))
+        writer.write(replace(study(6, "train"), key=f"{506:016x}", patient=f"{2000:016x}"))  # of the test studies
+    (tmp_path / "toy.yaml").write_text(json.dumps(TOY))
+    entry = {"protocol": "audit", "task": "toy.yaml", "train": ["train"], "resamples": 100}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump({"name": "a", "data": str(toy_folder), "entries": [entry]}))
+    out, more = tmp_path / "out", ("--no-cases",)
+    assert run(tmp_path / "suite.yaml", out, release, more=more) == 0
+    (file,) = (out / "cells").glob("*/pairs.csv")
+    with file.open(newline="") as opened:
+        pairs = [row for row in csv.DictReader(opened) if row["kind"] == "exact"]
+    assert [(row["test_key"], row["train_key"]) for row in pairs] == [(f"{6:016x}", f"{506:016x}")]
+    words = ["--model", str(release), "--data", str(toy_folder), "--train", str(tmp_path / "train"), "--device", "cpu"]
+    words += ["--task", str(tmp_path / "toy.yaml"), "--resamples", "100", "--cache", str(tmp_path / "cache")]
+    assert audit([*words, "--out", str(tmp_path / "alone")]) == 0
+    assert file.read_bytes() == (tmp_path / "alone" / "pairs.csv").read_bytes()
+    file.unlink()
+    assert run(tmp_path / "suite.yaml", out, release, more=more) == 0
+    assert file.read_bytes() == (tmp_path / "alone" / "pairs.csv").read_bytes(), "a cell that lost it was made again"
 
 
 def test_a_damaged_cell_is_scored_again(suite: Path, release: Path, tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_two_ranks_have_the_gradients_of_one_process(tiny: Any, tmp_path: Path) 
     assert [process.wait(PATIENCE) for process in processes] == [0, 0, 0]
     first, second, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in ("0", "1", "one"))
     for a, b, whole in zip(first, second, one, strict=True):
-        torch.testing.assert_close(a["loss"], whole["loss"])
-        assert torch.equal(a["loss"], b["loss"])
+        # Where tokens stay on their rank, each has the loss of its own images, times the number of ranks.
+        torch.testing.assert_close((a["loss"] + b["loss"]) / 2, whole["loss"])
         assert a["gradients"].keys() == whole["gradients"].keys()
         for name, gradient in whole["gradients"].items():
             assert torch.equal(a["gradients"][name], b["gradients"][name])

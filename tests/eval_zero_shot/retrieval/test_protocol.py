@@ -18,6 +18,7 @@ from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import Outcome, read_results, write_results
 from eval_zero_shot.retrieval.protocol import score_retrieval, score_volumes
 from eval_zero_shot.retrieve import main
+from eval_zero_shot.suite_file import Retrieval
 
 from ..conftest import GEOMETRY, VIEW, ToyEncoder, study, tokenize
 from ..toy_release import write_toy_release
@@ -70,6 +71,21 @@ def test_strict_and_tie_aware_are_reported_apart_with_their_chance(inputs: Input
         chance = {t: found.metric("chance", direction, **at, ties=t).value for t in ("strict", "identical_texts")}
         assert chance["strict"] == pytest.approx(5 / 40)
         assert chance["identical_texts"] > 2 * chance["strict"]
+
+
+def test_what_papers_report_is_counted_unless_asked_otherwise(release: Path, told_folder: Path, tmp_path: Path) -> None:
+    """R@1 and R@8 in pools (Merlin), R@5 and more among all (CT-RATE); a suite's entry asks the same."""
+    words = ["--model", str(release), "--data", str(told_folder), "--device", "cpu", "--no-cache", "--resamples", "20"]
+    assert main([*words, "--repeats", "3", "--out", str(tmp_path)]) == 0
+    (found,) = read_results(tmp_path)
+    asked = {(m.at["pool"], m.at["k"]) for m in found.metrics if m.name == "recall"}
+    assert {(pool, k) for pool in (32, 64, 128) for k in (1, 8)} <= asked
+    assert {("full", k) for k in (5, 10, 50, 100)} <= asked
+    for k in (1, 8):
+        recall = found.metric("recall", "text_to_image", k=k, pool=32, ties="strict")
+        assert recall is not None and recall.value is not None
+    entry = Retrieval(protocol="retrieval")
+    assert {(pool, k) for pool in entry.pools for k in entry.ks} == asked
 
 
 def test_noise_of_cutting_pools_and_of_patients_are_two_metrics(inputs: Inputs) -> None:

@@ -51,7 +51,8 @@ def cohort(n: int = 40, seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarr
 @pytest.mark.parametrize("same_patient", [False, True])
 def test_jaccard_is_the_mean_over_the_nearest_abnormal_studies(same_patient: bool) -> None:
     images, labels, patients = cohort()
-    found = volume_hits(images, labels, patients, "jaccard", (1, 5), same_patient=same_patient)
+    owners = np.arange(len(images)) if same_patient else patients
+    found = volume_hits(images, labels, owners, "jaccard", (1, 5))
     whole, abnormal = cosines(images), labels.any(axis=1)
     assert 0 < (~abnormal).sum() == found.left_out["no finding"]
     for i in range(len(images)):
@@ -67,7 +68,8 @@ def test_jaccard_is_the_mean_over_the_nearest_abnormal_studies(same_patient: boo
 @pytest.mark.parametrize("same_patient", [False, True])
 def test_exact_labels_is_average_precision(same_patient: bool) -> None:
     images, labels, patients = cohort(seed=2)
-    found = volume_hits(images, labels, patients, "exact_labels", (1, 5), same_patient=same_patient)
+    owners = np.arange(len(images)) if same_patient else patients
+    found = volume_hits(images, labels, owners, "exact_labels", (1, 5))
     whole = cosines(images)
     for i in range(len(images)):
         others = [j for j in np.argsort(-whole[i]) if j != i and (same_patient or patients[j] != patients[i])]
@@ -87,7 +89,7 @@ def test_the_patients_other_studies_are_not_found_unless_said() -> None:
     labels = np.repeat(np.eye(20), 2, axis=0)
     patients = np.repeat(np.arange(20), 2).astype(str)
     assert np.nanmean(volume_hits(images, labels, patients, "jaccard", (1,)).score_NK) == 0.0
-    assert np.nanmean(volume_hits(images, labels, patients, "jaccard", (1,), same_patient=True).score_NK) == 1.0
+    assert np.nanmean(volume_hits(images, labels, np.arange(40), "jaccard", (1,)).score_NK) == 1.0
     alone = volume_hits(images, labels, patients, "exact_labels", (1,))
     assert alone.left_out == {"no other study to find": 40}
     assert np.isnan(alone.chance_K).all()

@@ -12,12 +12,13 @@ import torch.distributed as dist
 from data_shards.batch import Batch, TextBatch
 from data_shards.units import Unit, text_identity
 from encoders.tokenize import BPE
-from pretrain import build
+from pretrain import build, tiled_loss
 from pretrain.config import load_recipe
 from pretrain.gathering import Scalars, global_batch
 from pretrain.module import Pretraining
-from pretrain.objectives.base import UNIT_KINDS
+from pretrain.objectives.base import UNIT_KINDS, Surroundings
 from pretrain.passes import whole
+from pretrain.schema import Recipe
 
 # Per study: patient, texts. Rank 0 has the first two studies and three distinct texts, rank 1 the others and five; one
 # sentence and one patient are on both.
@@ -33,6 +34,8 @@ UNITS = {"0": 3, "1": 5, "one": 7}  # one sentence is on both ranks
 OBJECTIVES = (
     '[{"name": "sentence"}, {"name": "contrastive", "label_smoothing": 0.1}]',
     '[{"name": "sigmoid", "units": ["report", "sentence"]}]',
+    '[{"name": "contrastive", "weight": 0.1}, {"name": "attended"}]',
+    '[{"name": "hierarchical", "width": 8}]',
 )
 
 
@@ -46,16 +49,24 @@ def batch(part: slice) -> Batch:
     return Batch(0, rows, [str(i) for i in rows], patients, images[part], torch.zeros(len(mine), 0), (), texts)
 
 
+def _module(recipe: Recipe) -> Pretraining:
+    dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
+    for objective in objectives:
+        objective.attach(Surroundings(dual, ()))
+    return Pretraining(recipe, dual, objectives).train()
+
+
 def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
     if rank != "one":
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
+    tiled_loss.TILE = 2  # several tiles, though there are few studies
     results = []
     for objectives in OBJECTIVES:
         for centred in ("false", "true"):
             words = [f"objectives={objectives}", f"model.centred={centred}", "model.image.token_dropout=0.0"]
             recipe = load_recipe(recipe_file, words)
             torch.manual_seed(0)
-            module = Pretraining(recipe, build.build_model(recipe), build.build_objectives(recipe)).train()
+            module = _module(recipe)
             mine = batch(PARTS[rank])
             assert len(mine.texts.lengths) == UNITS[rank]
             loss = module.compute(mine)
@@ -67,7 +78,8 @@ def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
                     gradient /= 2
             one = torch.tensor(1.0)
             with torch.no_grad():
-                shared, _ = global_batch(module.encoders(module.dual, whole(mine)), mine, Scalars(one, None), False)
+                rows, kept = module.encoders(module.dual, whole(mine)), frozenset[str]()
+                shared, _ = global_batch(rows, mine, Scalars(one, None), False, kept, kept)
             related = {kind: shared.related_BB((kind,)) for kind in ("report", "sentence")}
             results.append({"loss": loss.detach(), "gradients": gradients, "related": related})
     torch.save(results, folder / f"{rank}.pt")

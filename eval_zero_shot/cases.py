@@ -1,0 +1,101 @@
+"""What a case is: a study by its first scan, a study by all of its scans, or every scan by itself.
+
+A study may have several scans: reconstructions of one acquisition, views of one examination. Published protocols differ
+in which of them they score (of CT-RATE's part valid all 3,039 volumes, or the first one of each of 1,564 scans), so
+the choice is an option of every command, is said in the notes of an outcome, and must be equal before two are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_zero_shot.embedding import StudyFeatures, mean_by_key
+
+if TYPE_CHECKING:
+    from data_shards.shards import Shards
+
+Scans = Literal["first", "mean", "every"]
+SCANS: dict[Scans, str] = {
+    "first": "the first scan of each study",
+    "mean": "each study as the mean of its scans",
+    "every": "every scan of each study",
+}
+
+
+def add_scans(parser: argparse.ArgumentParser) -> None:
+    """--scans: which scans of a study with several are scored, and as what."""
+    parser.add_argument(
+        "--scans", choices=tuple(SCANS), default="first",
+        help="of a study with several: its first; the mean of all as one case; or every one as a case of its own, with "
+        "the labels, texts and patient of the study (default: first)",
+    )  # fmt: skip
+
+
+class EveryScan:
+    """Studies read scan by scan: row c is scan `number_C[c]` of row `study_C[c]` of `studies`.
+
+    Labels, texts, patient and split are the study's. The key is the study's with the scan's number behind it, which is
+    the name of the scan's member in the shards (KEY.00.EXT). `manifest_hash` is another one than the studies', so what
+    is kept by it (features, draws of few labels) is never taken for theirs.
+    """
+
+    def __init__(self, studies: Shards) -> None:
+        scans_N = [len(studies.members(row)) - 1 for row in range(len(studies))]  # the last one is the json
+        self.studies = studies
+        self.study_C = np.repeat(np.arange(len(studies)), scans_N)
+        self._start = np.concatenate([[0], np.cumsum(scans_N, dtype=np.int64)])
+        self.number_C = np.arange(len(self.study_C)) - self._start[self.study_C]
+        self.label_names = studies.label_names
+        self.manifest_hash = f"{studies.manifest_hash}/every scan"
+        splits = {name: len(self.rows(name)) for name, samples in studies.manifest["splits"].items() if samples}
+        self.manifest = {**studies.manifest, "splits": splits}
+
+    def __len__(self) -> int:
+        return len(self.study_C)
+
+    def of(self, studies: Sequence[int] | NDArray) -> NDArray[np.int64]:
+        """Rows of all scans of some rows of `studies`, study by study in their order."""
+        each = [np.arange(self._start[row], self._start[row + 1]) for row in np.asarray(studies, dtype=np.int64)]
+        return np.concatenate([np.empty(0, dtype=np.int64), *each])
+
+    def rows(self, split: str | None = None) -> NDArray[np.int64]:
+        """Rows of a split, or all. Raises DataError for a split with no study."""
+        return self.of(self.studies.rows(split))
+
+    def key(self, row: int) -> str:
+        return f"{self.studies.key(int(self.study_C[row]))}.{self.number_C[row]:02d}"
+
+    def patient(self, row: int) -> str:
+        return self.studies.patient(int(self.study_C[row]))
+
+    def labels(self, names: tuple[str, ...] | None = None) -> NDArray[np.float32]:
+        """[rows, names], the studies': 1, 0, or NaN for unknown. Raises DataError for a strange name."""
+        return self.studies.labels(names)[self.study_C]
+
+    def json(self, row: int) -> dict[str, Any]:
+        """The study's json with this scan alone."""
+        info = self.studies.json(int(self.study_C[row]))
+        return {**info, "scans": [info["scans"][self.number_C[row]]]}
+
+    def scan(self, row: int, i: int = 0) -> tuple[Any, dict[str, Any]]:
+        """(source, meta) of the row's one scan, number 0."""
+        if i:
+            raise IndexError(f"row {row} is one scan, and has none numbered {i}")
+        return self.studies.scan(int(self.study_C[row]), int(self.number_C[row]))
+
+    def means(
+        self, studies: Sequence[int] | NDArray, embed: Callable[[NDArray[np.int64]], StudyFeatures]
+    ) -> StudyFeatures:
+        """Of rows of `studies`, in their order: the mean of the unit vectors of all scans, of unit length again.
+
+        embed: rows of this set -> their unit vectors. Every scan counts alike, however many crops a view takes of it.
+        """
+        rows = self.of(studies)
+        keys = tuple(self.studies.key(int(study)) for study in self.study_C[rows])
+        return mean_by_key(replace(embed(rows), keys=keys))
