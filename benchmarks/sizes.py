@@ -13,25 +13,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from encoders.volumetric import NAMES
+
 GIB = 2**30
 MODELS = ("tiny", "small", "base", "large")
-TAG = "p-8x16x16_i-96x192x192_c-3_s-conv_a-slice3"
+TAGS = {"voxvit": "p-8x16x16_i-96x192x192_c-3_s-conv_a-slice3", "swin3d": "i-96x96x96_c-1"}
 TEXT = {"tiny": (192, 4, 4), "small": (384, 8, 6), "base": (512, 12, 8), "large": (768, 12, 12)}  # width, layers, heads
 TOKENS = 600  # of a study: its report and a dozen sentences
 
 
-def measure(size: str, tag: str, checkpointed: bool) -> dict[str, float]:
-    """Parameters, training TFLOPs and saved bytes a study."""
+def measure(size: str, tag: str, checkpointed: bool, family: str = "voxvit") -> dict[str, float]:
+    """Parameters, training TFLOPs and saved bytes a study, and the TFLOPs of its image forward alone."""
     import torch
     from torch.autograd.graph import saved_tensors_hooks
     from torch.utils.flop_counter import FlopCounterMode
 
     from encoders.attention import Packing
     from encoders.dual import build_dual
-    from encoders.tag import parse_tag
     from encoders.text import encode_packed
+    from encoders.volumetric import parse
 
-    name = f"voxvit_{size}.{tag}"
+    name = f"{family}_{size}.{tag}"
     width, layers, heads = TEXT[size]
     with torch.device("meta"):
         dual = build_dual(
@@ -50,7 +52,7 @@ def measure(size: str, tag: str, checkpointed: bool) -> dict[str, float]:
                 },
             }
         ).train()  # fmt: skip
-        image = torch.empty(1, parse_tag(name).channels, *parse_tag(name).grid)
+        image = torch.empty(1, parse(name).channels, *parse(name).grid)
         tokens = torch.zeros(TOKENS, dtype=torch.long)
     dual.clip.set_grad_checkpointing(checkpointed)
     saved: dict[int, int] = {}
@@ -64,6 +66,9 @@ def measure(size: str, tag: str, checkpointed: bool) -> dict[str, float]:
             kept.append(x)
         return x
 
+    forward = FlopCounterMode(display=False)
+    with forward, torch.no_grad():
+        dual.clip.encode_image(image)
     counter = FlopCounterMode(display=False)
     packing = Packing((TOKENS // 3,) * 3, torch.device("meta"))
     with counter, saved_tensors_hooks(pack, lambda x: x):
@@ -76,6 +81,7 @@ def measure(size: str, tag: str, checkpointed: bool) -> dict[str, float]:
         "image": image_parameters,
         "text": sum(p.numel() for p in dual.clip.text.parameters()),
         "tflop": counter.get_total_flops() / 1e12,
+        "forward": forward.get_total_flops() / 1e12,
         # Counted in fp32, kept in bf16: autocast has no meta kernels, and all but a few norms are half as large.
         "saved": sum(saved.values()) / 2,
     }
@@ -86,16 +92,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.sizes", description="How large the encoders are and what fits on a GPU."
     )
     add = parser.add_argument
-    add("--models", nargs="*", default=list(MODELS), choices=MODELS, metavar="SIZE", help=f"of {', '.join(MODELS)}")
-    add("--tag", default=TAG, help=f"geometry of the image tower (default: {TAG})")
+    add("--family", default="voxvit", choices=TAGS, help="of image towers")
+    add("--models", nargs="*", choices=MODELS, metavar="SIZE", help=f"of {', '.join(MODELS)} (default: all there are)")
+    add("--tag", help=f"geometry of the image tower (default: {', '.join(f'{k}: {v}' for k, v in TAGS.items())})")
     add("--memory", type=float, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
     args = parser.parse_args(argv)
-    print(f"Image tower voxvit_SIZE.{args.tag}, {TOKENS} text tokens a study; one GPU of {args.memory:g} GiB, and 8")
+    family, tag = args.family, args.tag or TAGS[args.family]
+    models = args.models or [size for size in MODELS if f"{family}_{size}" in NAMES]
+    print(f"Image tower {family}_SIZE.{tag}, {TOKENS} text tokens a study; one GPU of {args.memory:g} GiB, and 8")
     print("with FSDP2. Studies are the most a GPU's memory holds, a tenth left free, without and with checkpointing.\n")
-    print("| size | image M | text M | TFLOP a study | states GiB | GiB a study | ckpt | studies, 1 GPU | a GPU of 8 |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for size in args.models:
-        plain, light = (measure(size, args.tag, checkpointed) for checkpointed in (False, True))
+    head = "size | image M | text M | forward TFLOP, image | TFLOP a study | states GiB | GiB a study | ckpt"
+    print(f"| {head} | studies, 1 GPU | a GPU of 8 |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for size in models:
+        plain, light = (measure(size, tag, checkpointed, family) for checkpointed in (False, True))
         states = 16 * (plain["image"] + plain["text"]) / GIB
         each, lighter = plain["saved"] / GIB, light["saved"] / GIB
 
@@ -104,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return f"{int(room / each)}, {int(room / lighter)}" if room > 0 else "0"
 
         row = [
-            size, f"{plain['image'] / 1e6:.1f}", f"{plain['text'] / 1e6:.1f}", f"{plain['tflop']:.2f}", f"{states:.1f}",
-            f"{each:.2f}", f"{lighter:.2f}", fits(states), fits(states / 8),
+            size, f"{plain['image'] / 1e6:.1f}", f"{plain['text'] / 1e6:.1f}", f"{plain['forward']:.3f}",
+            f"{plain['tflop']:.2f}", f"{states:.1f}", f"{each:.2f}", f"{lighter:.2f}", fits(states), fits(states / 8),
         ]  # fmt: skip
         print("| " + " | ".join(row) + " |", flush=True)
     return 0

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_shards.alternation import Alternation
 from data_shards.batch import Batch, Skipped, TextBatch
 from data_shards.captions import draw_caption
 from data_shards.errors import DamagedError, DataError, UndecodableError
 from data_shards.order import TEMPLATES, Draw, replacement_generator
 from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view
 from data_shards.shards import Shards
-from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, study_units
+from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, section_units, study_units
 from data_shards.workers import shared_empty
 
 NAMED = 5  # damaged samples that an error lists
@@ -23,7 +24,8 @@ NAMED = 5  # damaged samples that an error lists
 
 @dataclass
 class Samples:
-    """Draws -> Batch. A damaged sample is an error, or with `max_damaged` above 0 replaced by another of its pool."""
+    """Draws -> Batch. A damaged sample is an error, or with `max_damaged` above 0 replaced by another of its pool.
+    `alternation` says which batches are about one anatomical section; there studies may be without a text."""
 
     shards: Shards
     geometry: Geometry | PlanarGeometry
@@ -32,6 +34,7 @@ class Samples:
     units: UnitPolicy
     label_names: tuple[str, ...] = ()
     max_damaged: int = 0
+    alternation: Alternation | None = None
 
     def __post_init__(self) -> None:
         if self.units.templates is not None:
@@ -49,8 +52,9 @@ class Samples:
         rows: list[int] = []
         units: list[list[Unit]] = []
         skipped: dict[int, Skipped] = {}
+        section = self.alternation.section(step) if self.alternation else None
         for draw, image in zip(draws, images, strict=True):
-            row, texts, lost = self._whole(draw, image.numpy())
+            row, texts, lost = self._whole(draw, image.numpy(), section)
             rows.append(row)
             units.append(texts)
             skipped |= lost
@@ -67,14 +71,14 @@ class Samples:
             tuple(skipped.values()),
         )
 
-    def _whole(self, draw: Draw, out: np.ndarray) -> tuple[int, list[Unit], dict[int, Skipped]]:
+    def _whole(self, draw: Draw, out: np.ndarray, section: str | None) -> tuple[int, list[Unit], dict[int, Skipped]]:
         """The drawn sample, or where it is damaged the first undamaged one of a sequence that depends on nothing but
         (seed, epoch, row): (row, units, damaged rows met on the way)."""
         row, lost, spare = draw.row, dict[int, Skipped](), None
         while True:
             try:
                 if row not in lost:
-                    return row, self._one(row, draw.seed, out), lost
+                    return row, self._one(row, draw.seed, out, section), lost
             except DamagedError as error:
                 lost[row] = Skipped(row, self.shards.key(row), error.shard, error.what)
                 if draw.seed is None or draw.pool is None or not self.max_damaged or len(lost) == len(draw.pool):
@@ -85,7 +89,7 @@ class Samples:
             spare = spare or replacement_generator(draw.seed, draw.row)
             row = int(draw.pool[spare.integers(len(draw.pool))])
 
-    def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray) -> list[Unit]:
+    def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray, section: str | None) -> list[Unit]:
         image_rng = None if seed is None else np.random.Generator(np.random.Philox([*seed, row, 0]))
         info = self.shards.json(row)
         which = next((i for i, s in enumerate(info["scans"]) if s.get("role") == "primary"), 0)
@@ -110,7 +114,9 @@ class Samples:
             raise DamagedError(f"{shard}, sample {key}: {error.what}", error.why, error.fix, shard, key) from None
         except DataError as error:
             raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
-        units = self.units_of(row, seed, info)
+        units = self.units_of(row, seed, info, section)
+        if section is not None:
+            return units
         if not units:
             raise DataError(
                 f"sample {key} has no text of the kinds asked for ({self.units})",
@@ -120,13 +126,18 @@ class Samples:
             )
         return units
 
-    def units_of(self, row: int, seed: tuple[int, int] | None, info: dict[str, Any] | None = None) -> list[Unit]:
-        """The text units of one visit (seed, epoch) of a sample; none where it has no text of the kinds asked for."""
+    def units_of(
+        self, row: int, seed: tuple[int, int] | None, info: dict[str, Any] | None = None, section: str | None = None
+    ) -> list[Unit]:
+        """The text units of one visit (seed, epoch) of a sample, or what it says of one anatomical section; none where
+        it has no such text."""
         info = self.shards.json(row) if info is None else info
         if seed is not None and self.units.variants is not None:
             seed = (seed[0], seed[1] % self.units.variants)
         # One generator for pixels, one for words: a change to one leaves the other alone.
         rng = None if seed is None else np.random.Generator(np.random.Philox([*seed, row, 1]))
+        if section is not None:
+            return section_units(info["texts"], section, self.units, rng)
         return study_units(info["texts"], self.units, rng, self._made(row, seed, info.get("labels") or {}))
 
     def _made(self, row: int, seed: tuple[int, int] | None, labels: dict[str, int | None]) -> str | None:

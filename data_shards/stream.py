@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from data_shards.alternation import Alternation
 from data_shards.batch import Batch, Skipped
 from data_shards.errors import DataError
 from data_shards.mixture import Mixture
@@ -99,7 +100,8 @@ class Stream:
             raise DataError("a stream needs rows, batch_size >= 1, steps, seed and workers >= 0, and 0 <= rank < world")
         if max_damaged < 0:
             raise DataError(f"max_damaged is {max_damaged}", fix="use 0 or more")
-        self.samples = Samples(shards, geometry, view, tokenize, units, tuple(label_names), max_damaged)
+        alternation = Alternation.measured(shards, rows, seed, batch_size * world) if units.alternate else None
+        self.samples = Samples(shards, geometry, view, tokenize, units, tuple(label_names), max_damaged, alternation)
         layout = Layout.plain(rows)
         if mixture is not None:
             layout = Layout.of(mixture, rows, self.source_names, self._source_R, *self._modalities)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from data_shards.captions import CaptionTemplates
 from data_shards.errors import DataError
-from data_shards.report import sentences, split_sections
+from data_shards.report import anatomical_sections, sentences, split_sections
 from data_shards.schema import UNIT_KINDS
 
 NEGATIONS = frozenset({
@@ -26,7 +26,9 @@ Tokenize = Callable[[str], list[int]]
 class UnitPolicy:
     """Which texts of a study are given to the text tower.
 
-    report: the whole report (or findings and impression joined) as one unit. sections: findings and impression, a unit
+    report: the whole report (or findings and impression joined) as one unit; with `report_text` "findings" the findings
+    alone, where there are any. alternate: every other batch has one anatomical section of the findings in place of all
+    the others (data_shards.alternation), as a unit of kind section. sections: findings and impression, a unit
     each. sentences: every distinct sentence of findings and impression, at most `max_sentences` drawn per visit.
     captions: one stored caption per visit, drawn by weight. templates: a caption per visit made of the study's labels,
     beside a stored one where both are asked for. shuffle_sentences: in the report unit, the sentences of FINDINGS
@@ -38,6 +40,8 @@ class UnitPolicy:
     """
 
     report: bool = True
+    report_text: Literal["report", "findings"] = "report"
+    alternate: Literal["anatomy"] | None = None
     sentences: bool = False
     sections: bool = False
     captions: bool = False
@@ -85,13 +89,11 @@ def study_units(
 ) -> list[Unit]:
     """The units of one study (contract 1's "texts"), distinct, in a fixed order. `rng` None: no shuffling, first
     sentences, heaviest caption (for evaluation). `made`: a caption made of its labels (data_shards.captions)."""
-    report, findings, impression = (texts.get(k) or "" for k in ("report", "findings", "impression"))
-    if report.strip() and not (findings.strip() or impression.strip()):
-        sections = split_sections(report)
-        findings, impression = sections["findings"], sections["impression"]
+    report, findings, impression = _parts(texts)
     units: list[Unit] = []
     if policy.report:
-        units += _report(report, findings, impression, rng if policy.shuffle_sentences else None)
+        whole = findings if policy.report_text == "findings" and findings.strip() else report
+        units += _report(whole, findings, impression, rng if policy.shuffle_sentences else None)
     if policy.sections:
         units += [_unit("section", text) for text in (findings, impression) if text.strip()]
     if policy.sentences:
@@ -111,10 +113,36 @@ def study_units(
         units.append(_unit("caption", captions[at]["text"]))
     if made:
         units.append(_unit("caption", made))
-    distinct_units = list({(u.kind, u.identity): u for u in units}.values())
+    return _thinned(list({(u.kind, u.identity): u for u in units}.values()), policy, rng)
+
+
+def section_units(
+    texts: dict[str, Any], section: str, policy: UnitPolicy, rng: np.random.Generator | None
+) -> list[Unit]:
+    """What a study's findings say of an anatomical section (data_shards.report.ANATOMY), one unit of kind section; none
+    where they say nothing of it."""
+    text = anatomical_sections(findings_of(texts))[section]
+    return _thinned([_unit("section", text)] if text else [], policy, rng)
+
+
+def findings_of(texts: dict[str, Any]) -> str:
+    """The findings of contract 1's "texts", out of the report where they are not stored by themselves."""
+    return _parts(texts)[1]
+
+
+def _parts(texts: dict[str, Any]) -> tuple[str, str, str]:
+    """Report, findings, impression."""
+    report, findings, impression = (texts.get(k) or "" for k in ("report", "findings", "impression"))
+    if report.strip() and not (findings.strip() or impression.strip()):
+        sections = split_sections(report)
+        findings, impression = sections["findings"], sections["impression"]
+    return report, findings, impression
+
+
+def _thinned(units: list[Unit], policy: UnitPolicy, rng: np.random.Generator | None) -> list[Unit]:
     if rng is None or not policy.drop_words:
-        return distinct_units
-    return [u._replace(text=_without_some_words(u.text, policy.drop_words, rng)) for u in distinct_units]
+        return units
+    return [u._replace(text=_without_some_words(u.text, policy.drop_words, rng)) for u in units]
 
 
 def is_negation(word: str) -> bool:

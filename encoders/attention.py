@@ -133,6 +133,11 @@ def unpack(x: Tensor, packing: Packing) -> list[tuple[Tensor, Tensor, Tensor]]:
     return out
 
 
+def repack(rows: Tensor, tokens: Tensor, slots: Tensor, total: int) -> Tensor:
+    """One block of `unpack` back: its rows [B * L, ...] to [total, ...], zero where other buckets' tokens stand."""
+    return _Move.apply(rows, slots, tokens, total)
+
+
 @cache
 def _has(module: str) -> bool:
     import importlib.util
@@ -184,7 +189,7 @@ def attend(qkv_T3HD: Tensor, packing: Packing, causal: bool = False, backend: st
         # Under a causal mask right padding is never seen by a real token; without one the padded keys must be hidden.
         mask = None if causal else (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None, :]
         done = _dense(block, causal, mask).reshape(-1, *qkv_T3HD.shape[2:])
-        rows = _Move.apply(done, slots, tokens, packing.total)
+        rows = repack(done, tokens, slots, packing.total)
         out = rows if out is None else out + rows
     assert out is not None
     return out

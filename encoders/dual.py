@@ -6,15 +6,19 @@ Legend: B studies, U text units, D embedding width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from encoders.attention import Packing
-from encoders.features import ImageFeatures, TextFeatures
+from encoders.features import ImageFeatures, Level, TextFeatures
+from encoders.report_layout import Reports
+from encoders.report_transformer import ReportTransformer
 from encoders.text import encode_foreign, encode_packed, is_packable, project, without_projection
 
 
@@ -30,7 +34,8 @@ class DualEncoder(nn.Module):
     """Image and text tower with one embedding space.
 
     `clip` is an `open_clip.CustomTextCLIP`; its state dict is exactly the released weights file. Images go through its
-    image tower, texts through its text tower in packed form.
+    image tower, texts through its text tower in packed form. `report`, where there is one, reads whole reports beside
+    them (encoders.report_transformer); it is released as a head.
 
     Args:
         clip: the open_clip model.
@@ -41,8 +46,19 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.clip: Any = clip
         self.model_cfg = model_cfg
+        self.report: ReportTransformer | None = None
         self.attention_backend = "auto"
         self.pad_id = 0
+        self.frozen_statistics = False
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        """With `frozen_statistics`, BatchNorm layers stay as they are evaluated; their scales and shifts are learnt."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.clip.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @property
     def logit_scale(self) -> Tensor:
@@ -53,27 +69,42 @@ class DualEncoder(nn.Module):
     def logit_bias(self) -> Tensor | None:
         return self.clip.logit_bias
 
-    def encode_image(self, images: Tensor, tokens: bool = False, trunk: bool = False) -> ImageFeatures:
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Channels of the image tower's maps, finest first: four of a `swin3d`, the patch tokens of other timm towers,
+        none of open_clip's own."""
+        trunk: Any = getattr(self.clip.visual, "trunk", None)
+        return () if trunk is None else getattr(trunk, "level_widths", (trunk.num_features,))
+
+    def encode_image(
+        self, images: Tensor, tokens: bool = False, trunk: bool = False, levels: Sequence[int] = (), kept: bool = False
+    ) -> ImageFeatures:
         """Images [B, C, (D,) H, W], one scan a study, to features; with `tokens` the tower's patch tokens as well, with
-        `trunk` its pooled features before the projection.
+        `trunk` its pooled features before the projection, with `levels` its maps of these numbers, 0 the finest, with
+        `kept` which patches token dropout left.
 
         Raises:
-            ValueError: `tokens` or `trunk` asked of a tower that does not give them.
+            ValueError: `tokens`, `trunk`, `kept` or a level asked of a tower that does not give them.
         """
         visual = self.clip.visual
-        patch = grid = before = None
-        if not (tokens or trunk):
+        patch = grid = before = places = None
+        maps: dict[int, Level] = {}
+        if not (tokens or trunk or levels or kept):
             pooled = visual(images)
         else:
             if not hasattr(visual, "trunk"):
                 raise ValueError("patch tokens and trunk features come from timm towers only (ours and timm's)")
-            features = visual.trunk.forward_features(images)
+            if any(level >= len(self.level_widths) for level in levels):
+                raise ValueError(f"level {max(levels)} asked of an image tower that has {len(self.level_widths)}")
+            if kept and not hasattr(visual.trunk, "forward_kept"):
+                raise ValueError("this image tower drops no tokens: which are kept is known of a voxvit")
+            features, maps, places = _features_and_levels(visual.trunk, images, levels, kept)
             before = visual.trunk.forward_head(features, pre_logits=True)
             pooled = visual.head(before)
             if tokens:
                 patch, grid = _patch_tokens(visual.trunk, features, images.shape[2:])
         study = torch.arange(len(pooled), device=pooled.device)
-        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None)
+        return ImageFeatures(pooled, study, pooled, patch, grid, before if trunk else None, maps, places)
 
     def encode_units(self, tokens_T: Tensor, lengths: Sequence[int]) -> Tensor:
         """Packed token ids [T] of units with `lengths` tokens each to [U, D]."""
@@ -105,18 +136,60 @@ class DualEncoder(nn.Module):
         units = self.encode_units(text.tokens_T, text.lengths)
         return TextFeatures(units, text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P)
 
+    # What training asks of the report transformer goes through here: FSDP2 gathers weights for the outermost module.
+
+    def read_reports(
+        self, reports: Reports, levels: Collection[str] = (), ids_T: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Every token's state [T, C], and the features of some levels (`ReportTransformer.levels`)."""
+        assert self.report is not None
+        states = self.report.read(reports, ids_T)
+        return states, self.report.levels(states, reports, levels)
+
+    def match_reports(self, *args: Any) -> Tensor:
+        """`ReportTransformer.match`."""
+        assert self.report is not None
+        return self.report.match(*args)
+
+    def predict_masked(self, *args: Any) -> Tensor:
+        """`ReportTransformer.predict_masked`."""
+        assert self.report is not None
+        return self.report.predict_masked(*args)
+
     def forward(
-        self, images: Tensor | None, text: Any = None, tokens: bool = False, trunk: bool = False
+        self,
+        images: Tensor | None,
+        text: Any = None,
+        tokens: bool = False,
+        trunk: bool = False,
+        levels: Sequence[int] = (),
+        kept: bool = False,
     ) -> DualFeatures:
         """One tower or both in one call, which is what sharded training (FSDP2) hooks into."""
         return DualFeatures(
-            None if images is None else self.encode_image(images, tokens, trunk),
+            None if images is None else self.encode_image(images, tokens, trunk, levels, kept),
             None if text is None else self.encode_text(text),
         )
 
 
+def _features_and_levels(
+    trunk: Any, images: Tensor, levels: Sequence[int], kept: bool
+) -> tuple[Tensor, dict[int, Level], Tensor | None]:
+    """What the head takes, the maps that are asked for, and with `kept` the places of the tokens that are there; one
+    run of the tower for all."""
+    if levels and hasattr(trunk, "forward_pyramid"):
+        every = trunk.forward_pyramid(images)
+        maps = {k: Level(every[k].flatten(2).transpose(1, 2), tuple(every[k].shape[2:])) for k in levels}
+        return trunk.features_of(every), maps, None
+    features, places = trunk.forward_kept(images) if kept else (trunk.forward_features(images), None)
+    if not levels:
+        return features, {}, places
+    cells, grid = _patch_tokens(trunk, features, images.shape[2:])
+    return features, {0: Level(cells, grid if math.prod(grid) == cells.shape[1] else None)}, places
+
+
 def _patch_tokens(trunk: Any, features: Tensor, size: torch.Size) -> tuple[Tensor, tuple[int, ...]]:
-    if features.ndim == 4:  # convolutional timm trunks: B, C, H, W; Swin and its kin: B, H, W, C
+    if features.ndim in (4, 5):  # convolutional trunks: B, C, (D,) H, W; timm's Swin and its kin: B, H, W, C
         if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
             features = features.permute(0, 3, 1, 2)
         return features.flatten(2).transpose(1, 2), tuple(features.shape[2:])

@@ -7,4 +7,5 @@ class ReleaseError(ValueError):
     """A release folder, a model name or its geometry cannot be used as asked."""
 
     def __init__(self, what: str, why: str, fix: str) -> None:
+        self.what, self.why, self.fix = what, why, fix
         super().__init__(f"{what}\n  why: {why}\n  fix: {fix}")

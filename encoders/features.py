@@ -1,16 +1,25 @@
 """What encoders return, and how it is brought together over ranks (contract 3).
 
-Legend: B studies, S scans, U text units (each distinct text once), P sample-unit pairs, T tokens, D width.
+Legend: B studies, S scans, U text units (each distinct text once), P sample-unit pairs, T tokens, D width, N cells of
+a map, C its channels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class Level(NamedTuple):
+    """One map of an image tower as rows, and its grid (D, H, W) or (H, W); None where tokens were dropped."""
+
+    cells_SNC: Tensor
+    grid: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,9 @@ class ImageFeatures:
 
     `pooled_SD` has one row a scan, `study_S` says the study of each scan, `study_BD` has one row a study.
     `tokens_SND` are the tower's patch tokens, `grid` their (D, H, W) or (H, W); `trunk_SC` are the tower's pooled
-    features before the projection into the joint space. None where not asked for.
+    features before the projection into the joint space; `kept_SN` are the places in `grid` that token dropout left, in
+    order (all of them where nothing is dropped). None where not asked for. `levels` are the tower's maps that were
+    asked for by number, 0 the finest.
     """
 
     pooled_SD: Tensor
@@ -28,6 +39,8 @@ class ImageFeatures:
     tokens_SND: Tensor | None = None
     grid: tuple[int, ...] | None = None
     trunk_SC: Tensor | None = None
+    levels: Mapping[int, Level] = field(default_factory=dict)
+    kept_SN: Tensor | None = None
 
 
 @dataclass(frozen=True)

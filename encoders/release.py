@@ -60,7 +60,7 @@ def write_release(
     with written_aside(out, "clip", overwrite) as folder:
         hugging_face = cfg["text_cfg"].get("hf_model_name")
         if hugging_face:
-            _write_text_tower_files(hugging_face, folder)
+            _write_text_tower_files(hugging_face, folder, _wordpunct(cfg["text_cfg"]))
             cfg["text_cfg"]["hf_model_name"] = Path(hugging_face).name if Path(hugging_face).exists() else hugging_face
             cfg["text_cfg"]["hf_tokenizer_name"] = cfg["text_cfg"][
                 "hf_model_name"
@@ -240,13 +240,20 @@ def _unfit(reason: object) -> ReleaseError:
     )
 
 
-def _write_text_tower_files(name: str, folder: Path) -> None:
+def _wordpunct(text_cfg: dict[str, Any]) -> bool:
+    """What training asked of the tokenizer; from here on it lies in the tokenizer itself."""
+    return bool(text_cfg.pop("tokenizer_kwargs", {}).get("wordpunct", False))
+
+
+def _write_text_tower_files(name: str, folder: Path, wordpunct: bool) -> None:
     """A Hugging Face tower's config and tokenizer, so that nothing has to be fetched to load the release."""
     try:
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
+
+        from encoders.tokenize import hf_tokenizer
 
         AutoConfig.from_pretrained(name).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+        hf_tokenizer(name, wordpunct).save_pretrained(folder)
     except (ImportError, OSError, ValueError) as error:
         raise ReleaseError(
             f"config and tokenizer of the text tower cannot be had ({type(error).__name__})",

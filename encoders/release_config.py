@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from encoders.errors import ReleaseError
 from encoders.folder import SCHEMA_VERSION
-from encoders.tag import parse_tag
+from encoders.volumetric import is_volumetric, parse
 
 if TYPE_CHECKING:
     from data_shards.preprocess import Geometry, PlanarGeometry, View
@@ -46,7 +46,7 @@ def released_cfg(model_cfg: dict[str, Any], geometry: Geometry | PlanarGeometry,
 
 def check_input(architecture: str, geometry: Geometry | PlanarGeometry, view: View) -> None:
     """Refuse a geometry or view that the image tower cannot take. Raises ReleaseError."""
-    tag = parse_tag(architecture) if architecture.startswith("voxvit_") else None
+    tag = parse(architecture) if is_volumetric(architecture) else None
     if geometry.kind == "volume" and len(view.size) != 3:
         problem = f"view size {list(view.size)} is not D, H, W"
     elif tag and geometry.kind != "volume":

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoders.attention import Packing, attend
+from encoders.pooling import MLP_RATIO, AttentionPool, GridPool
 from encoders.stem import ConvStem, ExtremesStem, PatchStem
 from encoders.tag import SIZES, Size3, Tag, parse_tag
 
-MLP_RATIO = 4
 # Scans look alike and stem tokens are large: positions as faint as a 2D ViT's 0.02 are not heard for hundreds of steps.
 POSITION_STD = 0.2
-GRID_NUMBERS = 8  # numbers a place keeps in GridPool
+NORM_EPS = 1e-6  # that of timm's ViTs: their weights mean the same here (encoders.inflate_vit)
 
 
 def rope_tables(grid: Size3, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -52,10 +52,10 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, NORM_EPS)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, NORM_EPS)
         self.mlp = nn.Sequential(nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width))
 
     def attention(self, x_GLC: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -95,46 +95,6 @@ def _with_lead(table_BNP: Tensor, lead: int, batch: int, slices: int) -> Tensor:
     return torch.cat([table_BNP[:, :lead].repeat_interleave(slices, 0), body], dim=1)
 
 
-class AttentionPool(nn.Module):
-    """One learned query over all tokens, then a residual MLP (the MAP head of arXiv 2106.04560)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width))
-
-    def forward(self, x_BNC: Tensor) -> Tensor:
-        batch, tokens, width = x_BNC.shape
-        q = self.q(self.query).view(1, 1, self.heads, -1).expand(batch, -1, -1, -1).transpose(1, 2)
-        k, v = self.kv(x_BNC).view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, width)
-        out = self.proj(out)
-        return out + self.mlp(self.norm(out))
-
-
-class GridPool(nn.Module):
-    """Each place of the native token grid by itself, plus the maximum over places.
-
-    A token is reduced to a few numbers, those of all places are joined, normalised and mapped back to the width. Where
-    scans show the same region each time, a stone in the left kidney is a number at one place; averages and attention
-    must first learn where to look.
-    """
-
-    def __init__(self, width: int, places: int) -> None:
-        super().__init__()
-        self.reduce = nn.Linear(width, GRID_NUMBERS)
-        self.norm = nn.LayerNorm(GRID_NUMBERS * places)
-        self.join = nn.Linear(GRID_NUMBERS * places, width)
-
-    def forward(self, x_BNC: Tensor) -> Tensor:
-        return self.join(self.norm(self.reduce(x_BNC).flatten(1))) + x_BNC.amax(1)
-
-
 class VoxViT(nn.Module):
     """Vision transformer over volumes [B, channels, D, H, W] of any size that is a multiple of the patch.
 
@@ -153,6 +113,7 @@ class VoxViT(nn.Module):
         self.tag, self.num_classes, self.token_dropout = tag, num_classes, token_dropout
         self.num_features = self.head_hidden_size = self.embed_dim = width
         self.grad_checkpointing = False
+        self.token_stride = tag.patch
         self.default_cfg = self.pretrained_cfg = {
             "architecture": tag.name,
             "input_size": (tag.channels, *tag.grid),
@@ -169,7 +130,7 @@ class VoxViT(nn.Module):
         else:
             self.pos_embed = None
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth if tag.layers is None else tag.layers))
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, NORM_EPS)
         self.attn_pool = AttentionPool(width, heads) if tag.pool == "attn" else None
         self.grid_pool = GridPool(width, math.prod(tag.tokens)) if tag.pool == "grid" else None
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
@@ -228,6 +189,13 @@ class VoxViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, channels, D, H, W] in the release's windows to normalised tokens [B, (1+)N, C], CLS (if any) first."""
+        return self.forward_kept(x)[0]
+
+    def forward_kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward_features` gives, and the places in the token grid [B, kept] that were seen, in order.
+
+        Token dropout takes the same number of tokens from every slice, after positions are added and before any block.
+        """
         grid = self.token_grid(x.shape[2:])  # type: ignore[arg-type]
         x = self.patch_embed(x)
         if self.pos_embed is not None:
@@ -251,7 +219,9 @@ class VoxViT(nn.Module):
         x = self.norm(x)
         if self.grid_pool is not None and (keep is not None or grid != self.tag.tokens):
             x = self._on_native_grid(x, keep, grid)
-        return x
+        if keep is None:
+            keep = torch.arange(math.prod(grid), device=x.device).expand(x.shape[0], -1)
+        return x, keep
 
     def _on_native_grid(self, x: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
         """Tokens put back to their places (dropped ones are zero) and resampled to the native grid."""

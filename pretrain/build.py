@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,14 +22,20 @@ from data_shards.union import ShardUnion
 from encoders.dual import DualEncoder, build_dual
 from encoders.tokenize import BPE, HFTokenizer
 from pretrain import launch
+from pretrain.batch_norm import settle_batch_norm, with_group_norm
 from pretrain.centring import bias_of
 from pretrain.config import options_of
 from pretrain.errors import ConfigError
-from pretrain.objectives import find_objective
+from pretrain.objectives import NAMES, find_objective
 from pretrain.objectives.base import Objective
+from pretrain.reports import report_transformer
 from pretrain.schema import Recipe
 from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, ShardSource, TarSource
 from pretrain.schema_objectives import SigmoidOptions
+from pretrain.starting import inflate_image, start_from
+
+if TYPE_CHECKING:
+    import torch
 
 VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
 
@@ -46,6 +52,12 @@ class Data:
     train_rows: np.ndarray
     select_rows: np.ndarray
     test_rows: np.ndarray
+
+    def train_labels(self) -> torch.Tensor:
+        """Of the training studies, [R, L] in the order of the shards' label names: 1, 0, NaN where unknown."""
+        import torch
+
+        return torch.from_numpy(self.shards.labels()[self.train_rows])
 
 
 def make_phantoms(recipe: Recipe) -> Path | None:
@@ -217,7 +229,9 @@ def unit_policy(recipe: Recipe) -> UnitPolicy:
 
 def tokenizer(recipe: Recipe) -> BPE | HFTokenizer:
     text = recipe.model.text
-    return HFTokenizer(text.hf_name, text.context_length) if text.hf_name else BPE(text.context_length)
+    if text.hf_name:
+        return HFTokenizer(text.hf_name, text.context_length, text.hf_wordpunct)
+    return BPE(text.context_length)
 
 
 def model_cfg(recipe: Recipe) -> dict[str, Any]:
@@ -237,7 +251,7 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
             cfg["quick_gelu"] = True
     else:
         cfg["vision_cfg"] = {
-            "timm_model_name": image.name,
+            "timm_model_name": with_group_norm(image.name) if image.batch_norm == "group" else image.name,
             "timm_model_pretrained": image.pretrained,
             "timm_pool": "",
             "timm_proj": "linear",
@@ -247,8 +261,10 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
         cfg["text_cfg"] = {
             "hf_model_name": text.hf_name,
             "hf_tokenizer_name": text.hf_name,
-            "hf_pooler_type": "cls_pooler",
+            "hf_pooler_type": text.hf_pooler,
+            "hf_proj_type": text.hf_proj,
             "context_length": text.context_length,
+            **({"tokenizer_kwargs": {"wordpunct": True}} if text.hf_wordpunct else {}),  # until it is released
         }
     else:
         cfg["text_cfg"] = {
@@ -291,7 +307,8 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
                 why="the release would lack the mean that training subtracts",
                 fix="set it to false, or use a timm image tower and the native text tower",
             ) from error
-    dual.clip.set_grad_checkpointing(recipe.model.image.grad_checkpointing)
+    if recipe.model.image.grad_checkpointing:  # open_clip's Hugging Face towers take False for True
+        dual.clip.set_grad_checkpointing(True)
     if recipe.model.image.token_dropout:
         trunk: Any = getattr(dual.clip.visual, "trunk", None)
         if not hasattr(trunk, "token_dropout"):
@@ -301,23 +318,23 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
                 fix="use a voxvit, or set it to 0",
             )
         trunk.token_dropout = recipe.model.image.token_dropout
+    if recipe.model.report is not None:
+        dual.report = report_transformer(recipe, dual, tokenizer(recipe).marks())
     if recipe.model.init and with_init:
-        _start_from(dual, recipe.model.init)
+        start_from(dual, recipe.model.init)
+    if recipe.model.image.inflate and with_init:
+        inflate_image(dual, recipe.model.image.inflate)
+    if recipe.model.image.pretrained_file and with_init:
+        _start_image_from(dual, recipe.model.image.pretrained_file)
+    settle_batch_norm(dual, recipe)
     return dual
 
 
-def _start_from(dual: DualEncoder, folder: str) -> None:
-    import encoders
-
+def _start_image_from(dual: DualEncoder, path: str) -> None:
     try:
-        released = encoders.load(folder).model
-        dual.clip.load_state_dict(released.clip.state_dict(), strict=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"model.init: the release cannot start this model: {error}",
-            why="part of the weights would stay random",
-            fix="copy model.* from the recipe of that release",
-        ) from error
+        dual.clip.visual.trunk.load_pretrained_file(path)
+    except ValueError as error:
+        raise ConfigError(f"model.image.pretrained_file: {error}") from error
 
 
 def build_objectives(recipe: Recipe) -> list[Objective]:
@@ -333,7 +350,7 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
         except ValueError as error:
             raise ConfigError(
                 f"objectives.{i}.name: {error}",
-                fix="use contrastive, sigmoid, sentence, or package.module:Class of your own",
+                fix=f"use one of {', '.join(NAMES)}, or package.module:Class of your own",
             ) from error
         built.append(cls(options_of(recipe, i, cls.Options)))
     return built

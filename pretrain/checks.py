@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from encoders.tag import SIZES, parse_tag
+from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
+from pretrain.checks_report import check_report
+from pretrain.checks_start import check_start
+from pretrain.checks_terms import check_alternation, check_labels, check_schedules
+from pretrain.checks_token_dropout import check_token_dropout
+from pretrain.checks_views import check_image_views
 from pretrain.schema import (
     EvaluateSection,
     ModelSection,
@@ -42,32 +47,26 @@ def closest(word: str, options: Iterable[str], count: int = 1) -> str:
     return f"did you mean {' or '.join(found)}?" if found else ""
 
 
-def _is_volumetric(name: str) -> bool:
-    return name.startswith("voxvit")
-
-
 def check_model_name(model: ModelSection) -> Iterator[Problem]:
     name = model.image.name
-    ours = tuple(f"voxvit_{size}" for size in SIZES)
-    if _is_volumetric(name):
+    if is_volumetric(name):
         try:
-            parse_tag(name)
+            parse(name)
         except ValueError as error:
-            yield Problem(_IMAGE_NAME, str(error), closest(name.partition(".")[0], ours))
+            yield Problem(_IMAGE_NAME, str(error), closest(name.partition(".")[0], NAMES))
     elif ":" not in name and not known_models.is_known(name):
-        hint = known_models.suggest(name, ours)
+        hint = known_models.suggest(name, NAMES)
         # A newer timm may have names this list lacks; then only the installed library can tell, after import.
-        if known_models.is_current() or "voxvit" in hint:
+        if known_models.is_current() or any(ours in hint for ours in NAMES):
             yield Problem(_IMAGE_NAME, f"no model is called '{name}'", hint or "timm.list_models() prints what exists")
 
 
 def check_volume_model(data: DataSection, model: ModelSection) -> Iterator[Problem]:
     name, geometry = model.image.name, data.geometry
-    if not _is_volumetric(name):
+    if not is_volumetric(name):
         if isinstance(geometry, VolumeGeometry) and known_models.is_known(name):
-            yield Problem(
-                _IMAGE_NAME, f"'{name}' takes images, data.geometry makes volumes", "use voxvit_*, or kind: image"
-            )
+            what = f"'{name}' takes images, data.geometry makes volumes"
+            yield Problem(_IMAGE_NAME, what, "use voxvit_*, i3d_* or swin3d_*, or kind: image")
         return
     if not isinstance(geometry, VolumeGeometry):
         yield Problem(
@@ -75,7 +74,7 @@ def check_volume_model(data: DataSection, model: ModelSection) -> Iterator[Probl
         )
         return
     try:
-        tag = parse_tag(name)
+        tag = parse(name)
     except ValueError:
         return  # check_model_name reports it
     windows, size, patch = len(geometry.windows), tag.grid, tag.patch
@@ -254,12 +253,16 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
             yield Problem(("data", "units", "templates"), error.what, error.fix)
     if not any(have.values()):
         yield Problem(("data", "units"), "no kind of text is switched on", "set report or sentences to true")
+    have["section"] |= data.units.alternate is not None
     switch = {"report": "report", "sentence": "sentences", "section": "sections", "caption": "captions"}
     for i, objective in enumerate(objectives):
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             continue
-        wanted = objective.options.get("units", known.model_fields["units"].default)
+        if objective.options.get("text", "units") != "units":  # it reads reports
+            continue
+        usual = known.model_fields.get("units")
+        wanted = objective.options.get("units", usual.default if usual else ())
         for unit in wanted if isinstance(wanted, list | tuple) else ():
             if not have.get(str(unit), True):
                 what = f"{objective.name} compares with {unit} units, which data.units does not make"
@@ -284,6 +287,18 @@ def check_frozen_text(model: ModelSection, optim: OptimSection) -> Iterator[Prob
         yield Problem(at, "embeddings are kept, but the text tower is trained", "set optim.lr_multipliers.text to 0")
     if model.init is None and model.text.hf_name is None:
         yield Problem(at, "a frozen tower of random weights says nothing", "name model.init or model.text.hf_name")
+
+
+def check_pretrained_file(model: ModelSection) -> Iterator[Problem]:
+    image, at = model.image, ("model", "image", "pretrained_file")
+    if image.pretrained_file is None:
+        return
+    if not image.name.startswith("swin3d"):
+        yield Problem(at, f"'{image.name}' cannot start from a file", "use swin3d_tiny, or model.init: a release")
+    elif not Path(image.pretrained_file).expanduser().is_file():
+        yield Problem(at, f"no file '{image.pretrained_file}'", "download MONAI's model_swinvit.pt (docs/encoders.md)")
+    if model.init is not None:
+        yield Problem(at, "would overwrite part of the release in model.init", "leave one of them out")
 
 
 def check_schedule(optim: OptimSection, train: TrainSection) -> Iterator[Problem]:
@@ -325,10 +340,18 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_splits,
     check_model_name,
     check_volume_model,
+    check_start,
     check_text,
     check_frozen_text,
+    check_pretrained_file,
     check_objectives,
     check_units,
+    check_image_views,
+    check_alternation,
+    check_labels,
+    check_schedules,
+    check_report,
+    check_token_dropout,
     check_schedule,
     check_task,
 )

@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from encoders.tag import parse_tag
+from encoders.tag import Tag
+from encoders.tag_swin3d import SwinTag
+from encoders.volumetric import is_volumetric, parse
 from pretrain import checks
 from pretrain.arguments import Arguments, schema_help, split_argv
 from pretrain.errors import ConfigError
-from pretrain.schema import ObjectiveSection, Origin, Recipe, TrainSection
+from pretrain.schema import ObjectiveSection, Origin, Recipe, TextTower, TrainSection
 from pretrain.schema_objectives import OBJECTIVE_OPTIONS
 from pretrain.wording import describe, locate, report
 from pretrain.yaml_lines import Document, Problem, apply_override, read
@@ -238,15 +240,33 @@ def _shrink(data: dict[str, Any]) -> None:
             parent = data.setdefault(path[0], {})
         if isinstance(parent, dict):
             parent[path[-1]] = value
+    text, usual = locate(data, ("model", "text")), TextTower()
+    if isinstance(text, dict) and isinstance(text.get("width"), int) and text["width"] > usual.width:
+        text |= {"width": usual.width, "heads": usual.heads, "layers": usual.layers}
+    report = locate(data, ("model", "report"))
+    if isinstance(report, dict):
+        report |= {"width": 48, "heads": 2, "layers": 1, "feedforward": 96}
+        report["fusion_layers"] = min(1, report.get("fusion_layers", 1))
     image = locate(data, ("model", "image"))
     if isinstance(image, dict) and isinstance(image.get("name"), str):
         image["name"] = _small_tower(image["name"])
+        if image["name"].startswith("swin3d"):  # its attention scores of one study at 96^3 are gigabytes: one at a time
+            data["train"]["chunk"] = 1
+        if image.get("inflate"):  # whose weights do not fit a smaller tower; fixed statistics would be those of none
+            image["inflate"] = None
+            image["batch_norm"] = "group" if image.get("batch_norm") == "frozen" else image.get("batch_norm", "batch")
 
 
 def _small_tower(name: str) -> str:
-    """Same patch, size and channels, smallest width, at most two blocks."""
+    """Same patch, size and channels, smallest width, as few blocks as there can be, two at most (in every stage)."""
     try:
-        tag = parse_tag(name)
-        return dataclasses.replace(tag, size="tiny", layers=2 if tag.layers is None else min(2, tag.layers)).name
+        tag = parse(name) if is_volumetric(name) else None
     except ValueError:
         return name
+    if tag is None:
+        return name
+    if isinstance(tag, SwinTag):
+        return dataclasses.replace(tag, size="tiny", width=12, layers=1).name
+    if isinstance(tag, Tag):
+        return dataclasses.replace(tag, size="tiny", layers=2 if tag.layers is None else min(2, tag.layers)).name
+    return dataclasses.replace(tag, size="resnet26", width=8).name

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,21 +55,29 @@ def global_batch(
             rows[UNITS].values.float(), told.kind_U, told.hash64_U, told.pair_sample_P, told.pair_unit_P
         )
         text = gather_text(text, len(batch))
-        units, means["text"] = _centred(text.units_UD, centre)
+        units = text.units_UD
+        if len(units):  # of no text there is no mean
+            units, means["text"] = _centred(units, centre)
         text = TextFeatures(
             F.normalize(units, dim=-1), text.kind_U, text.hash64_U, text.pair_sample_P, text.pair_unit_P
         )
     patients, counts = gather_rows(batch.patient_B)
     first = sum(counts[: rank()])
+    told_P3 = None
+    if text is None:
+        words, unit = batch.texts, batch.texts.pair_unit_P
+        kinds = words.kind_U[unit].to(words.hash64_U.dtype)
+        told_P3 = gather_rows(torch.stack([words.pair_sample_P + first, words.hash64_U[unit], kinds], 1))[0]
     others = {
-        name: Rows(gather_rows(one.values)[0], gather_rows(one.owner + first)[0])
+        name: Rows(gather_rows(one.values)[0], gather_rows(one.owner + first)[0], one.grid)
         for name, one in rows.items()
         if name in gathered - {POOLED, UNITS}
     }
     here = {name: Rows(one.values, one.owner + first) for name, one in rows.items() if name in local}
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
     shared = GlobalBatch(
-        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others, here
+        images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others,
+        local=here, counts=tuple(counts), told_P3=told_P3,
     )  # fmt: skip
     return shared, means
 

@@ -12,7 +12,7 @@ that of one pass over the parts, to rounding.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -63,8 +63,8 @@ def backward(
         torch.manual_seed(seed + number)
         rows = encode(part)
         exchange = parameters if number == len(parts) - 1 else None
-        share = sum((p.reshape(-1)[0] * 0.0 for p in exchange or ()), torch.zeros(()))
-        for name in kept.keys() & rows.keys():
+        share = touch(exchange or ())
+        for name in sorted(kept.keys() & rows.keys()):  # one order of sums in every process
             values, begin = rows[name].values, starts[name]
             starts[name] = begin + len(values)
             gradient = kept[name].values.grad
@@ -77,6 +77,11 @@ def backward(
             if share.requires_grad:
                 propagate(share)
     return total
+
+
+def touch(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """0, with a gradient of zero for each parameter: DDP waits for all of them."""
+    return sum((p.reshape(-1)[0] * 0.0 for p in parameters), torch.zeros(()))
 
 
 def _first_pass(
@@ -94,9 +99,14 @@ def _first_pass(
     # Autocast may remember casts of weights made without a graph; the second pass would have no gradient through them.
     torch.clear_autocast_cache()
     return {
-        name: Rows(torch.cat([p.values for p in each]).requires_grad_(), torch.cat([p.owner for p in each]))
+        name: Rows(_leaf([p.values for p in each]), torch.cat([p.owner for p in each]), each[0].grid)
         for name, each in pieces.items()
     }
+
+
+def _leaf(pieces: list[Tensor]) -> Tensor:
+    values = torch.cat(pieces)
+    return values.requires_grad_(values.is_floating_point())
 
 
 def _refuse_too_much(pieces: Mapping[str, list[Rows]], part: Part, limit_gib: float) -> None:

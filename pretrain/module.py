@@ -22,10 +22,13 @@ from encoders.features import rank, world_size
 from pretrain import grad_cache
 from pretrain.centring import bias_of, follow
 from pretrain.gathering import Scalars, global_batch
-from pretrain.objectives.base import Objective
-from pretrain.optim import freeze, learning_rate, optimizers
+from pretrain.grad_cache import touch
+from pretrain.objectives.base import NoUnits, Objective
+from pretrain.optim import clipped, freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
+from pretrain.reports import keep_read
 from pretrain.schema import Recipe
+from pretrain.token_dropout import set_token_dropout
 
 MAX_LOGIT_SCALE = math.log(100.0)
 MIX = 0x9E3779B97F4A7C15  # odd constant that spreads (seed, batch, rank) over 64 bits
@@ -58,8 +61,10 @@ class Pretraining(L.LightningModule):
         self.dual = dual
         self.objectives = nn.ModuleList(objectives)
         self.names = _distinct([section.name for section in recipe.objectives])
-        self.weights = [section.weight for section in recipe.objectives]
+        self.sections = recipe.objectives
         reads = {read for objective in objectives for read in objective.reads}
+        if dual.report is not None:
+            keep_read(dual.report, reads)
         dual.clip.logit_scale.requires_grad_("logit_scale" in reads)
         if dual.clip.logit_bias is not None:
             dual.clip.logit_bias.requires_grad_("logit_bias" in reads)
@@ -74,9 +79,6 @@ class Pretraining(L.LightningModule):
         self.refused = 0
         self.logged: dict[str, float] = {}
         self.encoders = Encoders(objectives, passes)
-        together = [o for o in objectives if o.coupling == "batch"]
-        self._local = frozenset(r for o in together for r in o.local)
-        self._gathered = frozenset(r for o in together for r in o.reads if r not in o.local)
         self._finite = True
         self._keys: list[str] = []  # studies of the batches accumulated so far
         self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
@@ -115,24 +117,56 @@ class Pretraining(L.LightningModule):
         found = self.optimizers(use_pl_optimizer=False)
         return cast(list[torch.optim.Optimizer], found if isinstance(found, list) else [found])
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether the schedule of some objective leaves it out of this step. Its passes are not made then, its own
+        parameters and those of a tower that only it reads stay as they are."""
+        terms = sum(len(self._terms_of(coupling)) for coupling in ("batch", "sample"))
+        return terms < len(self.objectives)
+
     def compute(self, batch: Batch) -> Tensor:
         """Loss of the global batch, with its graph; its terms are in `logged`."""
         self._begin(batch)
         part = whole(batch)
-        rows = self.encoders(self.dual, part)
+        rows = self.encode(part)
         loss, own = self.of_batch(rows), self.of_part(rows, part)
         return loss if own is None else loss + own
 
+    def encode(self, part: Part) -> dict[str, Rows]:
+        """What the objectives of this step read of a part."""
+        return self.encoders(self.dual, part, self._reads("batch") | self._reads("sample"))
+
+    @property
+    def _local(self) -> frozenset[str]:
+        """Fields that losses of the whole batch read of this rank alone."""
+        return frozenset(read for _, _, objective in self._terms_of("batch") for read in objective.local)
+
+    @property
+    def _gathered(self) -> frozenset[str]:
+        """Fields that losses of the whole batch read of all ranks."""
+        every = (objective for _, _, objective in self._terms_of("batch"))
+        return frozenset(read for objective in every for read in objective.reads if read not in objective.local)
+
+    def _reads(self, coupling: str) -> frozenset[str]:
+        return frozenset(read for _, _, objective in self._terms_of(coupling) for read in objective.reads)
+
     def of_batch(self, rows: Mapping[str, Rows]) -> Tensor:
         """Weighted sum of the losses of the whole global batch (coupling `batch`)."""
-        total = torch.zeros((), device=self.device)
+        total, terms = torch.zeros((), device=self.device), self._terms_of("batch")
+        if not terms:
+            return total
         scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
             shared, self._means = global_batch(
                 rows, self._batch, scalars, self.recipe.model.centred, self._gathered, self._local
             )
-            for name, weight, objective in self._terms_of("batch"):
-                loss, extra = objective(shared)
+            for name, weight, objective in terms:
+                try:
+                    loss, extra = objective(shared)
+                except NoUnits:
+                    if self.recipe.data.units.alternate is None:
+                        raise
+                    loss, extra = self._nothing(objective, rows), {}
                 total = total + weight * loss
                 self._log({f"loss/{name}": loss, **{f"{name}/{k}": v for k, v in extra.items()}})
         return total
@@ -150,9 +184,18 @@ class Pretraining(L.LightningModule):
             self._log({f"loss/{name}": share * summed, **{f"{name}/{k}": share * v for k, v in extra.items()}})
         return total
 
+    def _nothing(self, objective: Objective, read: Mapping[str, Rows]) -> Tensor:
+        """0, with a gradient of zero for all that the objective would have reached."""
+        own = [*objective.parameters(), self.dual.clip.logit_scale, self.dual.clip.logit_bias]
+        total = touch(p for p in own if p is not None and p.requires_grad).to(self.device)
+        return total + sum(0.0 * one.values.float().sum() for name, one in read.items() if name in objective.reads)
+
     def _terms_of(self, coupling: str) -> list[tuple[str, float, Objective]]:
-        every = zip(self.names, self.weights, cast(list[Objective], list(self.objectives)), strict=True)
-        return [(name, weight, o) for name, weight, o in every if o.coupling == coupling]
+        """Name, weight and objective of the terms that count in this step."""
+        step, steps = self.step_number, self.recipe.train.steps
+        every = zip(self.names, self.sections, cast(list[Objective], list(self.objectives)), strict=True)
+        chosen = ((name, told, told.factor(step, steps), o) for name, told, o in every if o.coupling == coupling)
+        return [(name, told.weight * factor, o) for name, told, factor, o in chosen if factor]
 
     def _log(self, found: Mapping[str, Tensor]) -> None:
         for name, value in found.items():
@@ -161,7 +204,7 @@ class Pretraining(L.LightningModule):
     def _begin(self, batch: Batch) -> None:
         """Forget the last batch, and count the terms of each loss of coupling `sample` in the global batch, over the
         number of ranks: DDP takes the mean."""
-        self._batch, self.logged, self._counts = batch, {}, {}
+        self._batch, self.logged, self._counts, self._means = batch, {}, {}, {}
         for name, _, objective in self._terms_of("sample"):
             count = objective.terms(batch).to(self.device, torch.float32)
             if world_size() > 1:
@@ -170,6 +213,7 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         accumulate = self.recipe.optim.accumulate
+        dropped = set_token_dropout(self.dual, self.recipe, self.step_number)
         if self.batches_done % accumulate == 0:
             self._keys = []
             self._statistics = {name: buffer.clone() for name, buffer in self._running()}
@@ -178,6 +222,8 @@ class Pretraining(L.LightningModule):
         loss = self._backward(batch, last)
         self._finite &= bool(torch.isfinite(loss))
         self.logged |= {"loss": float(loss), "logit_scale": float(self.dual.logit_scale.detach().exp())}
+        if dropped is not None:
+            self.logged["token_dropout"] = dropped
         if last:
             self._update()
         self.batches_done += 1
@@ -188,15 +234,17 @@ class Pretraining(L.LightningModule):
         if chunk is not None and chunk < len(batch):
             self._begin(batch)
             return grad_cache.backward(
-                split(batch, chunk), lambda part: self.encoders(self.dual, part), self,
+                split(batch, chunk), self.encode, self,
                 self.manual_backward, 1.0 / self.recipe.optim.accumulate,
                 lambda: _no_sync(self.trainer, enabled=True), self._trained() if last else None, seed,
                 self.recipe.train.cache_gib, self._gathered | self._local,
             )  # fmt: skip
         torch.manual_seed(seed)
         loss = self.compute(batch)
+        # DDP waits for every parameter; what rests, and what a batch lacks (a report, labels), leave some untouched.
+        waited = touch(self._trained() if last and world_size() > 1 and not self.is_sharded else ())
         with _no_sync(self.trainer, enabled=not last):
-            self.manual_backward(loss / self.recipe.optim.accumulate)
+            self.manual_backward(loss / self.recipe.optim.accumulate + waited.to(loss.device))
         return loss.detach()
 
     def _trained(self) -> list[nn.Parameter]:
@@ -209,9 +257,10 @@ class Pretraining(L.LightningModule):
             from pretrain.sharding import reduce_replicated
 
             reduce_replicated(self)
+        if self.is_resting:
+            _forget_zeros(parameters)
         bound = self.recipe.optim.clip_norm
-        total: Any = nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound)
-        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+        norm = clipped(parameters, math.inf if bound is None else bound)
         finite = _all_agree(self._finite and math.isfinite(norm), self.device)
         self._finite = True
         step = self.step_number
@@ -262,6 +311,17 @@ class Pretraining(L.LightningModule):
                 f"  fix: look at these studies, lower optim.lr or use train.precision fp32: {keys}"
             )
         print(f"warning: {what}. Studies of this batch: {keys}", file=sys.stderr, flush=True)
+
+
+def _forget_zeros(parameters: list[nn.Parameter]) -> None:
+    """Parameters that nothing reached are neither decayed nor moved by what is left of their momentum. Where ranks wait
+    for them they have gradients of zero, in one process none: the same for both."""
+    reached = [p for p in parameters if p.grad is not None]
+    sizes = [p.grad.detach().abs().amax() for p in reached]  # type: ignore[union-attr]
+    sizes = [size.full_tensor() if hasattr(size, "full_tensor") else size for size in sizes]
+    for parameter, zero in zip(reached, (torch.stack(sizes) == 0).tolist() if sizes else [], strict=True):
+        if zero:
+            parameter.grad = None
 
 
 def _distinct(names: list[str]) -> list[str]:

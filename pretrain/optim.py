@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -111,3 +112,23 @@ def optimizers(module: nn.Module, optim: OptimSection, fused: bool) -> list[torc
         muon: Any = torch.optim.Muon
         found.append(muon(matrices, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return found
+
+
+def clipped(parameters: Sequence[nn.Parameter], bound: float) -> float:
+    """Scale gradients so that their joint norm is at most `bound`; the norm before.
+
+    Sharded tensors and whole ones (objectives' own under FSDP2) have no norm together in torch: each kind has its own,
+    and the joint one scales both.
+    """
+    kinds: dict[bool, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds.setdefault(hasattr(parameter.grad, "full_tensor"), []).append(parameter)
+    norms: list[Any] = []
+    for sharded, each in kinds.items():
+        norm: Any = nn.utils.get_total_norm([p.grad for p in each if p.grad is not None])
+        norms.append(norm.full_tensor() if sharded else norm)
+    total = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+    for each in kinds.values():
+        nn.utils.clip_grads_with_norm_(each, bound, total)
+    return float(total)

@@ -4,16 +4,25 @@ An objective reads fields such as `image:global.pooled`: before the dot the pass
 is a function `(dual, part, fields) -> {field: Rows}`. Known ones:
 
     image:global   the images as they come: `pooled` [B, D] in the joint space, `trunk` [B, C] before the projection,
-                   `tokens` [B, N, C] the image tower's patch tokens
+                   `tokens` [B, N, C] the image tower's patch tokens, `kept` [B, N] their places in the token grid,
+                   `level0` to `level3` [B, N, C] its maps, finest first: strides 4, 8, 16 and 32 of a `swin3d`; other
+                   towers have one, their tokens
     text:units     the distinct texts: `units` [U, D] in the joint space
+    report:units   the studies' reports through `dual.report`; a study without a sentence has no row: `report` [R, D],
+                   `sentences` [S, D], `words` [W, D] in the joint space, `word_sentences` [W] (number of the
+                   sentence in its report), `states` [T, C] of its tokens, `places` [T] (encoders.report_layout),
+                   `identity` [R, 2] (pretrain.reports), `draws` [R, 2] uniform in [0, 1)
+    report:masked  the same with 15 % of the tokens hidden: `states`, `places`, `targets` [T], the hidden ids or -1
 
 More are an objective's own (`Objective.passes`).
 
-Legend: B studies of this rank's batch, U its distinct units, N patch tokens, C trunk width, D joint width.
+Legend: B studies of this rank's batch, U its distinct units, N patch tokens, C width of a tower, D joint width,
+R reports, S sentences, W words and T tokens of the studies.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,15 +33,19 @@ from torch import Tensor
 
 from data_shards.batch import Batch, TextBatch
 from encoders.dual import DualEncoder
+from encoders.report_transformer import LEVELS as REPORT_LEVELS
+from pretrain.masking import mask_tokens
+from pretrain.reports import LAYERS, identities, reports_of
 
 
 @dataclass(frozen=True)
 class Rows:
     """`values` [n, ...] with gradient; `owner` [n] says whose each row is: the number of a study in this rank's batch,
-    of the pass `text:units` that of a unit."""
+    of the pass `text:units` that of a unit. `grid` is (D, H, W) or (H, W) where rows are maps [n, N, C] of N cells."""
 
     values: Tensor
     owner: Tensor
+    grid: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ class Part:
         )  # fmt: skip
 
 
+LEVELS = ("level0", "level1", "level2", "level3")  # maps of an image tower, from fine to coarse
 Pass = Callable[[DualEncoder, Part, frozenset[str]], Mapping[str, Rows]]
 
 
@@ -86,28 +100,93 @@ def _spans(n: int, count: int) -> Iterator[slice]:
 
 
 def image_global(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
-    found = dual(part.images, None, tokens="tokens" in fields, trunk="trunk" in fields).image
-    named = {"pooled": found.study_BD, "trunk": found.trunk_SC, "tokens": found.tokens_SND}
-    return {field: Rows(named[field], part.study_b) for field in fields}
+    return image_rows(dual, part.images, part.study_b, fields)
+
+
+def image_rows(dual: DualEncoder, images: Tensor, owner: Tensor, fields: frozenset[str]) -> dict[str, Rows]:
+    """The image fields of some images [n, C, (D,) H, W], whose studies are `owner` [n], by one call."""
+    levels = sorted(LEVELS.index(field) for field in fields if field in LEVELS)
+    found = dual(
+        images, None, tokens="tokens" in fields, trunk="trunk" in fields, levels=levels, kept="kept" in fields
+    ).image
+    named = {"pooled": (found.study_BD, None), "trunk": (found.trunk_SC, None), "kept": (found.kept_SN, None)}
+    named |= {LEVELS[number]: level for number, level in found.levels.items()}
+    if found.tokens_SND is not None:  # those that token dropout leaves have no grid
+        kept_all = math.prod(found.grid) == found.tokens_SND.shape[1]
+        named["tokens"] = (found.tokens_SND, found.grid if kept_all else None)
+    return {field: Rows(named[field][0], owner, named[field][1]) for field in fields}
 
 
 def text_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
     device = part.batch.images_BCDHW.device
     number = torch.arange(part.units.start, part.units.stop, device=device)
-    if part.units.start == part.units.stop:
-        return {}
-    return {"units": Rows(dual(None, part.texts).text.units_UD, number)}
+    if part.units.start < part.units.stop:
+        return {"units": Rows(dual(None, part.texts).text.units_UD, number)}
+    # No row, but with a graph: other ranks may have texts, and DDP and FSDP2 wait for all that take part in a pass.
+    return {"units": Rows(dual(None, _nobodys(part, dual.pad_id)).text.units_UD[:0], number)}
 
 
-KNOWN: dict[str, Pass] = {"image:global": image_global, "text:units": text_units}
-FIELDS = {"image:global": ("pooled", "trunk", "tokens"), "text:units": ("units",)}
+def _nobodys(part: Part, pad_id: int) -> TextBatch:
+    """A text of one token, which must not be padding: of no token some towers make NaN, also in the gradient."""
+    told = part.batch.texts
+    token = torch.full((1,), int(pad_id == 0)).to(told.tokens_T)
+    none = told.pair_unit_P[:0]
+    bounds, kind, identity = (torch.arange(2).to(told.cu_seqlens_U1), torch.zeros(1).to(told.kind_U), none.new_zeros(1))
+    return TextBatch(token, bounds, [1], kind, identity, identity, none, none)
+
+
+def report_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
+    assert dual.report is not None
+    reports, study_R, many = reports_of(dual.report, part.batch, part.studies)
+    states, found = dual.read_reports(reports, fields & set(REPORT_LEVELS))
+    study_T, kept = study_R[reports.report_T], slice(None if many else 0)  # a lone [CLS] is nobody's
+    owners = {"sentences": study_R[reports.sentence_report_S], "words": study_R[reports.word_report_W]}
+    rows = {level: Rows(values[kept], owners.get(level, study_R)[kept]) for level, values in found.items()}
+    rows["states"] = Rows(_narrow(states)[kept], study_T[kept])
+    rows["places"] = Rows(reports.place_T[kept], study_T[kept])
+    first_R = torch.searchsorted(reports.sentence_report_S, torch.arange(len(study_R), device=study_R.device))
+    rows["word_sentences"] = Rows(reports.word_sentence_W - first_R[reports.word_report_W], owners["words"])
+    if "identity" in fields:
+        rows["identity"] = Rows(identities(part.batch, study_R[kept]), study_R[kept])
+    if "draws" in fields:
+        rows["draws"] = Rows(torch.rand(len(study_R), 2, device=study_R.device)[kept], study_R[kept])
+    return rows
+
+
+def report_masked(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
+    assert dual.report is not None
+    reports, study_R, many = reports_of(dual.report, part.batch, part.studies)
+    ids, targets = mask_tokens(reports, dual.report.special)
+    states, _ = dual.read_reports(reports, (), ids)
+    study_T, kept = study_R[reports.report_T], slice(None if many else 0)
+    values = {"states": _narrow(states), "places": reports.place_T, "targets": targets}
+    return {name: Rows(value[kept], study_T[kept]) for name, value in values.items()}
+
+
+def _narrow(states: Tensor) -> Tensor:
+    """Under autocast in its dtype: half the memory where states are kept and gathered."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+
+
+KNOWN: dict[str, Pass] = {
+    "image:global": image_global, "text:units": text_units,
+    "report:units": report_units, "report:masked": report_masked,
+}  # fmt: skip
+FIELDS: dict[str, tuple[str, ...]] = {
+    "image:global": ("pooled", "trunk", "tokens", "kept", *LEVELS),
+    "text:units": ("units",),
+    "report:units": (*REPORT_LEVELS, "word_sentences", "states", "places", "identity", "draws"),
+    "report:masked": ("states", "places", "targets"),
+}
 
 
 class Encoders:
     """The passes that a list of objectives needs, each called once a part. instead: other ways to make known ones.
 
     Raises:
-        ValueError: an objective reads a pass or field that nobody offers, or two objectives offer one name.
+        ValueError: an objective reads a pass or field that nobody offers, or two objectives offer different passes
+            under one name.
     """
 
     def __init__(self, objectives: Iterable[Any], instead: Mapping[str, Pass] | None = None) -> None:
@@ -116,25 +195,33 @@ class Encoders:
         reads: set[str] = set()
         for objective in objectives:
             for name, (call, offered) in objective.passes().items():
-                if name in self.passes:
-                    raise ValueError(f"the pass '{name}' is offered twice")
+                if self.passes.get(name, call) != call:
+                    raise ValueError(f"two different passes are offered as '{name}'")
                 self.passes[name], fields[name] = call, set(offered)
             reads |= set(objective.reads)
-        self.wanted: dict[str, frozenset[str]] = {}
         for read in sorted(reads - SHARED):
             name, _, field = read.partition(".")
             if field not in fields.get(name, ()):
                 known = ", ".join(f"{n}.{f}" for n, every in fields.items() for f in sorted(every))
                 raise ValueError(f"an objective reads '{read}', which nobody offers; there are {known}")
-            self.wanted[name] = self.wanted.get(name, frozenset()) | {field}
+        self.wanted = _by_pass(reads)
 
-    def __call__(self, dual: DualEncoder, part: Part) -> dict[str, Rows]:
-        """Every field that is read, by its whole name."""
+    def __call__(self, dual: DualEncoder, part: Part, reads: Iterable[str] | None = None) -> dict[str, Rows]:
+        """Every field that is read, by its whole name; of these `reads` alone, where some objectives rest."""
         found: dict[str, Rows] = {}
-        for name, fields in self.wanted.items():
+        for name, fields in (self.wanted if reads is None else _by_pass(reads)).items():
             given = self.passes[name](dual, part, fields)
-            found |= {f"{name}.{field}": given[field] for field in fields if field in given}
+            # In one order on every rank and in every run: a set of strings has another in each process.
+            found |= {f"{name}.{field}": given[field] for field in sorted(fields) if field in given}
         return found
 
 
-SHARED = frozenset({"labels", "logit_scale", "logit_bias"})  # what an objective may read that no pass makes
+def _by_pass(reads: Iterable[str]) -> dict[str, frozenset[str]]:
+    wanted: dict[str, frozenset[str]] = {}
+    for read in sorted(set(reads) - SHARED):
+        name, _, field = read.partition(".")
+        wanted[name] = wanted.get(name, frozenset()) | {field}
+    return wanted
+
+
+SHARED = frozenset({"labels", "logit_scale", "logit_bias", *LAYERS})  # what an objective may read that no pass makes

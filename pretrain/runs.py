@@ -122,13 +122,17 @@ def refuse_changes(checkpoint: Path, recipe: Recipe) -> None:
 
 def named_files(recipe: Recipe) -> dict[str, str]:
     """Key of the recipe -> sha256 of the file it names, of files that say what is trained on: caption templates,
-    selections. Raises ConfigError where one cannot be read."""
+    selections, names and hierarchy of labels. Raises ConfigError where one cannot be read."""
     from data_shards.captions import templates_file
 
     flat = _flat(recipe.model_dump(mode="json"))
+    for i, objective in enumerate(recipe.objectives):
+        if objective.name != "labels":
+            flat = {key: v for key, v in flat.items() if not re.fullmatch(rf"objectives\.{i}\.(names|hierarchy)", key)}
+    files = r"data\.units\.templates|data\.source\.(sources\.\d+\.)?selection|objectives\.\d+\.(names|hierarchy)"
     found = {}
     for key, value in flat.items():
-        if value and (key == "data.units.templates" or re.fullmatch(r"data\.source\.(sources\.\d+\.)?selection", key)):
+        if value and re.fullmatch(files, key):
             path = templates_file(value) if key == "data.units.templates" else Path(value).expanduser()
             try:
                 found[key] = hashlib.sha256(path.read_bytes()).hexdigest()

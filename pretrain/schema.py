@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import pathlib
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -23,10 +24,23 @@ from pretrain.schema_data import DataSection
 class ImageTower(Section):
     """The image encoder."""
 
-    name: str = Field(min_length=1, description="voxvit_SIZE.TAG for volumes; any timm or open_clip name for images")
+    name: str = Field(
+        min_length=1,
+        description="voxvit_*, i3d_* or swin3d_* with a tag, for volumes; a timm or open_clip name, for images",
+    )
     token_dropout: Fraction = Field(0.0, lt=1.0, description="fraction of patch tokens dropped in training")
+    token_dropout_finish: Fraction = Field(
+        0.0, lt=1.0, description="share of the run's steps, the last ones, that drop none"
+    )
     grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
     pretrained: bool = Field(False, description="start from published weights (needs a network connection)")
+    inflate: str | None = Field(
+        None, min_length=1, description="start a tower for volumes from 2D weights: a file, or a timm name"
+    )
+    batch_norm: Literal["batch", "frozen", "group"] = Field(
+        "batch", description="BatchNorm: as it is, with fixed statistics, or GroupNorm in its place (i3d)"
+    )
+    pretrained_file: str | None = Field(None, description="swin3d: start from a file, MONAI's model_swinvit.pt")
     image_size: int = Field(224, gt=0, description="number open_clip stores; the real volume size is in the tag")
 
 
@@ -42,6 +56,28 @@ class TextTower(Section):
     cached: int | None = Field(
         None, ge=1, description="frozen tower (optim.lr_multipliers.text: 0): embed so many variants of each text once"
     )
+    hf_pooler: Literal["cls_pooler", "cls_last_hidden_state_pooler", "mean_pooler"] = Field(
+        "cls_pooler", description="with hf_name: the model's own pooler, its first token, or the mean of its tokens"
+    )
+    hf_proj: Literal["mlp", "linear"] = Field("mlp", description="with hf_name: layers from its width to embed_dim")
+    hf_wordpunct: bool = Field(
+        False, description="with hf_name: lower case, words and punctuation apart, as Merlin writes texts"
+    )
+
+
+class ReportSection(Section):
+    """A report transformer (TriBERT) beside the dual encoder. The defaults are for two cores; VELVET-Med has 768, 6,
+    12, 6, 3072."""
+
+    width: int = Field(192, gt=0, description="model width")
+    heads: int = Field(4, gt=0, description="attention heads; must divide width")
+    layers: int = Field(4, gt=0, description="layers that read the report")
+    fusion_layers: int = Field(2, ge=0, description="layers after them that look at the image; 0 for none")
+    feedforward: int = Field(768, gt=0, description="width of the feed-forward layers")
+    max_sentences: int = Field(50, gt=0, description="sentences read of a report; further ones are left out")
+    max_tokens: int = Field(512, ge=3, description="tokens read of a report, its own and one a sentence included")
+    dropout: Fraction = Field(0.1, lt=1.0, description="dropout after attention and feed-forward")
+    grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
 
 
 class ModelSection(Section):
@@ -49,6 +85,7 @@ class ModelSection(Section):
 
     image: ImageTower = Field(description="image tower")
     text: TextTower = Field(TextTower(), description="text tower")
+    report: ReportSection | None = Field(None, description="transformer that reads whole reports; null for none")
     embed_dim: int = Field(256, gt=0, description="dimension of the joint space")
     init_logit_scale: float = Field(
         math.log(1 / 0.07), ge=0.0, le=math.log(100.0), description="ln of the inverse temperature at the start"
@@ -59,14 +96,35 @@ class ModelSection(Section):
 
 # ------------------------------------------------------------------------------------------------------- objectives
 
+Factor = Annotated[float, Field(ge=0.0)]
+
 
 class ObjectiveSection(BaseModel):
-    """One term of the loss. Keys beside name and weight are the objective's own options."""
+    """One term of the loss. Keys beside name, weight and schedule are the objective's own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    name: str = Field(min_length=1, description="contrastive, sigmoid, sentence, or package.module:Class")
+    name: str = Field(min_length=1, description="a built-in (docs/objectives.md), or package.module:Class")
     weight: float = Field(1.0, ge=0.0, description="factor of this term in the summed loss")
+    schedule: tuple[tuple[Fraction, Factor], ...] | None = Field(
+        None,
+        min_length=1,
+        description="[from, factor] pairs: from this share of the run on, weight is multiplied by factor; 0 before the "
+        "first, and where it is 0 the term rests; null: 1 all along",
+    )
+
+    def factor(self, step: int, steps: int) -> float:
+        """What `weight` is multiplied by in optimiser step `step` of a run of `steps`; 0: the term is not computed."""
+        return self._last(lambda share: step >= round(share * steps))
+
+    def factor_at(self, share: float) -> float:
+        """The same at a share of the run."""
+        return self._last(lambda start: share >= start)
+
+    def _last(self, has_begun: Callable[[float], bool]) -> float:
+        if self.schedule is None:
+            return 1.0
+        return next((factor for share, factor in reversed(self.schedule) if has_begun(share)), 0.0)
 
     @property
     def options(self) -> dict[str, Any]:

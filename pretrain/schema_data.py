@@ -121,6 +121,12 @@ class UnitSection(Section):
     """Which texts of a study the text tower reads."""
 
     report: bool = Field(True, description="the whole report as one unit")
+    report_text: Literal["report", "findings"] = Field(
+        "report", description="what the report unit says: all of the report, or its findings alone"
+    )
+    alternate: Literal["anatomy"] | None = Field(
+        None, description="anatomy: every other batch has one anatomical section of the findings in place of the others"
+    )
     sentences: bool = Field(False, description="every sentence as a unit of its own")
     sections: bool = Field(False, description="findings and impression as units")
     captions: bool = Field(False, description="stored captions as units")

@@ -8,13 +8,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from encoders.dual import DualEncoder
+from encoders.report_transformer import Layer
+from encoders.resnet3d import Bottleneck
 from encoders.voxvit import Block
 from pretrain.module import Pretraining
 
 
 def shard(module: Pretraining, mesh: DeviceMesh) -> None:
-    """Shard the dual encoder in place, and its moving average where there is one: a unit for each transformer block of
-    our image tower, one for the rest.
+    """Shard the dual encoder in place, and its moving average where there is one: a unit for each block of our image
+    towers and each layer of the report transformer, one for the rest.
 
     FSDP2 takes no scalars, so the temperature and the objectives' own parameters stay whole on every rank
     (`reduce_replicated` averages their gradients).
@@ -28,10 +30,12 @@ def _shard(dual: DualEncoder, mesh: DeviceMesh) -> None:
     scalars = {p for p in dual.parameters() if p.ndim == 0}
     # Put away after every forward, the outermost unit too: between steps the average is updated and the weights are
     # saved shard by shard, and an evaluation is a forward without the backward that would put them away.
-    for block in (m for m in dual.modules() if isinstance(m, Block)):
+    for block in (m for m in dual.modules() if isinstance(m, Block | Bottleneck | Layer)):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(dual, mesh=mesh, ignored_params=scalars, reshard_after_forward=True)
-    for name in ("encode_image", "encode_text", "project_units"):  # called by evaluators and caches, past forward
+    # Evaluators and caches call these past forward, and what training asks of the report transformer is none of them.
+    called = ("encode_image", "encode_text", "project_units", "read_reports", "match_reports", "predict_masked")
+    for name in called:
         register_fsdp_forward_method(dual, name)
 
 

@@ -15,11 +15,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from pretrain.checkpoint import ENCODERS, CheckpointError
+from pretrain.checkpoint import ENCODERS, HEADS, CheckpointError
 from pretrain.module import Pretraining
 from pretrain.objectives.base import Objective
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+REPORT = "report."  # the report transformer's weights among the heads
 
 
 def collect(module: Pretraining, stream: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
@@ -27,6 +28,8 @@ def collect(module: Pretraining, stream: dict[str, Any]) -> tuple[dict[str, Tens
     together."""
     encoders = _weights(module.evaluated.clip)
     heads: dict[str, Tensor] = {}
+    if module.evaluated.report is not None:
+        heads |= _prefixed(_weights(module.evaluated.report))
     for objective in module.objectives:
         for name, head in cast(Objective, objective).released().items():
             heads |= {f"{name}.{key}": value for key, value in _whole(head).items()}
@@ -39,6 +42,8 @@ def collect(module: Pretraining, stream: dict[str, Any]) -> tuple[dict[str, Tens
     }
     if module.ema is not None:  # then encoders.safetensors holds the average, and the trained weights go here
         trainer["trained"] = _weights(module.dual.clip)
+        if module.dual.report is not None:
+            trainer["trained_report"] = _weights(module.dual.report)
         trainer["averaged"] = int(module.ema.n_averaged)
     return encoders, heads, trainer
 
@@ -59,6 +64,15 @@ def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
         if module.ema is not None:
             set_model_state_dict(module.evaluated.clip, load_file(folder / ENCODERS), options=WHOLE)  # type: ignore[arg-type]
             module.ema.n_averaged.fill_(state["averaged"])
+        if module.dual.report is not None:
+            released: dict[str, Any] = {
+                key.removeprefix(REPORT): value
+                for key, value in load_file(folder / HEADS).items()
+                if key.startswith(REPORT)
+            }
+            set_model_state_dict(module.dual.report, state.get("trained_report", released), options=WHOLE)
+            if module.ema is not None and module.evaluated.report is not None:
+                set_model_state_dict(module.evaluated.report, released, options=WHOLE)
         module.objectives.load_state_dict(state["objectives"])
         _set_moments(module, state["optimizer"])
     except (KeyError, RuntimeError, ValueError, OSError) as error:
@@ -68,6 +82,10 @@ def restore(module: Pretraining, folder: Path, state: dict[str, Any]) -> None:
             "  fix: resume with the code version and recipe that wrote it"
         ) from error
     module.batches_done, module.refused = state["batches_done"], state["refused"]
+
+
+def _prefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{REPORT}{key}": value for key, value in weights.items()}
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from data_shards.progress import counting
+from data_shards.report import ANATOMY
 from data_shards.units import tokens_identity
 from encoders.dual import DualEncoder
 from pretrain import build, launch
@@ -57,8 +58,6 @@ class TextCache:
 
     def text_units(self, dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
         """The pass `text:units` out of the cache."""
-        if part.units.start == part.units.stop:
-            return {}
         visits = part.texts.visit64_U
         number = torch.arange(part.units.start, part.units.stop, device=visits.device)
         return {"units": Rows(dual.project_units(self.look_up(visits)), number)}
@@ -93,12 +92,14 @@ def _distinct(recipe: Recipe, data: build.Data, samples: Any, tokenize: Any) -> 
     """Token ids of every text of every variant, each once, shortest first."""
     found: dict[int, list[int]] = {}
     variants = recipe.model.text.cached or 1
+    sections = (None, *(ANATOMY if recipe.data.units.alternate else ()))
     with counting(len(data.train_rows), "reading texts") as advance:
         for row in np.asarray(data.train_rows):
             for variant in range(variants):
-                for unit in samples.units_of(int(row), (recipe.seed, variant)):
-                    ids = tokenize(unit.text)
-                    found[tokens_identity(ids)] = ids
+                for section in sections:
+                    for unit in samples.units_of(int(row), (recipe.seed, variant), section=section):
+                        ids = tokenize(unit.text)
+                        found[tokens_identity(ids)] = ids
             advance(1)
     return sorted(found.values(), key=lambda ids: (len(ids), ids))
 

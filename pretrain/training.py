@@ -81,7 +81,7 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     if first and not resume:
         runs.create(folder, recipe)
     for objective in objectives:
-        objective.attach(Surroundings(dual, data.shards.label_names))
+        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels))
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
     weights = trained_weights(checkpoint, state) if checkpoint and state else None
     cache = text_cache(recipe, dual, data, tokenize, weights)
@@ -96,7 +96,7 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         folder / runs.CHECKPOINTS,
         recipe.checkpoint.every_steps,
         recipe.checkpoint.keep_top,
-        model_json(recipe, dual.model_cfg, data, objectives),
+        model_json(recipe, dual, data, objectives),
         dump(recipe),
         zero_shot,
         preemption,
@@ -210,18 +210,17 @@ def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) ->
     return trainer
 
 
-def model_json(
-    recipe: Recipe, model_cfg: dict[str, Any], data: build.Data, objectives: list[Objective]
-) -> dict[str, Any]:
+def model_json(recipe: Recipe, dual: DualEncoder, data: build.Data, objectives: list[Objective]) -> dict[str, Any]:
     """What a release needs to know beside the weights."""
+    beside = {"report": describe_head(dual.report)} if dual.report is not None else {}
     return {
         "name": recipe.name,
-        "model_cfg": model_cfg,
+        "model_cfg": dual.model_cfg,
         "geometry": data.geometry.to_json(),
         "view": data.eval_view.to_json(),
         "recipe_sha256": hashlib.sha256(dump(recipe).encode()).hexdigest(),
         "manifest": data.shards.manifest_hash,
-        "heads": {name: describe_head(head) for o in objectives for name, head in o.released().items()},
+        "heads": beside | {name: describe_head(head) for o in objectives for name, head in o.released().items()},
     }
 
 

@@ -55,6 +55,8 @@ def build_heads(spec: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Ten
     """
     for module in pkgutil.iter_modules(__path__):  # every head of this package is known, whoever was imported before
         importlib.import_module(f"{__name__}.{module.name}")
+    import encoders.report_transformer  # noqa: F401  registers ours
+
     heads: dict[str, nn.Module] = {}
     for name, entry in spec.items():
         cls, options = _HEADS.get(str(entry.get("class"))), entry.get("options") or {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from data_shards.geometry import Geometry, View
+from encoders.convert_merlin import GEOMETRY, VIEW
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.models.adapter import Adapter, building, loaded, remembered
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 PACKAGES = ("merlin-vlm", "torchvision", "transformers")
 TEXT_TOWER = "yikuan8/Clinical-Longformer"
 TEXT_LENGTH, PHENOTYPES = 1024, 1692
-# RAS, 1.5 x 1.5 x 3 mm, linear without antialiasing, -1000..1000 HU, middle of 224 x 224 x 160, padded by -1000 HU.
-GEOMETRY = Geometry(spacing_mm=(3.0, 1.5, 1.5), antialias=False, pad_hu=-1000.0, windows=((-1000.0, 1000.0),))
-VIEW = View("centre", (160, 224, 224))
 
 
 class MerlinDual(Adapter):

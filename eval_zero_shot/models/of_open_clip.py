@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,16 @@ class OpenClip(DualEncoder):
     """Both towers as open_clip itself calls them. Texts come padded to the context, as open_clip's tokenizers give
     them: towers that are not causal and do not mask see the padding, so it is part of their numbers."""
 
-    def encode_image(self, images: torch.Tensor, tokens: bool = False, trunk: bool = False) -> ImageFeatures:
-        if tokens or trunk:
-            return super().encode_image(images, tokens, trunk)
+    def encode_image(
+        self,
+        images: torch.Tensor,
+        tokens: bool = False,
+        trunk: bool = False,
+        levels: Sequence[int] = (),
+        kept: bool = False,
+    ) -> ImageFeatures:
+        if tokens or trunk or levels or kept:
+            return super().encode_image(images, tokens, trunk, levels, kept)
         return image_features(self.clip.encode_image(images))
 
     def encode_text(self, text: PackedTexts) -> TextFeatures:

@@ -11,6 +11,16 @@ NAMES = {
     "sigmoid": "pretrain.objectives.sigmoid:Sigmoid",
     "sentence": "pretrain.objectives.sentence:Sentence",
     "attended": "pretrain.objectives.attended:Attended",
+    "simclr": "pretrain.objectives.simclr:SimCLR",
+    "rotation": "pretrain.objectives.rotation:Rotation",
+    "inpainting": "pretrain.objectives.inpainting:Inpainting",
+    "labels": "pretrain.objectives.labels:Labels",
+    "report_contrastive": "pretrain.objectives.report_contrastive:ReportContrastive",
+    "matching": "pretrain.objectives.matching:Matching",
+    "masked_language": "pretrain.objectives.masked_language:MaskedLanguage",
+    "hierarchical": "pretrain.objectives.hierarchical:Hierarchical",
+    "masked_image": "pretrain.objectives.masked_image:MaskedImage",
+    "distillation": "pretrain.objectives.distillation:Distillation",
 }
 
 

@@ -5,8 +5,8 @@ Legend: B studies of the global batch, U its distinct text units, D embedding wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +16,7 @@ from data_shards.batch import Batch, related
 from encoders.dual import DualEncoder
 from encoders.features import TextFeatures
 from pretrain.errors import ConfigError
+from pretrain.pairs import Pairs
 from pretrain.passes import Part, Pass, Rows
 
 UNIT_KINDS = ("report", "section", "sentence", "caption")
@@ -27,9 +28,11 @@ class GlobalBatch:
 
     `image_BD` and `units_UD` are of unit length and fp32; fields that no objective reads are None or not in `rows`.
     `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `logit_scale` is ln of the inverse
-    temperature; `rows` has every other field by its name, owners numbered over ranks. `local` has the rows of this rank
-    alone, of fields that some objective wants to stay there; owners are numbered over ranks as well, and what they
-    contribute to a loss is to be multiplied by the number of ranks, of which DDP takes the mean.
+    temperature; `rows` has every other field by its name, owners numbered over ranks; `counts` are the studies of each
+    rank. `local` has the rows of this rank alone, of fields that some objective wants to stay there; owners are
+    numbered over ranks as well, and what they contribute to a loss is to be multiplied by the number of ranks, of which
+    DDP takes the mean. Where no objective reads texts, `told_P3` still says which studies have which: study, hash and
+    kind of every text.
     """
 
     image_BD: Tensor | None
@@ -40,7 +43,15 @@ class GlobalBatch:
     labels_BL: Tensor
     label_names: tuple[str, ...]
     rows: Mapping[str, Rows]
-    local: Mapping[str, Rows]
+    local: Mapping[str, Rows] = field(default_factory=dict)
+    counts: tuple[int, ...] = ()
+    told_P3: Tensor | None = None
+
+    @property
+    def rank_B(self) -> Tensor:
+        """The rank that each study came from."""
+        counts = torch.tensor(self.counts or (len(self.patient_B),), device=self.patient_B.device)
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
     @property
     def images_BD(self) -> Tensor:
@@ -55,16 +66,22 @@ class GlobalBatch:
     def related_BB(self, kinds: tuple[str, ...] = UNIT_KINDS) -> Tensor:
         """Studies of one patient, or with one text of these kinds in common, over all sources and ranks: bool,
         symmetric, true on the diagonal. Pairs that are no negatives of each other."""
-        text = self.text.only({UNIT_KINDS.index(kind) for kind in kinds})
-        return related(self.patient_B, text.pair_sample_P, text.pair_unit_P)
+        numbers = {UNIT_KINDS.index(kind) for kind in kinds}
+        if self.told_P3 is None:
+            text = self.text.only(numbers)
+            return related(self.patient_B, text.pair_sample_P, text.pair_unit_P)
+        told_P3 = self.told_P3[torch.isin(self.told_P3[:, 2], torch.tensor(sorted(numbers)).to(self.told_P3))]
+        return related(self.patient_B, told_P3[:, 0], torch.unique(told_P3[:, 1:], dim=0, return_inverse=True)[1])
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an objective may know before training: the dual encoder, and what the shards call their labels."""
+    """What an objective may know before training: the dual encoder, what the shards call their labels, and on request
+    the labels of the training studies, [R, L], NaN where unknown."""
 
     dual: DualEncoder
     label_names: tuple[str, ...]
+    train_labels: Callable[[], Tensor] = lambda: torch.empty(0, 0)
 
     @property
     def embed_dim(self) -> int:
@@ -88,12 +105,18 @@ class Surroundings:
         return int(trunk.num_features)
 
 
+class NoUnits(ValueError):
+    """The batch has no text of the kinds that an objective compares with. Where batches about one section alternate
+    with whole reports (`data.units.alternate`) that is as it should be, and the term is 0 in this step."""
+
+
 class Objective(nn.Module):
     """One term of the loss: a file in this folder, or anybody's class named by import path.
 
     Attributes:
         reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `logit_scale`,
-            `logit_bias` those it takes.
+            `logit_bias` and the layers of `dual.report` (`report_fusion`, `report_matching`, `report_vocabulary`) those
+            it takes. Where it depends on the options, a property of that name.
         local: of these, fields that stay on their rank (tokens are large): `GlobalBatch.local` has this rank's rows.
         coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
             computed part by part: `terms` and `each`.
@@ -134,17 +157,38 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def after_step(self, module: nn.Module) -> None:
-        """Called after every optimiser step (teachers, queues)."""
+        """Called after every optimiser step (teachers, queues), also while the objective rests (its schedule)."""
 
     def released(self) -> dict[str, nn.Module]:
         """Modules of this objective that belong into `heads.safetensors`, by head name (encoders.heads)."""
         return {}
 
 
+def pairs_of(batch: GlobalBatch, kinds: tuple[str, ...]) -> tuple[Tensor, Pairs]:
+    """Units of some kinds [U, D], and which image goes with which.
+
+    A text that several studies share is one unit with several positive images, so identical texts are never negatives.
+    A unit of another study of the same patient is neither positive nor negative.
+
+    Studies without a unit of these kinds have no positive; units of others are negatives of theirs.
+
+    Raises:
+        NoUnits: the batch has no unit of these kinds.
+    """
+    text = batch.text.only({UNIT_KINDS.index(kind) for kind in kinds})
+    if len(text.units_UD) == 0:
+        raise NoUnits(
+            f"no text unit of kind {', '.join(kinds)} in this batch\n"
+            "  why: the objective would train nothing, in silence\n"
+            "  fix: switch the unit on in data.units, or change the objective's `units`"
+        )
+    return text.units_UD, Pairs.of(text.pair_sample_P, text.pair_unit_P, batch.patient_B, len(text.units_UD))
+
+
 @dataclass(frozen=True)
 class Pairing:
     """Which image goes with which unit: `positive_BU`, `negative_BU` (bool). What is neither is left out of every
-    sum."""
+    sum. Masks of all pairs, for objectives whose formula needs every pair; `pairs_of` says the same in lists."""
 
     units_UD: Tensor
     positive_BU: Tensor
@@ -152,24 +196,6 @@ class Pairing:
 
 
 def pairing(batch: GlobalBatch, kinds: tuple[str, ...]) -> Pairing:
-    """Pair images with the units of some kinds.
-
-    A text that several studies share is one unit with several positive images, so identical texts are never negatives.
-    A unit of another study of the same patient is neither positive nor negative.
-
-    Raises:
-        ValueError: the batch has no unit of these kinds.
-    """
-    text = batch.text.only({UNIT_KINDS.index(kind) for kind in kinds})
-    if len(text.units_UD) == 0:
-        raise ValueError(
-            f"no text unit of kind {', '.join(kinds)} in this batch\n"
-            "  why: the objective would train nothing, in silence\n"
-            "  fix: switch the unit on in data.units, or change the objective's `units`"
-        )
-    shape = (len(batch.patient_B), len(text.units_UD))
-    positive = torch.zeros(shape, dtype=torch.bool, device=text.units_UD.device)
-    positive[text.pair_sample_P, text.pair_unit_P] = True
-    same = (batch.patient_B[:, None] == batch.patient_B[None, :]).float()
-    kin = (same @ positive.float()) > 0
-    return Pairing(text.units_UD, positive, ~kin & ~positive)
+    """Pair images with the units of some kinds by the rules of `pairs_of`."""
+    units_UD, pairs = pairs_of(batch, kinds)
+    return Pairing(units_UD, *pairs.dense())

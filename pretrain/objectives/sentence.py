@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pretrain.objectives.base import GlobalBatch, Objective, pairing
-from pretrain.objectives.sigmoid import pairwise_sigmoid
+from pretrain.objectives.base import GlobalBatch, Objective, pairs_of
 from pretrain.schema_objectives import SentenceOptions
+from pretrain.tiled_loss import pairwise_sigmoid
 
 
 class Sentence(Objective):
@@ -29,11 +29,10 @@ class Sentence(Objective):
         self.logit_bias = nn.Parameter(torch.tensor(float(options.init_bias)))
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        pairs = pairing(batch, self.options.units)
-        logits_BU = self.logit_scale.exp() * batch.images_BD @ pairs.units_UD.T + self.logit_bias
-        positives = pairs.positive_BU.sum() / len(pairs.positive_BU)
-        return pairwise_sigmoid(logits_BU, pairs), {
-            "units": torch.tensor(float(len(pairs.units_UD))),
-            "positives": positives,
+        units_UD, pairs = pairs_of(batch, self.options.units)
+        loss = pairwise_sigmoid(batch.images_BD, units_UD, self.logit_scale.exp(), self.logit_bias, pairs)
+        return loss, {
+            "units": torch.tensor(float(len(units_UD))),
+            "positives": torch.tensor(len(pairs.row_P) / len(batch.images_BD)),
             "scale": self.logit_scale.detach().exp(),
         }

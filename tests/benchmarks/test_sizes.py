@@ -24,6 +24,11 @@ def test_parameters_operations_and_memory() -> None:
     assert deeper["saved"] > plain["saved"] and deeper["tflop"] > plain["tflop"]
 
 
+def test_other_families_of_towers() -> None:
+    found = sizes.measure("tiny", "i-32x32x32_c-1_w-12_l-1", False, "swin3d")
+    assert 0 < 2.5 * found["forward"] < found["tflop"]  # a backward pass is twice a forward pass, and there is text
+
+
 def test_the_table(capsys: Any) -> None:
     assert sizes.main(["--models", "tiny", "--tag", TAG]) == 0
     said = capsys.readouterr().out

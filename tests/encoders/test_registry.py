@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ VOLUMES = [
     for name in timm.list_models("voxvit_*")
     for tag in (TINY if name == "voxvit_tiny" else OTHERS)
 ] + [f"voxvit_tiny.p-4x8x8_i-8x16x16_c-2{tag}" for tag in NO_BLOCKS]
+VOLUMES += [f"{name}.i-8x16x16_c-2_w-8{norm}" for name in timm.list_models("i3d_*") for norm in ("", "_n-group")]
+LARGER = ["swin3d_tiny.i-32x32x64_c-2_w-12", "swin3d_small.i-32x32x64_c-2_w-16_l-1"]  # sides are multiples of 32
 NATIVE = {
     "open_clip_vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
     "open_clip_resnet": {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32},
@@ -65,7 +68,7 @@ def released_equals_trained(dual: DualEncoder, folder: Path, x: torch.Tensor, te
     return preprocess
 
 
-@pytest.mark.parametrize("name", VOLUMES)
+@pytest.mark.parametrize("name", VOLUMES + LARGER)
 def test_volumes(
     name: str,
     tmp_path: Path,
@@ -75,8 +78,8 @@ def test_volumes(
     geometry: Any,
     view: Any,
 ) -> None:
-    dual = make_dual(name)
-    x = torch.randn(2, 2, 8, 16, 16)
+    dual, size = make_dual(name), (32, 32, 64) if name in LARGER else (8, 16, 16)
+    x, view = torch.randn(2, 2, *size), replace(view, size=size)
     backward_reaches_everything(dual, x, packed_batch(texts, lambda text: [49406, len(text), 49407]))
     folder = write_release(tmp_path / "r", dual.clip.state_dict(), dual.model_cfg, geometry, view)
     preprocess = released_equals_trained(dual, folder, x, texts)

@@ -45,8 +45,9 @@ def test_other_sizes_are_refused(size: tuple[int, ...]) -> None:
         model("_l-1")(volumes(*size))
 
 
-def test_token_dropout_leaves_every_slice_equally_many() -> None:
-    built = model("_l-1_o-mean", patch_drop_rate=0.5)
+@pytest.mark.parametrize("attention", ["", "_a-slice3"])
+def test_token_dropout_leaves_every_slice_equally_many(attention: str) -> None:
+    built = model(f"_l-1_o-mean{attention}", patch_drop_rate=0.5)
     places = built.tag.tokens
     with torch.no_grad():  # tokens that carry nothing but their own number
         for parameter in built.patch_embed.parameters():
@@ -60,6 +61,42 @@ def test_token_dropout_leaves_every_slice_equally_many() -> None:
         assert torch.bincount(row.long() // 12).tolist() == [6, 6, 6, 6]  # of 12 in each of 4 slices
         assert torch.equal(row, row.unique())  # none twice, in order
     assert seen[1].shape[1] == 48
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_with_token_dropout_slice_attention_stays_in_its_slice(pool: str) -> None:
+    built, x = model(f"_l-1_o-{pool}_a-slice3", patch_drop_rate=0.5).train(), volumes(16, 32, 24)
+    changed = x.clone()
+    changed[:, :, 4:8] += 1.0  # the second of four slices of tokens
+    found = []
+    with torch.no_grad():
+        for each in (x, changed):
+            torch.manual_seed(5)
+            found.append(built.forward_kept(each))
+        block = built.blocks[0]
+    (a, kept), (b, same) = found
+    assert torch.equal(kept, same) and (kept // 12).tolist() == [[s for s in range(4) for _ in range(6)]] * 2
+    difference = (a - b).abs().amax((0, 2))[int(pool == "cls") :].view(4, 6).amax(1)
+    assert difference[1] > 1e-3 and difference[[0, 2, 3]].max() == 0
+    # Slice by slice, each with a copy of CLS, by the block's own full attention.
+    with torch.no_grad():
+        y = (built.patch_embed(x) + built.pos_embed).flatten(2).transpose(1, 2)
+        y = y.gather(1, kept[..., None].expand(-1, -1, 192)).view(2, 4, 6, 192)
+        if pool == "mean":
+            want = torch.cat([block(y[:, s], None, 1) for s in range(4)], 1)
+        else:
+            cls = built.cls_token.expand(2, 1, 192)
+            slices = [torch.cat([cls, y[:, s]], 1) for s in range(4)]
+            seen = [z + block.attention(block.norm1(z), None) for z in slices]
+            joined = torch.cat([torch.stack([z[:, :1] for z in seen]).mean(0), *(z[:, 1:] for z in seen)], 1)
+            want = joined + block.mlp(block.norm2(joined))
+        torch.testing.assert_close(a, built.norm(want), rtol=1e-4, atol=1e-5)
+
+
+def test_without_dropout_every_place_is_kept() -> None:
+    built = model("_l-1", patch_drop_rate=0.5)
+    tokens, kept = built.forward_kept(volumes(16, 32, 24))
+    assert tokens.shape[1] == 49 and torch.equal(kept, torch.arange(48).expand(2, -1))
 
 
 def test_token_dropout_differs_between_volumes_and_steps() -> None:

@@ -36,7 +36,9 @@ def small() -> tuple[attended.Attended, GlobalBatch]:
     tokens = torch.randn(B, N, C).requires_grad_()
     local = {"image:global.tokens": Rows(tokens, torch.arange(B))}
     scale = torch.tensor(0.0)
-    return objective, GlobalBatch(None, texts, torch.tensor(PATIENTS), scale, None, torch.zeros(B, 0), (), {}, local)
+    return objective, GlobalBatch(
+        None, texts, torch.tensor(PATIENTS), scale, None, torch.zeros(B, 0), (), {}, local=local
+    )
 
 
 def spelt_out(objective: attended.Attended, batch: GlobalBatch) -> Tensor:

@@ -109,6 +109,14 @@ def test_a_file_here_goes_before_a_packaged_recipe(tmp_path: Path, monkeypatch: 
     assert load_recipe("ct3d").name == "ct3d"
 
 
+def test_smoke_keeps_the_kind_of_tower(recipe_file: Path) -> None:
+    views = ["data.train_view.size=[64,64,96]", "data.eval_view.size=[64,64,96]"]
+    words = ["model.image.name=swin3d_base.i-64x64x96_c-2", *views]
+    assert load_recipe(str(recipe_file), words).model.image.name == "swin3d_base.i-64x64x96_c-2"
+    small = smoke(load_recipe(str(recipe_file), words))
+    assert small.model.image.name == "swin3d_tiny.i-64x64x96_c-2_w-12_l-1"
+
+
 def test_smoke_shrinks_and_overrides_still_win(recipe_file: Path) -> None:
     whole = load_recipe(str(recipe_file))
     small = load_recipe(str(recipe_file), smoke=True)

@@ -18,6 +18,9 @@ def recipe_file(tmp_path: Path) -> Path:
     return path
 
 
+TOWER = "voxvit_tiny.p-8x16x16_i-56x64x80_c-2"
+
+
 def refused(path: Path, *overrides: str, edit: tuple[str, str] = ("", "")) -> str:
     """Message of the refusal of RECIPE after one textual edit and some overrides."""
     assert edit[0] in RECIPE
@@ -58,6 +61,13 @@ def refused(path: Path, *overrides: str, edit: tuple[str, str] = ("", "")) -> st
         (("voxvit_tiny", "voxvit_tny"), "model.image.name", 14, "did you mean voxvit_tiny?"),
         (("voxvit_tiny", "voxvt_tiny"), "model.image.name", 14, "did you mean voxvit_tiny"),
         (("c-2", "q-2"), "model.image.name", 14, "field 'q-2' is unknown"),
+        ((TOWER, "swin3d_smal.i-64x64x64_c-2"), "model.image.name", 14, "did you mean swin3d_small?"),
+        ((TOWER, "swin3d_tiny.i-56x64x80_c-2"), "model.image.name", 14, "not a multiple of 32"),
+        ((TOWER, "swin3d_tiny.i-64x64x96_c-2"), "data.train_view.size", 10, "not a multiple of"),
+        ((TOWER, "swin3d_tiny.i-64x64x96_c-3"), "data.geometry.windows", 7, "c-2"),
+        (("c-2}", "c-2, pretrained_file: x.pt}"), "model.image.pretrained_file", 14, "cannot start from a file"),
+        (("{name: sentence}", "{name: rotation}"), "objectives.0", 16, "cannot be turned so"),
+        (("{name: sentence}", "{name: simclr, max_drop: 1}"), "objectives.0.max_drop", 16, "must be below 1"),
         (("voxvit_tiny.p-8x16x16_i-56x64x80_c-2", "vit_base_patch16_242"), "model.image.name", 14, "patch16_224"),
         (("voxvit_tiny.p-8x16x16_i-56x64x80_c-2", "ViT-B-32"), "model.image.name", 14, "takes images"),
         (("name: sentence", "name: sentense"), "objectives.0.name", 16, "did you mean sentence?"),
@@ -89,6 +99,20 @@ def test_objectives_that_learn_nothing_are_refused(recipe_file: Path) -> None:
 def test_muon_and_sharded_weights_do_not_go_together(recipe_file: Path) -> None:
     message = refused(recipe_file, "optim.muon=2", "train.strategy=fsdp2")
     assert "optim.muon" in message and "whole matrices" in message
+
+
+def test_objectives_on_views_share_them(recipe_file: Path) -> None:
+    two = 'objectives=[{"name": "simclr", "block": 0.5}, {"name": "contrastive"}, {"name": "inpainting"}]'
+    message = refused(recipe_file, two)
+    assert "objectives.2.block  (command line)\n  0.25, but 0.5 in objectives.0: they share the same" in message
+    message = refused(recipe_file, 'objectives=[{"name": "inpainting"}]', "model.image.token_dropout=0.5")
+    assert "objectives.0  (command line)\n  inpainting needs a token at every place" in message
+
+
+def test_a_file_to_start_from_must_be_there_and_be_the_only_start(recipe_file: Path, tmp_path: Path) -> None:
+    swin = ("model.image.name=swin3d_tiny.i-64x64x96_c-2", f"model.image.pretrained_file={tmp_path / 'absent.pt'}")
+    assert "no file" in refused(recipe_file, *swin)
+    assert "would overwrite part of the release" in refused(recipe_file, *swin, f"model.init={tmp_path}")
 
 
 def test_splits_must_differ(recipe_file: Path) -> None:
@@ -193,7 +217,7 @@ def test_an_empty_file_is_refused(recipe_file: Path) -> None:
 
 def test_an_unknown_recipe_lists_the_packaged_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"ct3d\.yaml, ct3d_real\.yaml, xray2d\.yaml\n  fix: did you mean xray2d\.yaml"
+        ConfigError, match=r"ct3d\.yaml, .*ct3d_real\.yaml, .*xray2d\.yaml\n  fix: did you mean xray2d\.yaml"
     ):
         load_recipe("xray2.yaml")
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from encoders.features import TextFeatures
 from pretrain.objectives import find_objective
-from pretrain.objectives.base import GlobalBatch, pairing
-from pretrain.objectives.contrastive import Contrastive, multi_positive_nce
+from pretrain.objectives.base import GlobalBatch, pairing, pairs_of
+from pretrain.objectives.contrastive import Contrastive
 from pretrain.objectives.sentence import Sentence
 from pretrain.objectives.sigmoid import Sigmoid
+from pretrain.pairs import Pairs
 from pretrain.schema_objectives import ContrastiveOptions, SentenceOptions, SigmoidOptions
+from pretrain.tiled_loss import nce
 
 REPORT, SENTENCE = 0, 2
 
@@ -31,12 +33,12 @@ def batch(pairs: list[tuple[int, int]], kinds: list[int], patients: list[int], b
     samples, texts = (torch.tensor([p[i] for p in pairs]) for i in (0, 1))
     text = TextFeatures(units, torch.tensor(kinds, dtype=torch.int8), torch.arange(len(kinds)), samples, texts)
     return GlobalBatch(
-        images, text, torch.tensor(patients), torch.tensor(2.0), bias, torch.zeros(len(images), 0), (), {}, {}
+        images, text, torch.tensor(patients), torch.tensor(2.0), bias, torch.zeros(len(images), 0), (), {}
     )
 
 
 def spelt_out(logits: Tensor, positive: Tensor, negative: Tensor, smoothing: float) -> float:
-    """The formula of `multi_positive_nce`, number by number, in Python's double precision."""
+    """The formula of `nce`, number by number, in Python's double precision."""
     rows = []
     for s, is_positive, is_negative in zip(logits.tolist(), positive.tolist(), negative.tolist(), strict=True):
         against = [s[j] for j in range(len(s)) if is_negative[j]]
@@ -50,16 +52,24 @@ def spelt_out(logits: Tensor, positive: Tensor, negative: Tensor, smoothing: flo
     return sum(rows) / len(rows)
 
 
+def nce_of(logits: Tensor, positive: Tensor, negative: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE both ways of a matrix of logits, each row a patient of its own, with any masks."""
+    pairs = Pairs(*positive.nonzero().T, torch.arange(len(logits)), *(~negative).nonzero().T, logits.shape[1])
+    return nce(
+        logits, torch.eye(logits.shape[1], dtype=logits.dtype), torch.ones((), dtype=logits.dtype), pairs, smoothing
+    )
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_with_one_positive_a_row_infonce_is_cross_entropy(smoothing: float) -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 6, requires_grad=True)
     eye = torch.eye(6, dtype=torch.bool)
-    ours = multi_positive_nce(logits, eye, ~eye, smoothing)
-    (gradient,) = torch.autograd.grad(ours, logits)
-    theirs = F.cross_entropy(logits, torch.arange(6), label_smoothing=smoothing)
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(gradient, torch.autograd.grad(theirs, logits)[0])
+    for ours, these in zip(nce_of(logits, eye, ~eye, smoothing), (logits, logits.T), strict=True):
+        (gradient,) = torch.autograd.grad(ours, logits, retain_graph=True)
+        theirs = F.cross_entropy(these, torch.arange(6), label_smoothing=smoothing)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(gradient, torch.autograd.grad(theirs, logits)[0])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -70,8 +80,9 @@ def test_infonce_with_several_positives_and_pairs_left_out(smoothing: float) -> 
     kind[2] = 0  # a row without a positive
     kind[3, kind[3] == 0] = 2  # a row without a negative
     positive, negative = kind == 1, kind == 0
-    ours = multi_positive_nce(logits, positive, negative, smoothing)
-    assert float(ours) == pytest.approx(spelt_out(logits, positive, negative, smoothing), rel=1e-12)
+    to_columns, to_rows = nce_of(logits, positive, negative, smoothing)
+    assert float(to_columns) == pytest.approx(spelt_out(logits, positive, negative, smoothing), rel=1e-12)
+    assert float(to_rows) == pytest.approx(spelt_out(logits.T, positive.T, negative.T, smoothing), rel=1e-12)
 
 
 def test_a_row_without_negatives_teaches_nothing_and_breaks_nothing() -> None:
@@ -80,7 +91,7 @@ def test_a_row_without_negatives_teaches_nothing_and_breaks_nothing() -> None:
     negative = torch.tensor([[False, False, False], [False, True, True]])
     for smoothing in (0.0, 0.1):
         logits.grad = None
-        multi_positive_nce(logits, positive, negative, smoothing).backward()
+        nce_of(logits, positive, negative, smoothing)[0].backward()
         assert logits.grad is not None and torch.isfinite(logits.grad).all()
         assert torch.equal(logits.grad[0], torch.zeros(3))
         assert logits.grad[1].abs().min() > 0
@@ -189,10 +200,8 @@ def test_the_names_of_the_objectives() -> None:
 
 def test_to_text_weighs_the_direction_from_image_to_text() -> None:
     together = batch([(0, 0), (1, 1), (2, 0), (2, 2)], [SENTENCE] * 3, [1, 2, 3])
-    pairs = pairing(together, ("sentence",))
-    logits = math.exp(2.0) * together.images_BD @ pairs.units_UD.T
-    to_text = multi_positive_nce(logits, pairs.positive_BU, pairs.negative_BU)
-    to_image = multi_positive_nce(logits.T, pairs.positive_BU.T, pairs.negative_BU.T)
+    units, pairs = pairs_of(together, ("sentence",))
+    to_text, to_image = nce(together.images_BD, units, torch.tensor(math.exp(2.0)), pairs)
     assert abs(float(to_text - to_image)) > 1e-3
     for share in (1.0, 0.0, 0.25):
         loss = Contrastive(ContrastiveOptions(units=("sentence",), to_text=share))(together)[0]

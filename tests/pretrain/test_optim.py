@@ -15,7 +15,7 @@ from torch import nn
 from pretrain import build
 from pretrain.config import load_recipe
 from pretrain.module import Pretraining
-from pretrain.optim import learning_rate, optimizers, parameter_groups, undecayed
+from pretrain.optim import clipped, learning_rate, optimizers, parameter_groups, undecayed
 from pretrain.schema import OptimSection, Recipe
 
 
@@ -61,6 +61,18 @@ def test_a_query_projection_decays_though_a_learned_query_does_not() -> None:
     tower = nn.ModuleDict({"self": nn.ModuleDict({"query": nn.Linear(3, 3)}), "words": nn.Embedding(4, 3)})
     tower.register_parameter("query", nn.Parameter(torch.zeros(1, 1, 3)))
     assert undecayed(tower) == {"query", "self.query.bias", "words.weight"}
+
+
+def test_gradients_are_clipped_as_torch_clips_them() -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 2), (5,), (1,))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    for a, b in zip(ours[:2], theirs[:2], strict=True):  # the third has none
+        a.grad = torch.randn_like(a)
+        b.grad = a.grad.clone()
+    for bound in (0.5, math.inf):
+        assert clipped(ours, bound) == float(nn.utils.clip_grad_norm_(theirs, bound))
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours[:2], theirs[:2], strict=True))
 
 
 def test_the_rate_rises_in_a_line_and_falls_in_a_cosine() -> None:

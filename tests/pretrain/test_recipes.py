@@ -17,25 +17,32 @@ import pytest
 import torch
 from PIL import Image
 
+import encoders
 from data_shards import build
 from data_shards.shard_set import ShardSet
 from encoders.loading import Loaded
 from pretrain import fit
 from pretrain.config import packaged
 
+# The quickstart, and systems of others.
+PHANTOM = {"ct3d.yaml": (3, 56, 64, 80), "merlin.yaml": (1, 160, 224, 224), "velvet_med.yaml": (1, 96, 96, 96)}
 REAL = {"ct3d_real.yaml": "shards/ct", "xray2d.yaml": "shards/xray"}
+FULL_SIZE = ("ct3d_base.yaml", "ct3d_large.yaml")
 
 
 def test_every_packaged_recipe_is_tried_here() -> None:
-    assert set(packaged()) == {"ct3d.yaml", *REAL}
+    assert set(packaged()) == {*PHANTOM, *REAL, *FULL_SIZE}
 
 
-def test_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit.main(["--config", "ct3d.yaml", "--smoke", "--output.root", str(tmp_path), "--output.run", "run",
+@pytest.mark.parametrize(
+    "name", ["ct3d.yaml", *(pytest.param(name, marks=pytest.mark.full) for name in PHANTOM if name != "ct3d.yaml")]
+)
+def test_a_recipe_on_phantoms(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.main(["--config", name, "--smoke", "--output.root", str(tmp_path), "--output.run", "run",
                      "--data.cache", str(tmp_path / "cache")]) == 0  # fmt: skip
     said = capsys.readouterr().out
     assert "phantom: run" in said
-    _load_as_told(said, encoders_first=True, size=(3, 56, 64, 80))
+    _load_as_told(said, encoders_first=True, size=PHANTOM[name])
 
 
 @pytest.mark.parametrize("name", list(REAL))
@@ -61,6 +68,23 @@ def test_a_recipe_on_real_data(
         columns = {"report": "text_templated", "patient": "patient"}
         _table(root / "pairs.csv", columns, lambda row: root / "images" / row["image"])
     _build_and_train(name, 20, capsys)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_recipe_at_full_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the smallest towers, at the real size of the volumes."""
+    monkeypatch.chdir(tmp_path)
+    _made_up_scans(tmp_path)
+    words = "--source table.csv --out shards/ct-rate --text-columns findings,impression --val-fraction 0.2"
+    assert build.main(words.split()) == 0
+    assert fit.main(["--config", name, "--smoke", "--output.run", "run", "--evaluate.task", "null"]) == 0
+    logged = Path("runs/run/metrics.csv").read_text()
+    for term in ("contrastive0", "sentence", "contrastive2", "masked_image", "distillation"):
+        assert f"loss/{term}," in logged
+    _load_as_told(capsys.readouterr().out, encoders_first=True, size=(3, 112, 336, 336))
 
 
 def _build_and_train(name: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,3 +155,22 @@ def _made_up_films(folder: Path) -> None:
         for i in range(10):
             Image.fromarray(rng.integers(0, 255, (90, 80), np.uint8)).save(folder / f"{i}.png")
             writer.writerow([f"s{i}", f"{i}.png", f"p{i}", f"Film {i}. The heart is normal."])
+
+
+def test_merlin_at_small_size(tmp_path: Path) -> None:
+    """Both terms in both kinds of batch, and the head of labels in the release."""
+    size = "[32, 48, 48]"
+    words = ["--config", "merlin.yaml", "--smoke", "--output.root", str(tmp_path), "--output.run", "run"]
+    words += ["--data.cache", str(tmp_path / "cache"), "--evaluate.task", "null", "--train.batch_size", "4"]
+    words += ["--data.geometry.spacing_mm", "[12, 9, 9]", "--data.train_view.size", size, "--data.eval_view.size", size]
+    words += ["--model.image.name", "voxvit_tiny.p-16x16x16_i-32x48x48_c-1_l-1", "--model.image.image_size", "48"]
+    assert fit.main(words) == 0
+    rows = [row.split(",") for row in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]]
+    assert {(step, name) for step, name, _ in rows if name.startswith("loss/")} == {
+        (step, f"loss/{name}") for step in ("1", "2") for name in ("contrastive", "labels")
+    }
+    release = encoders.load(str(tmp_path / "run" / "release"))
+    assert "nodule_left" in release.heads["labels"].labels
+    with torch.no_grad():
+        trunk = release.model.encode_image(torch.zeros(1, 1, 32, 48, 48), trunk=True).trunk_SC
+        assert release.heads["labels"](trunk).shape == (1, len(release.heads["labels"].labels))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from data_shards.batch import Batch, TextBatch
 from data_shards.units import Unit, text_identity
 from encoders.tokenize import BPE
-from pretrain import build
+from pretrain import build, tiled_loss
 from pretrain.config import load_recipe
 from pretrain.gathering import Scalars, global_batch
 from pretrain.module import Pretraining
@@ -35,6 +35,7 @@ OBJECTIVES = (
     '[{"name": "sentence"}, {"name": "contrastive", "label_smoothing": 0.1}]',
     '[{"name": "sigmoid", "units": ["report", "sentence"]}]',
     '[{"name": "contrastive", "weight": 0.1}, {"name": "attended"}]',
+    '[{"name": "hierarchical", "width": 8}]',
 )
 
 
@@ -58,6 +59,7 @@ def _module(recipe: Recipe) -> Pretraining:
 def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
     if rank != "one":
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
+    tiled_loss.TILE = 2  # several tiles, though there are few studies
     results = []
     for objectives in OBJECTIVES:
         for centred in ("false", "true"):

@@ -1,0 +1,41 @@
+"""Weights that a model starts from: a release, or those of a 2D network."""
+
+from __future__ import annotations
+
+from encoders.dual import DualEncoder
+from pretrain import launch
+from pretrain.errors import ConfigError
+
+
+def start_from(dual: DualEncoder, folder: str) -> None:
+    """Fill the model with a release of the same architecture. Raises ConfigError for any other."""
+    import encoders
+
+    try:
+        released = encoders.load(folder)
+        dual.clip.load_state_dict(released.model.clip.state_dict(), strict=True)
+        if dual.report is not None and "report" in released.heads:  # what it was not trained for starts afresh
+            dual.report.load_state_dict(released.heads["report"].state_dict(), strict=False)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"model.init: the release cannot start this model: {error}",
+            why="part of the weights would stay random",
+            fix="copy model.* from the recipe of that release",
+        ) from error
+
+
+def inflate_image(dual: DualEncoder, source: str) -> None:
+    """Fill the image tower with 2D weights (encoders.inflate), and say in a line what became of them.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    from encoders.errors import ReleaseError
+    from encoders.inflate import inflate
+
+    try:
+        told = inflate(dual.clip.visual.trunk, source)
+    except ReleaseError as error:
+        raise ConfigError(f"model.image.inflate: {error.what}", why=error.why, fix=error.fix) from error
+    if launch.rank() == 0:
+        print(f"inflate  {source}: {told}")

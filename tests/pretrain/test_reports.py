@@ -1,0 +1,386 @@
+"""The report passes, and the objectives that read them, against loops in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data_shards.batch import Batch, TextBatch
+from data_shards.units import Unit, hash64, text_identity
+from encoders.tokenize import BPE
+from pretrain import build
+from pretrain.config import load_recipe
+from pretrain.errors import ConfigError
+from pretrain.masking import mask_tokens, masked_counts
+from pretrain.module import Pretraining
+from pretrain.objectives.base import GlobalBatch, Surroundings
+from pretrain.objectives.matching import drawn
+from pretrain.objectives.report_contrastive import ReportContrastive
+from pretrain.passes import Part, Rows, split, whole
+from pretrain.reports import reports_of
+from pretrain.schema_objectives import ReportContrastiveOptions
+from tests.pretrain.test_grad_cache import cached, fixed_seed, in_one_graph
+
+assert fixed_seed
+
+# Patient and sentences. The first and the last say the same in another order; the third has no sentence.
+STUDIES: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (1, ("No effusion.", "Small nodule in the left lung.")),
+    (2, ("The heart is large.",)),
+    (3, ()),
+    (1, ("Cyst of the liver, bronchiectasis.", "No effusion.", "Stone in a kidney.")),
+    (4, ("Small nodule in the left lung.", "No effusion.")),
+)
+REPORT = "{width: 24, heads: 2, layers: 2, fusion_layers: 1, feedforward: 32, dropout: 0.0, max_tokens: 40}"
+WORDS = (f"model.report={REPORT}", "data.units.max_sentences=50", "model.image.token_dropout=0.0")
+MASKED, MATCHING, CONTRAST = '{"name": "masked_language"}', '{"name": "matching"}', '{"name": "report_contrastive"}'
+SEEING = '{"name": "masked_language", "condition": "image"}'
+ALL = f"objectives=[{CONTRAST}, {MATCHING}, {MASKED}, {SEEING}]"
+
+
+def batch(studies: tuple[tuple[int, tuple[str, ...]], ...] = STUDIES) -> Batch:
+    units = []
+    for number, (_, said) in enumerate(studies):
+        report = Unit(0, " ".join(said) or "None.", hash64(f"report {number}"))
+        units.append([report, *(Unit(2, text, text_identity(text)) for text in said)])
+    images = torch.randn(len(studies), 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    rows, patients = torch.arange(len(studies)), torch.tensor([patient for patient, _ in studies])
+    return Batch(0, rows, [str(i) for i in rows], patients, images, torch.zeros(len(studies), 0), (),
+                 TextBatch.of(units, BPE(64)))  # fmt: skip
+
+
+def module_of(tiny: Any, *words: str) -> Pretraining:
+    recipe = load_recipe(tiny.recipe, [*WORDS, *words])
+    torch.manual_seed(0)
+    dual = build.build_model(recipe)
+    objectives = build.build_objectives(recipe)
+    for objective in objectives:
+        objective.attach(Surroundings(dual, ()))
+    module = Pretraining(recipe, dual, objectives).train()
+    with torch.no_grad():
+        for name, parameter in module.dual.named_parameters():
+            if name.startswith("report."):
+                parameter += 0.05 * torch.randn_like(parameter)
+    return module
+
+
+def rows_of(module: Pretraining, part: Part) -> dict[str, Rows]:
+    return module.encoders(module.dual, part)
+
+
+def test_a_report_is_its_sentences_in_the_order_they_stand_in(tiny: Any) -> None:
+    """Sentences that other studies had before stand where this report has them."""
+    dual = module_of(tiny, ALL).dual
+    assert dual.report is not None
+    made = batch()
+    reports, study_R, many = reports_of(dual.report, made, slice(0, 5))
+    assert study_R.tolist() == [0, 1, 3, 4] and many == 4
+    for row, study in enumerate(study_R.tolist()):
+        pieces = reports.ids_T[(reports.report_T == row) & (reports.place_T > 0)].tolist()
+        want = [i for sentence in STUDIES[study][1] for i in BPE(64)(sentence)[1:-1]]
+        assert pieces == want
+
+
+def test_fields_say_whose_they_are(tiny: Any) -> None:
+    module = module_of(tiny, ALL)
+    module.encoders.wanted["report:units"] |= {"words", "sentences", "word_sentences"}
+    made, report = batch(), module.dual.report
+    assert report is not None
+    report.projections = torch.nn.ModuleDict({level: torch.nn.Identity() for level in ("report", "sentences", "words")})
+    rows = {name.partition(".")[2]: one for name, one in rows_of(module, whole(made)).items() if "report:u" in name}
+    words = [["no", "effusion", "."], ["small", "nodule", "in", "the", "left", "lung", "."]]
+    assert rows["report"].owner.tolist() == rows["draws"].owner.tolist() == [0, 1, 3, 4]
+    assert rows["sentences"].owner.tolist() == [0, 0, 1, 3, 3, 3, 4, 4]
+    assert rows["word_sentences"].values[: sum(map(len, words))].tolist() == [0] * 3 + [1] * 7
+    theirs = rows["word_sentences"].values[rows["words"].owner == 3].tolist()
+    assert theirs == [0] * 7 + [1] * 3 + [2] * 5, "cyst of the liver , bronchiectasis ."
+    assert len(rows["words"].values) == len(rows["words"].owner) == len(rows["word_sentences"].values)
+    alone = rows_of(module, Part(made, slice(3, 4), slice(0, 0)))
+    mine = rows["words"].values[rows["words"].owner == 3]
+    torch.testing.assert_close(alone["report:units.words"].values, mine, rtol=0, atol=1e-6)
+    assert alone["report:units.words"].owner.unique().tolist() == [3]
+    assert torch.equal(rows["identity"].values[0, 1], rows["identity"].values[3, 1]), "the same sentences"
+    assert len(rows["identity"].values.unique()) == 4 + 3
+
+
+def test_a_part_without_a_report_has_fields_without_rows_that_still_reach_the_weights(tiny: Any) -> None:
+    module = module_of(tiny, ALL)
+    part = Part(batch(), slice(2, 3), slice(0, 0))
+    rows = rows_of(module, part)
+    assert {len(one.values) for name, one in rows.items() if name.startswith("report:")} == {0}
+    module._begin(part.batch)
+    loss = module.of_part(rows, part)
+    assert loss is not None and float(loss.detach()) == 0.0
+    (loss + rows["report:units.report"].values.sum()).backward()
+    for name, parameter in module.dual.report.named_parameters():  # type: ignore[union-attr]
+        if not name.startswith("matched"):
+            assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fifteen_percent_of_each_report_are_hidden(tiny: Any, seed: int) -> None:
+    dual = module_of(tiny, ALL).dual
+    assert dual.report is not None
+    said = tuple((i, tuple(f"nodule {j} of {i} mm in segment {j}." for j in range(4))) for i in range(60))
+    reports, _, _ = reports_of(dual.report, batch(said), slice(0, 60))
+    torch.manual_seed(seed)
+    ids, targets = mask_tokens(reports, dual.report.special)
+    torch.manual_seed(seed)
+    again = mask_tokens(reports, dual.report.special)
+    assert torch.equal(ids, again[0]) and torch.equal(targets, again[1])
+    hidden = targets >= 0
+    for row in range(60):
+        mine = reports.report_T == row
+        pieces = int((mine & (reports.place_T > 0)).sum())
+        assert int((mine & hidden).sum()) == int(masked_counts(reports)[row]) == math.floor(0.15 * pieces + 0.5) > 0
+    assert torch.equal(targets[hidden], reports.ids_T[hidden]) and bool((reports.place_T[hidden] > 0).all())
+    assert torch.equal(ids[~hidden], reports.ids_T[~hidden])
+    share = [float((ids[hidden] == what).float().mean()) for what in (torch.tensor(49408), targets[hidden])]
+    assert share == pytest.approx([0.8, 0.1], abs=0.07) and int(ids.max()) < 49409 + 51
+    assert len(reports.position_T[hidden].unique()) > 15, "anywhere in the report"
+
+
+def test_masked_language_is_the_cross_entropy_of_the_hidden_tokens(tiny: Any) -> None:
+    module, made = module_of(tiny, f"objectives=[{MASKED}, {SEEING}]"), batch()
+    report = module.dual.report
+    assert report is not None
+    torch.manual_seed(5)
+    loss = module.compute(made)
+    torch.manual_seed(5)
+    rows = rows_of(module, whole(made))
+    double = {name: one.values.double() for name, one in rows.items() if one.values.is_floating_point()}
+    targets, owner = rows["report:masked.targets"].values, rows["report:masked.states"].owner
+    report.double()
+    want = []
+    for image in (False, True):
+        losses = []
+        for study in owner.unique().tolist():
+            mine = owner == study
+            states, place = double["report:masked.states"][mine], rows["report:masked.places"].values[mine]
+            if image:
+                tokens = double["image:global.tokens"][study][None]
+                states = report.fuse(states, place, [len(states)], tokens, torch.tensor([0]))
+            for state, target in zip(states, targets[mine].tolist(), strict=True):
+                if target >= 0:
+                    assert report.predict is not None
+                    logits = report.predict(state[None], report.tokens.weight)[0]
+                    losses.append(float((torch.logsumexp(logits, 0) - logits[target]).detach()))
+        assert len(losses) == int(module.objectives[0].terms(made))  # type: ignore[operator]
+        want.append(sum(losses) / len(losses))
+    assert float(loss.detach()) == pytest.approx(sum(want), rel=1e-5)
+    assert module.logged["loss/masked_language0"] == pytest.approx(want[0], rel=1e-5)
+    assert module.logged["loss/masked_language1"] == pytest.approx(want[1], rel=1e-5)
+
+
+def global_batch(identity: list[tuple[int, int]], patient: list[int], counts: tuple[int, ...] = ()) -> GlobalBatch:
+    """Studies with a report each, features of unit-free size."""
+    torch.manual_seed(1)
+    n, one = len(patient), torch.tensor(1.0)
+    images = F.normalize(torch.randn(n, 8), dim=-1).requires_grad_()
+    reports = torch.randn(n, 8).requires_grad_()
+    owner = torch.arange(n)
+    rows = {"report:units.report": Rows(reports, owner), "report:units.identity": Rows(torch.tensor(identity), owner)}
+    return GlobalBatch(images, None, torch.tensor(patient), one, None, torch.zeros(n, 0), (), rows, counts=counts)
+
+
+def spelt_out(b: GlobalBatch, related: Any, same: Any, scale: float, smoothing: float) -> float:
+    """Symmetric InfoNCE in float64; `same(i, j)`: positives, `related(i, j)`: no negatives."""
+    image = b.images_BD.detach().double()
+    text = F.normalize(b.rows["report:units.report"].values.detach().double(), dim=-1)
+    n, total = len(image), 0.0
+    for rows, columns in ((image, text), (text, image)):
+        for i in range(n):
+            logit = [scale * float(rows[i] @ columns[j]) for j in range(n)]
+            positives = [j for j in range(n) if same(i, j)]
+            negatives = [j for j in range(n) if not related(i, j)]
+            lose = sum(
+                math.log(1 + sum(math.exp(logit[j] - logit[p]) for j in negatives)) for p in positives
+            ) / len(positives)  # fmt: skip
+            every = [logit[j] for j in {*positives, *negatives}]
+            smooth = math.log(sum(map(math.exp, every))) - sum(every) / len(every)
+            total += ((1 - smoothing) * lose + smoothing * smooth) / (2 * n)
+    return total
+
+
+IDENTITY, PATIENT = [(1, 11), (2, 12), (3, 12), (4, 14), (1, 15), (6, 16)], [1, 2, 3, 4, 5, 4]
+
+
+@pytest.mark.parametrize("gather", [True, False])
+@pytest.mark.parametrize("exclude", [True, False])
+def test_report_level_contrast(gather: bool, exclude: bool) -> None:
+    """Studies 0 and 4 have one report, 1 and 2 the same sentences, 3 and 5 one patient; ranks have 2 and 4 studies."""
+    b = global_batch(IDENTITY, PATIENT, (2, 4))
+    objective = ReportContrastive(ReportContrastiveOptions(gather=gather, exclude_related=exclude))
+    loss, logs = objective(b)
+    texts = {frozenset(p) for p in ((0, 4), (1, 2))}
+
+    def near(i: int, j: int) -> bool:
+        return gather or (i < 2) == (j < 2)
+
+    def same(i: int, j: int) -> bool:
+        return i == j or (exclude and frozenset((i, j)) in texts and near(i, j))
+
+    def related(i: int, j: int) -> bool:
+        kin = frozenset((i, j)) in texts or {i, j} == {3, 5}
+        return i == j or (exclude and kin) or not near(i, j)
+
+    assert float(loss.detach()) == pytest.approx(spelt_out(b, related, same, 1 / 0.07, 0.1), rel=1e-5)
+    assert float(logs["scale"]) == pytest.approx(1 / 0.07)
+    wanted = torch.autograd.grad(loss, [b.image_BD, b.rows["report:units.report"].values, objective.logit_scale])  # type: ignore[list-item]
+    assert all(bool(g.abs().max() > 0) for g in wanted)
+
+
+def test_without_a_report_in_the_batch_it_says_so() -> None:
+    b = global_batch(IDENTITY, PATIENT)
+    empty = {name: Rows(one.values[:0], one.owner[:0]) for name, one in b.rows.items()}
+    with pytest.raises(ValueError, match="no study of this batch has a sentence"):
+        ReportContrastive(ReportContrastiveOptions())(replace(b, rows=empty))
+
+
+def test_hard_negatives_are_drawn_by_their_similarity() -> None:
+    torch.manual_seed(0)
+    sharp, allowed = torch.randn(1, 5).double(), torch.tensor([[True, False, True, True, False]])
+    draws = (torch.arange(20_000) + 0.5) / 20_000
+    counts = torch.bincount(drawn(sharp.expand(20_000, 5), allowed.expand(20_000, 5), draws), minlength=5) / 20_000
+    want = torch.softmax(sharp[0].masked_fill(~allowed[0], float("-inf")), 0)
+    torch.testing.assert_close(counts.double(), want, rtol=0, atol=1e-3)
+    for edge in (0.0, 1 - 2**-24):  # of the half-open interval
+        assert allowed[0, drawn(sharp, allowed, torch.tensor([edge]))]
+    assert drawn(sharp, torch.zeros(1, 5, dtype=torch.bool), torch.tensor([0.5])).tolist() == [0]
+
+
+@pytest.mark.parametrize("exclude", ["true", "false"])
+def test_matching_is_the_cross_entropy_of_a_positive_and_two_hard_negatives(tiny: Any, exclude: str) -> None:
+    module = module_of(tiny, f'objectives=[{{"name": "matching", "exclude_related": {exclude}}}, {MASKED}]')
+    made, report = batch(), module.dual.report
+    assert report is not None
+    torch.manual_seed(3)
+    rows = rows_of(module, whole(made))
+    module._begin(made)
+    loss = float(module.of_batch(rows).detach())
+    report.double()
+    study = rows["report:units.report"].owner.tolist()
+    image = F.normalize(rows["image:global.pooled"].values.double(), dim=-1)
+    text = F.normalize(rows["report:units.report"].values.double(), dim=-1)
+
+    def negative(i: int, j: int) -> bool:
+        if exclude == "false":
+            return i != j
+        kin = {frozenset(p) for p in ((0, 3), (0, 4), (3, 0))}  # one patient, the same sentences
+        return i != j and frozenset((study[i], study[j])) not in kin
+
+    def draw(similarity: list[float], others: list[int], u: float) -> int:
+        weights = [math.exp(s / 0.07) for s in similarity]
+        total, reached = sum(weights), 0.0
+        for other, weight in zip(others, weights, strict=True):
+            reached += weight
+            if reached > u * total:
+                return other
+        raise AssertionError
+
+    def logit(i: int, j: int) -> float:
+        """Of image i and text j."""
+        mine = rows["report:units.states"].owner == study[j]
+        states, place = rows["report:units.states"].values[mine].double(), rows["report:units.places"].values[mine]
+        tokens = rows["image:global.tokens"].values[study[i]][None].double()
+        return float(report.match(states, place, [len(states)], tokens, torch.tensor([0]))[0])
+
+    terms = []
+    for r in range(4):
+        others = [s for s in range(4) if negative(r, s)]
+        first, second = rows["report:units.draws"].values[r].tolist()
+        hard_text = draw([float(image[study[r]] @ text[s]) for s in others], others, first)
+        hard_image = draw([float(image[study[s]] @ text[r]) for s in others], others, second)
+        pairs = ((r, r, 1), (r, hard_text, 0), (hard_image, r, 0))
+        terms += [math.log1p(math.exp(-logit(i, j) if y else logit(i, j))) for i, j, y in pairs]
+    assert loss == pytest.approx(sum(terms) / 12, rel=1e-5)
+
+
+def test_studies_without_a_valid_negative_teach_nothing(tiny: Any) -> None:
+    """Two studies of one patient; of a third with them, its own negatives exist."""
+    module = module_of(tiny, f"objectives=[{MATCHING}]")
+    for said, taken in ((STUDIES[0:1] + STUDIES[3:4], 0), (STUDIES[0:2] + STUDIES[3:4], 3)):
+        module.zero_grad()
+        loss = module.compute(batch(said))
+        assert module.logged["matching/studies"] == taken
+        loss.backward()
+        gradient = module.dual.report.matched.weight.grad  # type: ignore[union-attr]
+        assert (gradient is not None and bool(gradient.any())) == bool(taken)
+        assert float(loss.detach()) == 0.0 or taken
+
+
+REACHED = {
+    CONTRAST: ("clip.visual.head.proj.weight", "report.layers.0.qkv.weight", "report.projections.report.weight"),
+    MATCHING: ("clip.visual.trunk.", "report.layers.0.qkv.weight", "report.image_in.weight", "report.matched.weight"),
+    MASKED: ("report.tokens.weight", "report.predict.dense.weight", "report.predict.bias", "report.norm.weight"),
+    SEEING: ("clip.visual.trunk.", "report.fusion.0.q.weight", "report.predict.bias", "report.tokens.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", list(REACHED))
+def test_the_gradient_reaches_what_it_should_and_nothing_else_is_there(tiny: Any, objective: str) -> None:
+    module = module_of(tiny, f"objectives=[{objective}]")
+    module.compute(batch()).backward()
+    gradients = {n: p.grad for n, p in module.dual.named_parameters() if p.grad is not None and p.grad.any()}
+    for name in REACHED[objective]:
+        assert any(found.startswith(name) for found in gradients), name
+    assert not any(name.startswith("clip.text.") for name in gradients)
+    untouched = {n for n, p in module.dual.named_parameters() if n.startswith("report.") and p.grad is None}
+    drawn_by = {f"report.projections.report.{name}" for name in ("weight", "bias")}
+    assert untouched == (drawn_by if objective == MATCHING else set()), "what nothing trains is not there"
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("objectives", [ALL, f"objectives=[{CONTRAST}, {SEEING}]"])
+def test_in_parts_the_gradient_is_that_of_one_graph(tiny: Any, chunk: int, objectives: str) -> None:
+    """Matching runs the fusion layers once, between the two passes: their dropout is its own, and off in this test."""
+    module, made = module_of(tiny, objectives, f"train.chunk={chunk}", "model.image.token_dropout=0.5"), batch()
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Dropout) and not (objectives == ALL and "fusion" in name):
+            layer.p = 0.2
+    want_loss, want = in_one_graph(module, made, chunk)
+    loss, got = cached(module, made)
+    torch.testing.assert_close(loss, want_loss, rtol=1e-5, atol=1e-6)
+    assert {name for name in want if name.startswith("dual.report.")} == {
+        name for name in got if name.startswith("dual.report.")
+    }
+    for name, gradient in want.items():
+        close = 1e-5 * float(gradient.abs().max() + 1)
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=close, msg=name)
+    assert any(part.studies == slice(2, 3) for part in split(made, 1)), "one part has no report"
+
+
+def test_a_report_transformer_that_nothing_reads_is_refused(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.report: no objective reads it"):
+        module_of(tiny)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["model.report=null", f"objectives=[{MASKED}]"],
+            "masked_language reads reports, and there is no model.report",
+        ),
+        (["model.report.fusion_layers=0", f"objectives=[{MATCHING}]"], "matching needs them"),
+        (["model.report.fusion_layers=0", f"objectives=[{SEEING}]"], "masked_language needs them"),
+        (["model.report.heads=5", ALL], "5 heads do not divide width 24"),
+        (["data.units.sentences=false", ALL], "sentence by sentence"),
+        (["data.units.max_sentences=64", ALL], "50 sentences are read, of up to 64"),
+    ],
+)
+def test_mistakes_of_a_recipe(tiny: Any, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(tiny.recipe, [*WORDS, *words])
+
+
+def test_without_patch_tokens_there_is_nothing_to_look_at(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.reports.image_width", lambda visual: 0)
+    with pytest.raises(ConfigError, match="gives no patch tokens"):
+        module_of(tiny, ALL)
+    assert module_of(tiny, f"objectives=[{MASKED}]", "model.report.fusion_layers=0").dual.report is not None
