@@ -46,6 +46,8 @@ bench: $(VENV)/.installed ## our performance claims, measured on this machine
 	$(PY) -m benchmarks.whole_stream
 	$(PY) -m benchmarks.build_speed $(DATA)
 	$(PY) -m benchmarks.worker_memory
+	$(PY) -m benchmarks.tiled_loss
+	$(PY) -m benchmarks.local_contrast --threads 2
 
 peers: $(PEERS)/.installed ## the systems we compare with, in an environment of their own
 $(PEERS)/.installed: benchmarks/peers.txt

@@ -149,10 +149,10 @@ class _Seen:
         self.cells, self.units_TD, self.member_GT, self.attention = cells, units_TD, member_GT, attention
         b, v, _ = cells.cells_BVD.shape
         self.product_BVT = (cells.flat_ND @ units_TD.T).view(b, v, -1)
-        share_NT = self.product_BVT.flatten(0, 1).exp()
-        share_NT.mul_((share_NT @ member_GT.T).reciprocal_() @ member_GT)
+        share_NT = self.product_BVT.flatten(0, 1).exp()  # attention · p_tv
+        share_NT.mul_((share_NT @ member_GT.T).reciprocal_().mul_(attention) @ member_GT)
         self.share_BVT = share_NT.view(b, v, -1)
-        self.weight_BVT = (attention * self.share_BVT).exp_()
+        self.weight_BVT = self.share_BVT.exp()
         self.along_BT = (self.weight_BVT * self.product_BVT).sum(1)
         if cells.products_BVV is not None:
             self.seen = torch.bmm(cells.products_BVV, self.weight_BVT)  # <x_v, c_t> [B, V, T]
@@ -178,11 +178,10 @@ class _Seen:
             through_BVD = torch.bmm(weight_BVT, of_seen_BTD).flatten(0, 1)
             cells.of_flat_ND = through_BVD if cells.of_flat_ND is None else cells.of_flat_ND.add_(through_BVD)
         of_weight_BVT.addcmul_(self.product_BVT, of_along_BT[:, None])
-        # through exp(attention · share), then through the softmax over units
-        through_BVT = of_weight_BVT.mul_(weight_BVT).mul_(self.share_BVT).mul_(self.attention)
-        through_NT = through_BVT.flatten(0, 1)
+        # through the exponential, then through the softmax over units
+        through_NT = of_weight_BVT.mul_(weight_BVT).mul_(self.share_BVT).flatten(0, 1)
         sums_NT = (through_NT @ self.member_GT.T) @ self.member_GT
-        through_NT.addcmul_(self.share_BVT.flatten(0, 1), sums_NT, value=-1.0)
+        through_NT.addcmul_(self.share_BVT.flatten(0, 1), sums_NT, value=-1 / self.attention)
         of_product_NT = through_NT.view_as(weight_BVT).addcmul_(weight_BVT, of_along_BT[:, None]).flatten(0, 1)
         cells.add(of_product_NT, self.units_TD)
         of_units_TD.addmm_(of_product_NT.T, cells.flat_ND)

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from pretrain.pairs import Pairs, PairsInTiles
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-TILE = 4096  # a side, 64 MiB: enough work for a kernel, or for threads that wait for each other after every operation
+TILE = 3072  # a side, 36 MiB: enough work for a kernel, or for threads that wait for each other after every operation
 
 
 def nce(
