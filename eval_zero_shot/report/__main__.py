@@ -54,6 +54,7 @@ def _write(args: argparse.Namespace) -> None:
         raise EvalError("neither --results nor --run is given", why="there is nothing to show", fix="give one")
     models = args.model or ([str(args.run / "release")] if args.run else [])
     outcomes = [o for folder in folders for o in read_results(folder)]
+    _require_of_one_kind(outcomes)
     metrics = args.run / "metrics.csv" if args.run and (args.run / "metrics.csv").is_file() else None
     wanted = not args.no_cases and models and args.data and args.task
     title = args.title or (args.run.name if args.run else folders[0].resolve().parent.name or "Evaluation")
@@ -62,6 +63,22 @@ def _write(args: argparse.Namespace) -> None:
     write_report(outcomes, args.out, title=title, comparisons=comparisons, metrics=metrics, studies=studies)
     missing = not wanted and not args.no_cases
     print(f"wrote {args.out}" + (" (numbers only: studies need --model, --data and --task)" if missing else ""))
+
+
+def _require_of_one_kind(outcomes: Sequence[Outcome]) -> None:
+    """Raise EvalError where results of one task are of other studies, scans or words: they would share a row."""
+    from eval_zero_shot.paired import require_comparable
+
+    first: dict[tuple[str, str], Outcome] = {}
+    for one in outcomes:
+        try:
+            require_comparable(first.setdefault((one.protocol, one.task), one), one)
+        except EvalError as error:
+            raise EvalError(
+                f"{str(error).splitlines()[0]} ({one.model})",
+                why="they would stand in one row of the page, as if they could be compared",
+                fix="write a page for each, or score all models by one suite (eval_zero_shot.run)",
+            ) from None
 
 
 def _compared(folder: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 SCRIPTS = ("planes.js", "curves.js", "looked.js")
 TRAINING = "Loss of each step and, where there was a selection split, the score that chose the checkpoint."
 RETRIEVAL = (
-    "Chance counts identical reports. Intervals of pools are of how they are cut, not of which patients there are."
+    "Chance counts identical reports. Intervals are of which patients there are; how pools are cut: noise=partition."
 )
 PROBE = "Features are frozen; the same labelled cases for every model."
 QUESTIONS = "Compare accuracy with chance, with always answering the most frequent option, and with blank images."

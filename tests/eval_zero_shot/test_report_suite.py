@@ -16,7 +16,7 @@ from eval_zero_shot.report import write_report
 from eval_zero_shot.report.__main__ import main
 
 from .chromium import chromium, severe, too_wide
-from .outcomes import MODELS, classification, suite
+from .outcomes import MODELS, PROVENANCE, classification, suite
 
 
 def test_a_table_of_models_and_tasks(tmp_path: Path) -> None:
@@ -112,3 +112,13 @@ def test_a_suite_in_a_browser(tmp_path: Path, width: int) -> None:
             browser.execute_script("arguments[0].open = true", fold)
         assert too_wide(browser) <= 0
         assert not severe(browser)
+
+
+def test_results_of_other_studies_are_not_put_into_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = dataclasses.replace(classification("CT-CLIP"), provenance={**PROVENANCE, "split": "val"})
+    for name, outcome in (("one", classification("ours-ct3d")), ("two", other)):
+        write_results(tmp_path / name, [outcome])
+    words = ["--results", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "x.html")]
+    assert main(words) == 1
+    assert "the two results differ in split (CT-CLIP)" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
