@@ -61,7 +61,7 @@ def contributions(
         score = torch.nn.functional.normalize(study, dim=-1)[0] @ torch.from_numpy(direction_D).to(study)
         (gradient,) = torch.autograd.grad(score, tokens)
     share = (gradient * (tokens - ordinary)).detach().double().cpu().numpy()[0]
-    if share.ndim == 3:  # a convolutional trunk
+    if share.ndim > 2:  # a convolutional trunk, of images or volumes
         return share.sum(-1 if _channels_last(visual) else 0)
     return share.sum(-1)[-math.prod(grid) :].reshape(grid)
 
@@ -91,8 +91,9 @@ def similarity(dual: Any, image: NDArray[np.float32], direction_D: NDArray[np.fl
         if grid is None:
             return None
         tokens = trunk.forward_features(x)
-        if tokens.ndim == 4:
-            cells, moved = tokens[0].flatten(1).T[:, :, None, None], tokens.roll(1, -1)
+        grid_of_one = (1,) * (tokens.ndim - 2)
+        if tokens.ndim > 3:
+            cells, moved = tokens[0].flatten(1).T.reshape(-1, tokens.shape[1], *grid_of_one), tokens.roll(1, -1)
         else:
             n = math.prod(grid)
             first = tokens[:, : tokens.shape[1] - n]
