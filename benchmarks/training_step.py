@@ -3,7 +3,9 @@
 112 x 336 x 336 voxels, patches of 8 x 24 x 24, 2,744 tokens, one optimiser step (forward, backward, fused AdamW) on a
 batch of noise, bf16 autocast:
 
-  plain     timm's own Block, as many and as wide, full attention over all tokens, learned positions, CLS
+  plain     timm's own Block, as many and as wide, full attention over all tokens, learned positions, CLS; with our
+            patch embedding, a matrix product, so that blocks are compared
+  conv      the same with a strided convolution for it, as timm and others have (only where asked for)
   ours      `voxvit_SIZE…a-slice3`: attention inside a slice (196 tokens), every third block over all of them
   ours 50%  the same with token dropout 0.5
 
@@ -32,12 +34,13 @@ TAG = "p-8x24x24_i-112x336x336_c-{channels}_a-slice3"
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}  # dense bf16, data sheets
 
 
-def plain_vit(size: str, tag: Any) -> nn.Module:
+def plain_vit(size: str, tag: Any, convolution: bool = False) -> nn.Module:
     """Patch embedding, CLS, learned positions, timm's blocks, norm: the textbook's ViT over all tokens."""
     import torch
     from timm.models.vision_transformer import Block
     from torch import nn
 
+    from encoders.stem import PatchStem
     from encoders.tag import SIZES
 
     width, depth, heads = SIZES[size]
@@ -45,7 +48,8 @@ def plain_vit(size: str, tag: Any) -> nn.Module:
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.patch_embed = nn.Conv3d(tag.channels, width, tag.patch, tag.patch)
+            stem = nn.Conv3d(tag.channels, width, tag.patch, tag.patch)
+            self.patch_embed = stem if convolution else PatchStem(tag.channels, width, tag.patch)
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
             places = tag.tokens[0] * tag.tokens[1] * tag.tokens[2]
             self.pos_embed = nn.Parameter(torch.randn(1, 1 + places, width) * 0.02)
@@ -70,6 +74,7 @@ def our_tower(size: str, tag: Any, dropout: float) -> nn.Module:
 def contestants(size: str, tag: Any) -> dict[str, Callable[[], nn.Module]]:
     return {
         "plain": lambda: plain_vit(size, tag),
+        "conv": lambda: plain_vit(size, tag, convolution=True),
         "ours": lambda: our_tower(size, tag, 0.0),
         "ours 50%": lambda: our_tower(size, tag, 0.5),
     }
@@ -194,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--repeats", type=int, default=5)
     add("--threads", type=int, default=2)
     add("--device", default="cpu", choices=("cpu", "cuda"))
+    add("--models", nargs="+", default=["plain", "ours", "ours 50%"], choices=("plain", "conv", "ours", "ours 50%"))
     args = parser.parse_args(argv)
 
     import torch
@@ -204,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     tag = parse_tag(f"voxvit_{args.size}." + (args.tag or TAG.format(channels=args.channels)))
     shape = (args.batch, tag.channels, *tag.grid)
-    makers = contestants(args.size, tag)
+    makers = {name: make for name, make in contestants(args.size, tag).items() if name in {"plain", *args.models}}
     x = torch.randn(*shape, device=args.device)
     steps = {name: Step(make(), args.device) for name, make in makers.items()}
     saved = {name: step.saved_bytes(x) for name, step in steps.items()}
