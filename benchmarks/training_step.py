@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.machine import machine
 
@@ -80,6 +80,13 @@ def contestants(size: str, tag: Any) -> dict[str, Callable[[], nn.Module]]:
     }
 
 
+class Seconds(NamedTuple):
+    """Of the wall clock, and of all threads of this process, which a busy neighbour changes less."""
+
+    wall: float
+    cpu: float
+
+
 class Step:
     """Forward, backward and optimiser of one model."""
 
@@ -100,16 +107,16 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def seconds(self, x: Tensor) -> float:
+    def seconds(self, x: Tensor) -> Seconds:
         import torch
 
         if self.device == "cuda":
             torch.cuda.synchronize()
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         self(x)
         if self.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - begin
+        return Seconds(time.perf_counter() - begin[0], time.process_time() - begin[1])
 
     def saved_bytes(self, x: Tensor) -> int:
         """Of tensors that the graph holds when the forward pass is done."""
@@ -143,18 +150,22 @@ def operations(make: Callable[[], nn.Module], shape: Sequence[int]) -> float:
     return float(counter.get_total_flops())
 
 
-def interleaved(steps: dict[str, Step], x: Tensor, repeats: int) -> dict[str, float]:
+def interleaved(steps: dict[str, Step], x: Tensor, repeats: int) -> dict[str, Seconds]:
     """Median seconds of each, after one step that is not counted."""
     names = list(steps)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[Seconds]] = {name: [] for name in names}
     for turn in range(repeats + 1):
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
             taken = steps[name].seconds(x)
             if turn:
                 found[name].append(taken)
-            print(f"  {name}: {taken:.2f} s{'' if turn else ' (not counted)'}", file=sys.stderr, flush=True)
-    return {name: statistics.median(each) for name, each in found.items()}
+            print(
+                f"  {name}: {taken.wall:.2f} s, {taken.cpu:.2f} s of CPU{'' if turn else ' (not counted)'}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return {name: Seconds(*(statistics.median(c) for c in zip(*each, strict=True))) for name, each in found.items()}
 
 
 def attention_backends(tag: Any, size: str, batch: int) -> list[str]:
@@ -220,13 +231,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     cuda = args.device == "cuda"
     where = torch.cuda.get_device_name() if cuda else machine()
     print(f"{tag.name}, batch {args.batch}, bf16 autocast, {args.repeats} rounds; {where}\n")
-    print("| model | s a step | plain ÷ it | TFLOP a step | TFLOP/s | saved for backward, GiB |" + _head(cuda))
-    print("|---|---|---|---|---|---|" + ("---|---|" if cuda else ""))
+    print(
+        "| model | s a step | plain ÷ it | CPU s | plain ÷ it | TFLOP a step | TFLOP/s | saved for backward, GiB |"
+        + _head(cuda)
+    )
+    print("|---|---|---|---|---|---|---|---|" + ("---|---|" if cuda else ""))
     for name in makers:
-        rate = flop[name] / seconds[name]
+        own, base = seconds[name], seconds["plain"]
+        rate = flop[name] / own.wall
         row = [
-            name, f"{seconds[name]:.3f}", f"{seconds['plain'] / seconds[name]:.2f}", f"{flop[name] / 1e12:.2f}",
-            f"{rate / 1e12:.2f}", f"{saved[name] / 2**30:.2f}",
+            name, f"{own.wall:.3f}", f"{base.wall / own.wall:.2f}", f"{own.cpu:.3f}", f"{base.cpu / own.cpu:.2f}",
+            f"{flop[name] / 1e12:.2f}", f"{rate / 1e12:.2f}", f"{saved[name] / 2**30:.2f}",
         ]  # fmt: skip
         if cuda:
             row += [_share(rate, where), f"{_peak(steps[name], x) / 2**30:.2f}"]
