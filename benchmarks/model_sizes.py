@@ -157,8 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, costly = max(every.items(), key=lambda item: item[1].training)
     print(
         f"\n{name}: {SCANS:,} scans x {EPOCHS} epochs x {costly.training / 1e12:.3g} TFLOP = "
-        f"{SCANS * EPOCHS * costly.training / 1e18:.2f} EFLOP; / ({PEAK / 1e12:.0f} TFLOP/s x {args.share:.0%}) / 3600 "
-        f"= {hours(costly.training, args.share, 1):.2f} h on one, an eighth on 8. Reading is not counted."
+        f"{SCANS * EPOCHS * costly.training / 1e18:.2f} EFLOP;\n"
+        f"/ ({PEAK / 1e12:.0f} TFLOP/s x {args.share:.0%}) / 3600 s = {hours(costly.training, args.share, 1):.2f} h, "
+        "on 8 an eighth of it. Reading is not counted."
     )
     return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,40 @@ LEAST_SPREAD = 0.02  # a channel that is constant in the first batch must not be
 
 
 class PatchStem(nn.Sequential):
-    """One strided convolution: a linear map of every patch (arXiv 2010.11929)."""
+    """One strided convolution: a linear map of every patch (arXiv 2010.11929).
+
+    Computed as the matrix product that it is: with large patches the gradient of a convolution's kernel takes a CPU
+    longer than several transformer blocks.
+    """
 
     def __init__(self, channels: int, width: int, patch: Size3) -> None:
         super().__init__(nn.Conv3d(channels, width, patch, stride=patch))
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, D, H, W] voxels to [B, C, D, H, W] tokens."""
+        patches_BDHWV = self._patches(x)
+        return self._linear(patches_BDHWV).permute(0, 4, 1, 2, 3)
+
+    def some(self, x: Tensor, keep_BK: Tensor) -> Tensor:
+        """Tokens [B, K, C] of the patches at some places of the grid alone."""
+        patches_BNV = self._patches(x).flatten(1, 3)
+        batch, places, voxels = patches_BNV.shape
+        row_BK = keep_BK + torch.arange(batch, device=x.device)[:, None] * places
+        rows = patches_BNV.view(-1, voxels).index_select(0, row_BK.flatten())
+        return self._linear(rows.view(batch, -1, voxels))
+
+    def _patches(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))  # before voxels are moved: half the traffic
+        for axis, size in zip((2, 4, 6), self.patch, strict=True):
+            x = x.unflatten(axis, (-1, size))  # b, c, D, d, H, h, W, w
+        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+
+    def _linear(self, patches: Tensor) -> Tensor:
+        kernel: Any = self[0]
+        return F.linear(patches, kernel.weight.flatten(1), kernel.bias)
 
 
 def _norm(width: int) -> nn.GroupNorm:

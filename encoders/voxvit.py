@@ -95,6 +95,11 @@ def _with_lead(table_BNP: Tensor, lead: int, batch: int, slices: int) -> Tensor:
     return torch.cat([table_BNP[:, :lead].repeat_interleave(slices, 0), body], dim=1)
 
 
+def _at(x_BNC: Tensor, keep_BK: Tensor | None) -> Tensor:
+    """Rows [B, K, C] at the places that token dropout leaves."""
+    return x_BNC if keep_BK is None else x_BNC.gather(1, keep_BK[..., None].expand(-1, -1, x_BNC.shape[2]))
+
+
 class VoxViT(nn.Module):
     """Vision transformer over volumes [B, channels, D, H, W] of any size that is a multiple of the patch.
 
@@ -167,8 +172,7 @@ class VoxViT(nn.Module):
         tables = []
         for table, identity in zip(rope_tables(grid, self._head_width, device), (1.0, 0.0), strict=True):
             table = table.expand(batch, -1, -1)
-            if keep is not None:
-                table = table.gather(1, keep[..., None].expand(-1, -1, table.shape[-1]))
+            table = _at(table, keep)
             if self.cls_token is not None:  # the CLS token has no place: it is not rotated
                 table = F.pad(table, (0, 0, 1, 0), value=identity)
             tables.append(table)
@@ -194,19 +198,20 @@ class VoxViT(nn.Module):
     def forward_kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward_features` gives, and the places in the token grid [B, kept] that were seen, in order.
 
-        Token dropout takes the same number of tokens from every slice, after positions are added and before any block.
+        Token dropout takes the same number of tokens from every slice before any block; a `patch` stem does not even
+        embed them.
         """
         grid = self.token_grid(x.shape[2:])  # type: ignore[arg-type]
-        x = self.patch_embed(x)
+        keep = self._kept(grid, x.shape[0], x.device)
+        if keep is not None and isinstance(self.patch_embed, PatchStem):
+            x = self.patch_embed.some(x, keep)
+        else:
+            x = _at(self.patch_embed(x).flatten(2).transpose(1, 2), keep)
         if self.pos_embed is not None:
             place: Tensor = self.pos_embed
             if grid != self.tag.tokens:
                 place = F.interpolate(place, size=grid, mode="trilinear", align_corners=False)
-            x = x + place
-        x = x.flatten(2).transpose(1, 2)
-        keep = self._kept(grid, x.shape[0], x.device)
-        if keep is not None:
-            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+            x = x + _at(place.flatten(2).transpose(1, 2).expand(x.shape[0], -1, -1), keep)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         rope = self._rope(grid, keep, x.shape[0], x.device)

@@ -1,4 +1,4 @@
-"""The fixed statistics of the `extremes` stem: what a line opening keeps, what is left, and how channels are scaled."""
+"""Stems: patches as a matrix product; what the statistics of `extremes` keep, what is left, how channels are scaled."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from encoders.stem import LINES, Extremes, ExtremesStem, Standardise, blobs
+from encoders.stem import LINES, Extremes, ExtremesStem, PatchStem, Standardise, blobs
 
 
 def slow_blobs(x_DHW: Tensor) -> Tensor:
@@ -98,3 +99,17 @@ def test_the_stem_meets_the_patch(patch: tuple[int, int, int]) -> None:
 def test_the_stem_runs_in_the_precision_it_is_cast_to(dtype: torch.dtype) -> None:
     stem = ExtremesStem(2, 24, (8, 8, 8)).to(dtype)
     assert stem(torch.rand(1, 2, 8, 8, 16, dtype=dtype)).dtype == dtype
+
+
+def test_the_patch_stem_is_a_strided_convolution_of_all_patches_or_some() -> None:
+    torch.manual_seed(0)
+    stem, x = PatchStem(2, 24, (4, 8, 6)), torch.randn(3, 2, 8, 16, 12, requires_grad=True)
+    want = F.conv3d(x, stem[0].weight, stem[0].bias, stride=(4, 8, 6))
+    torch.testing.assert_close(stem(x), want, rtol=1e-4, atol=1e-5)
+    keep = torch.tensor([[0, 3, 5], [1, 2, 7], [4, 5, 6]])
+    some = want.flatten(2).transpose(1, 2).gather(1, keep[..., None].expand(-1, -1, 24))
+    torch.testing.assert_close(stem.some(x, keep), some, rtol=1e-4, atol=1e-5)
+    wrt = (x, stem[0].weight, stem[0].bias)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), wrt) for y in (stem.some(x, keep), some))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
