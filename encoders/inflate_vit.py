@@ -20,7 +20,7 @@ from torch import Tensor
 from encoders.errors import ReleaseError
 from encoders.inflate import Inflation, for_channels
 from encoders.stem import PatchStem
-from encoders.tag import Size3
+from encoders.tag_fields import Size3
 from encoders.voxvit import VoxViT
 
 PATCH = "patch_embed.proj.weight"

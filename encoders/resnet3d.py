@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
-from timm.models import load_pretrained, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from encoders.create import create_tower
 from encoders.tag_resnet3d import DEPTHS, ResNetTag, parse_resnet_tag
 
 EXPANSION = 4  # output channels of a block, in multiples of its inner ones
@@ -158,35 +159,11 @@ class ResNet3D(nn.Module):
 
 
 def _create(depth: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> ResNet3D:
-    """timm calls this with what stood after the dot in `pretrained_cfg`, or with a folder's config (`local-dir:`).
-
-    Raises:
-        TypeError: an argument that this tower would have to ignore.
-        RuntimeError: `pretrained` without a folder: no weights are published under these names.
-    """
-    folder = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else None
-    if pretrained and folder is None:
-        raise RuntimeError(
-            f"i3d_{depth} has no weights to download: convert Merlin's (encoders.convert), inflate those of a 2D "
-            "ResNet (model.image.inflate), or load a release folder (encoders.load)"
-        )
-    if folder is not None:
-        tag = parse_resnet_tag(folder["architecture"])
-    else:
-        tag = parse_resnet_tag(f"i3d_{depth}" + (f".{pretrained_cfg}" if pretrained_cfg else ""))
-    num_classes = kwargs.pop("num_classes", None) or 0
-    stated = {"in_chans": tag.channels, "img_size": tag.grid, "global_pool": "avg"}
-    for key in ("pretrained_cfg_overlay", "cache_dir", "pretrained_model_args"):  # timm's own, of no use here
-        kwargs.pop(key, None)
-    strange = {k: v for k, v in kwargs.items() if v not in (None, "", stated.get(k))}
-    if strange:
-        raise TypeError(f"{tag.name} takes no {strange}: its geometry is in its name")
-    model = ResNet3D(tag, num_classes=num_classes)
-    if folder is not None:
-        model.default_cfg = model.pretrained_cfg = {**model.default_cfg, **folder}
-        if pretrained:
-            load_pretrained(model, model.pretrained_cfg, num_classes=num_classes, in_chans=tag.channels, strict=True)
-    return model
+    return create_tower(
+        f"i3d_{depth}", parse_resnet_tag, ResNet3D, lambda _: "avg",
+        "convert Merlin's (encoders.convert), inflate those of a 2D ResNet (model.image.inflate), or load a release "
+        "folder (encoders.load)", pretrained, pretrained_cfg, kwargs,
+    )  # fmt: skip
 
 
 @register_model

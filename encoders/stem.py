@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.features import world_size
-from encoders.tag import Size3
+from encoders.tag_fields import Size3
 
 STEM_WIDTH = 16  # channels at half resolution, doubled with each stage
 EXTREMES_BLOCK = 4

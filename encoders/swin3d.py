@@ -9,14 +9,14 @@ coarse.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models import load_pretrained, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 
-from encoders.tag import Size3
+from encoders.create import create_tower
+from encoders.tag_fields import Size3
 from encoders.tag_swin3d import MULTIPLE, STRIDES, SwinTag, parse_swin_tag
 
 WINDOW, PATCH = 7, 2
@@ -130,32 +130,11 @@ class Swin3D(nn.Module):
 
 
 def _create(size: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> Swin3D:
-    """timm calls this with what stood after the dot in `pretrained_cfg`, or with a folder's config (`local-dir:`).
-
-    Raises:
-        TypeError: an argument that this tower would have to ignore.
-        RuntimeError: `pretrained` without a folder: nothing is downloaded under these names.
-    """
-    folder = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else None
-    if pretrained and folder is None:
-        raise RuntimeError(
-            f"swin3d_{size} has no weights to download: load a release folder (encoders.load), or name MONAI's "
-            "model_swinvit.pt in model.image.pretrained_file"
-        )
-    name = folder["architecture"] if folder is not None else f"swin3d_{size}" + f".{pretrained_cfg or ''}".rstrip(".")
-    tag, num_classes = parse_swin_tag(name), kwargs.pop("num_classes", None) or 0
-    stated = {"in_chans": tag.channels, "img_size": tag.grid, "global_pool": "mean"}
-    for key in ("pretrained_cfg_overlay", "cache_dir", "pretrained_model_args"):  # timm's own, of no use here
-        kwargs.pop(key, None)
-    strange = {k: v for k, v in kwargs.items() if v not in (None, "", stated.get(k))}
-    if strange:
-        raise TypeError(f"{tag.name} takes no {strange}: its geometry is in its name")
-    model = Swin3D(tag, num_classes)
-    if folder is not None:
-        model.default_cfg = model.pretrained_cfg = {**model.default_cfg, **folder}
-        if pretrained:
-            load_pretrained(model, model.pretrained_cfg, num_classes=num_classes, in_chans=tag.channels, strict=True)
-    return model
+    return create_tower(
+        f"swin3d_{size}", parse_swin_tag, Swin3D, lambda _: "mean",
+        "load a release folder (encoders.load), or name MONAI's model_swinvit.pt in model.image.pretrained_file",
+        pretrained, pretrained_cfg, kwargs,
+    )  # fmt: skip
 
 
 @register_model

@@ -7,10 +7,9 @@ recipes are checked against it before torch is imported.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-Size3 = tuple[int, int, int]
+from encoders.tag_fields import Size3, choice_field, count_field, join, read_name, size_field
 
 SIZES: dict[str, tuple[int, int, int]] = {  # name -> width, depth, heads (ViT-Ti/S/B/L of arXiv 2010.11929, 2012.12877)
     "tiny": (192, 12, 3),
@@ -54,7 +53,7 @@ class Tag:
     @property
     def name(self) -> str:
         """Canonical model name: fields in fixed order, defaults of the optional ones left out."""
-        parts = [f"p-{_join(self.patch)}", f"i-{_join(self.grid)}", f"c-{self.channels}"]
+        parts = [f"p-{join(self.patch)}", f"i-{join(self.grid)}", f"c-{self.channels}"]
         default = Tag()
         for key, (attribute, _) in _CHOICES.items():
             value = getattr(self, attribute)
@@ -66,17 +65,13 @@ class Tag:
 
 
 _CHOICES = {"s": ("stem", STEMS), "e": ("positions", POSITIONS), "o": ("pool", POOLS), "a": ("attention", ATTENTIONS)}
-_KEYS = {"p": "patch", "i": "grid", "c": "channels", "l": "layers"} | {k: v[0] for k, v in _CHOICES.items()}
-
-
-def _join(size: Size3) -> str:
-    return "x".join(str(s) for s in size)
-
-
-def _size(key: str, value: str) -> Size3:
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", value):
-        raise ValueError(f"field '{key}-{value}': expected three positive integers as in '{key}-8x16x16'")
-    return tuple(int(v) for v in value.split("x"))  # type: ignore[return-value]
+_FIELDS = {
+    "p": size_field("patch", "p-8x16x16"),
+    "i": size_field("grid", "i-96x192x192"),
+    "c": count_field("channels"),
+    "l": count_field("layers", least=0),
+    **{key: choice_field(*choice) for key, choice in _CHOICES.items()},
+}
 
 
 def parse_tag(name: str) -> Tag:
@@ -85,37 +80,12 @@ def parse_tag(name: str) -> Tag:
     Raises:
         ValueError: unknown size, unknown or repeated field, value outside its choices, grid the patch does not divide.
     """
-    base, _, text = name.partition(".")
-    size = base.removeprefix("voxvit_")
-    if not base.startswith("voxvit_") or size not in SIZES:
-        raise ValueError(f"'{base}' is no voxvit; known sizes: {', '.join('voxvit_' + s for s in SIZES)}")
-    values: dict[str, object] = {}
-    for part in text.split("_") if text else []:
-        key, dash, value = part.partition("-")
-        if not dash or key not in _KEYS:
-            raise ValueError(f"field '{part}' is unknown; fields are {', '.join(k + '-…' for k in _KEYS)}")
-        attribute = _KEYS[key]
-        if attribute in values:
-            raise ValueError(f"field '{key}-' is given twice")
-        if key in "pi":
-            values[attribute] = _size(key, value)
-        elif key in "cl":
-            least = 1 if key == "c" else 0
-            if not re.fullmatch(r"0|[1-9]\d?", value) or int(value) < least:
-                raise ValueError(f"field '{part}': expected an integer from {least} to 99")
-            values[attribute] = int(value)
-        else:
-            if value not in _CHOICES[key][1]:
-                raise ValueError(f"field '{part}': expected one of {', '.join(_CHOICES[key][1])}")
-            values[attribute] = value
+    size, values = read_name(name, "voxvit_", SIZES, _FIELDS)
     tag = replace(Tag(size=size), **values)  # type: ignore[arg-type]
     if any(g % p for g, p in zip(tag.grid, tag.patch, strict=True)):
-        raise ValueError(f"grid {_join(tag.grid)} is not a multiple of patch {_join(tag.patch)}")
+        raise ValueError(f"grid {join(tag.grid)} is not a multiple of patch {join(tag.patch)}")
     if tag.layers == 0 and (tag.pool == "cls" or tag.positions == "rope" or tag.attention != "full"):
         raise ValueError("l-0 has no attention: o-cls, e-rope and a-slice3 would do nothing, in silence")
     if tag.stem != "patch" and any(p & (p - 1) for p in tag.patch):
-        raise ValueError(f"stem {tag.stem} halves step by step: patch {_join(tag.patch)} must be powers of two")
+        raise ValueError(f"stem {tag.stem} halves step by step: patch {join(tag.patch)} must be powers of two")
     return tag
-
-
-assert {f.name for f in fields(Tag)} >= set(_KEYS.values())

@@ -6,10 +6,9 @@ imported.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
-from encoders.tag import Size3
+from encoders.tag_fields import Size3, choice_field, count_field, join, read_name, size_field
 
 # name -> bottleneck blocks of its four stages (arXiv 1512.03385, table 1; 26 is timm's: two blocks each)
 DEPTHS: dict[str, tuple[int, int, int, int]] = {
@@ -49,43 +48,21 @@ class ResNetTag:
     @property
     def name(self) -> str:
         """Canonical model name: fields in fixed order, width and norm left out where they are the ResNet's own."""
-        parts = [f"i-{'x'.join(map(str, self.grid))}", f"c-{self.channels}"]
+        parts = [f"i-{join(self.grid)}", f"c-{self.channels}"]
         parts += [f"w-{self.width}"] if self.width != 64 else []
         parts += [f"n-{self.norm}"] if self.norm != "batch" else []
         return f"i3d_{self.size}." + "_".join(parts)
 
 
-# key -> (attribute, what a value looks like, how an error says so)
 _FIELDS = {
-    "i": ("grid", r"[1-9]\d*x[1-9]\d*x[1-9]\d*", "three positive integers as in 'i-160x224x224'"),
-    "c": ("channels", r"[1-9]\d?", "an integer from 1 to 99"),
-    "w": ("width", r"8|16|24|32|48|64|96|128", "one of 8, 16, 24, 32, 48, 64, 96, 128"),
-    "n": ("norm", "|".join(NORMS), " or ".join(NORMS)),
+    "i": size_field("grid", "i-160x224x224"),
+    "c": count_field("channels"),
+    "w": choice_field("width", ("8", "16", "24", "32", "48", "64", "96", "128"), int),
+    "n": choice_field("norm", NORMS),
 }
 
 
 def parse_resnet_tag(name: str) -> ResNetTag:
-    """Read `i3d_resnetN[.TAG]`.
-
-    Raises:
-        ValueError: unknown depth, unknown or repeated field, or a value that its field does not take.
-    """
-    base, _, text = name.partition(".")
-    size = base.removeprefix("i3d_")
-    if not base.startswith("i3d_") or size not in DEPTHS:
-        raise ValueError(f"'{base}' is no inflated ResNet; known: {', '.join('i3d_' + d for d in DEPTHS)}")
-    values: dict[str, object] = {}
-    for part in text.split("_") if text else []:
-        key, dash, value = part.partition("-")
-        if not dash or key not in _FIELDS:
-            raise ValueError(f"field '{part}' is unknown; fields are {', '.join(k + '-…' for k in _FIELDS)}")
-        attribute, pattern, expected = _FIELDS[key]
-        if attribute in values:
-            raise ValueError(f"field '{key}-' is given twice")
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"field '{part}': expected {expected}")
-        if attribute == "grid":
-            values[attribute] = tuple(int(v) for v in value.split("x"))
-        else:
-            values[attribute] = value if attribute == "norm" else int(value)
+    """Read `i3d_resnetN[.TAG]`. Raises ValueError as `tag_fields.read_name`."""
+    size, values = read_name(name, "i3d_", DEPTHS, _FIELDS)
     return replace(ResNetTag(size=size), **values)  # type: ignore[arg-type]

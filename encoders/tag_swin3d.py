@@ -6,10 +6,9 @@ imported.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
-from encoders.tag import Size3
+from encoders.tag_fields import Field, Size3, count_field, join, read_name, size_field
 
 # size -> width of the patches, blocks and heads of the four stages. tiny is SwinUNETR's (arXiv 2201.01266), small and
 # base are VELVET-Med's (arXiv 2508.12108), whose base is small at twice the width.
@@ -61,18 +60,17 @@ class SwinTag:
     @property
     def name(self) -> str:
         """Canonical model name: fields in fixed order, width and layers left out where they are the size's own."""
-        parts = [f"i-{'x'.join(map(str, self.grid))}", f"c-{self.channels}"]
+        parts = [f"i-{join(self.grid)}", f"c-{self.channels}"]
         parts += [] if self.width is None else [f"w-{self.width}"]
         parts += [] if self.layers is None else [f"l-{self.layers}"]
         return f"swin3d_{self.size}." + "_".join(parts)
 
 
-# key -> (attribute, what a value looks like, how an error says so)
 _FIELDS = {
-    "i": ("grid", r"[1-9]\d*x[1-9]\d*x[1-9]\d*", "three positive integers as in 'i-96x96x96'"),
-    "c": ("channels", r"[1-9]\d?", "an integer from 1 to 99"),
-    "w": ("width", r"[1-9]\d{0,3}", "an integer from 1 to 9999"),
-    "l": ("layers", r"[1-9]\d?", "an integer from 1 to 99"),
+    "i": size_field("grid", "i-96x96x96"),
+    "c": count_field("channels"),
+    "w": Field("width", r"[1-9]\d{0,3}", "an integer from 1 to 9999", int),
+    "l": count_field("layers"),
 }
 
 
@@ -83,21 +81,7 @@ def parse_swin_tag(name: str) -> SwinTag:
         ValueError: unknown size, unknown or repeated field, a value that its field does not take, a size that is no
             multiple of 32, a width that the heads do not divide.
     """
-    base, _, text = name.partition(".")
-    size = base.removeprefix("swin3d_")
-    if not base.startswith("swin3d_") or size not in SWINS:
-        raise ValueError(f"'{base}' is no swin3d; known sizes: {', '.join('swin3d_' + s for s in SWINS)}")
-    values: dict[str, object] = {}
-    for part in text.split("_") if text else []:
-        key, dash, value = part.partition("-")
-        if not dash or key not in _FIELDS:
-            raise ValueError(f"field '{part}' is unknown; fields are {', '.join(k + '-…' for k in _FIELDS)}")
-        attribute, pattern, expected = _FIELDS[key]
-        if attribute in values:
-            raise ValueError(f"field '{key}-' is given twice")
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"field '{part}': expected {expected}")
-        values[attribute] = tuple(int(v) for v in value.split("x")) if attribute == "grid" else int(value)
+    size, values = read_name(name, "swin3d_", SWINS, _FIELDS)
     width, depths, heads = SWINS[size]
     if values.get("width") == width:  # one geometry, one name
         del values["width"]
@@ -105,7 +89,7 @@ def parse_swin_tag(name: str) -> SwinTag:
         del values["layers"]
     tag = replace(SwinTag(size=size), **values)  # type: ignore[arg-type]
     if any(g % MULTIPLE for g in tag.grid):
-        raise ValueError(f"grid {'x'.join(map(str, tag.grid))} is not a multiple of {MULTIPLE} in every direction")
+        raise ValueError(f"grid {join(tag.grid)} is not a multiple of {MULTIPLE} in every direction")
     if tag.embed % heads[0]:
         raise ValueError(f"field 'w-{tag.embed}': the {heads[0]} heads of the first stage do not divide it")
     return tag

@@ -6,19 +6,20 @@ Legend: B volumes, C width, (D, H, W) token grid, S = H·W tokens of one slice, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import load_pretrained, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoders.attention import Packing, attend
+from encoders.create import create_tower
 from encoders.pooling import MLP_RATIO, AttentionPool, GridPool
 from encoders.stem import ConvStem, ExtremesStem, PatchStem
-from encoders.tag import SIZES, Size3, Tag, parse_tag
+from encoders.tag import SIZES, Tag, parse_tag
+from encoders.tag_fields import Size3
 
 # Scans look alike and stem tokens are large: positions as faint as a 2D ViT's 0.02 are not heard for hundreds of steps.
 POSITION_STD = 0.2
@@ -272,32 +273,11 @@ class VoxViT(nn.Module):
 
 
 def _create(size: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> VoxViT:
-    """timm calls this with what stood after the dot in `pretrained_cfg`, or with a folder's config (`local-dir:`).
-
-    Raises:
-        TypeError: an argument that this tower would have to ignore.
-        RuntimeError: `pretrained` without a folder: no weights are published under these names.
-    """
-    folder = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else None
-    if pretrained and folder is None:
-        raise RuntimeError(f"voxvit_{size} has no weights to download: load a release folder instead (encoders.load)")
-    if folder is not None:
-        tag = parse_tag(folder["architecture"])
-    else:
-        tag = parse_tag(f"voxvit_{size}" + (f".{pretrained_cfg}" if pretrained_cfg else ""))
-    num_classes, dropout = kwargs.pop("num_classes", None) or 0, kwargs.pop("patch_drop_rate", None) or 0.0
-    stated = {"in_chans": tag.channels, "img_size": tag.grid, "global_pool": tag.pool}
-    for key in ("pretrained_cfg_overlay", "cache_dir", "pretrained_model_args"):  # timm's own, of no use here
-        kwargs.pop(key, None)
-    strange = {k: v for k, v in kwargs.items() if v not in (None, "", stated.get(k))}
-    if strange:
-        raise TypeError(f"{tag.name} takes no {strange}: its geometry is in its name")
-    model = VoxViT(tag, num_classes=num_classes, token_dropout=dropout)
-    if folder is not None:
-        model.default_cfg = model.pretrained_cfg = {**model.default_cfg, **folder}
-        if pretrained:
-            load_pretrained(model, model.pretrained_cfg, num_classes=num_classes, in_chans=tag.channels, strict=True)
-    return model
+    return create_tower(
+        f"voxvit_{size}", parse_tag, lambda tag, classes, patch_drop_rate=0.0: VoxViT(tag, classes, patch_drop_rate),
+        lambda tag: tag.pool, "load a release folder instead (encoders.load)", pretrained, pretrained_cfg, kwargs,
+        takes=("patch_drop_rate",),
+    )  # fmt: skip
 
 
 @register_model

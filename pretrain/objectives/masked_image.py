@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from encoders.tag import Size3
+from encoders.tag_fields import Size3
 from encoders.voxvit import Block, VoxViT
 from pretrain.errors import ConfigError
 from pretrain.grad_cache import touch

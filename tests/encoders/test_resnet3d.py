@@ -88,7 +88,7 @@ def test_names() -> None:
         ("i3d_resnet50.c-1_c-1", "given twice"),
         ("i3d_resnet50.i-64x64", "three positive integers"),
         ("i3d_resnet50.w-20", "one of 8, 16"),
-        ("i3d_resnet50.n-layer", "batch or group"),
+        ("i3d_resnet50.n-layer", "one of batch, group"),
     ],
 )
 def test_names_that_are_refused(name: str, says: str) -> None:
