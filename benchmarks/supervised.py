@@ -22,7 +22,7 @@ from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.labels import task_labels
 from eval_zero_shot.statistics import Run, bootstrap_aurocs
 from eval_zero_shot.tasks import Task
-from pretrain import build
+from pretrain import build, studies
 from pretrain.centring import bias_of, centred, follow
 from pretrain.memory import keep_freed_memory
 from pretrain.optim import freeze, learning_rate, optimizers
@@ -87,7 +87,7 @@ class Supervised:
         if recipe.optim.ema_decay is not None:
             multi_average: Any = get_ema_multi_avg_fn(recipe.optim.ema_decay)
             self.average = AveragedModel(self.classifier, multi_avg_fn=multi_average)
-        self.data = build.build_data(recipe)
+        self.data = studies.build_data(recipe)
         self.labels_NL: NDArray = task_labels(self.data.shards, np.arange(len(self.data.shards)), task)
 
     @property

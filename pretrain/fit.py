@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs.remove_smoke(folder)
             runs.refuse_existing(folder)  # said once and at once, not by one rank while the others wait for it
         if launch.needed(recipe.train.devices):
-            from pretrain.build import make_phantoms
+            from pretrain.studies import make_phantoms
 
             make_phantoms(recipe)  # made once, before the ranks look for it
             return launch.run_ranks(recipe.train.devices, words, {runs.RUN_VARIABLE: str(folder)})

@@ -39,3 +39,11 @@ def inflate_image(dual: DualEncoder, source: str) -> None:
         raise ConfigError(f"model.image.inflate: {error.what}", why=error.why, fix=error.fix) from error
     if launch.rank() == 0:
         print(f"inflate  {source}: {told}")
+
+
+def start_image_from(dual: DualEncoder, path: str) -> None:
+    """Fill the image tower with a file of weights that were made for it. Raises ConfigError where they do not fit."""
+    try:
+        dual.clip.visual.trunk.load_pretrained_file(path)
+    except ValueError as error:
+        raise ConfigError(f"model.image.pretrained_file: {error}") from error

@@ -25,7 +25,7 @@ from data_shards.progress import counting
 from data_shards.report import ANATOMY
 from data_shards.units import tokens_identity
 from encoders.dual import DualEncoder
-from pretrain import build, launch
+from pretrain import build, launch, studies
 from pretrain.passes import Part, Rows
 from pretrain.schema import Recipe
 
@@ -64,7 +64,7 @@ class TextCache:
 
 
 def text_cache(
-    recipe: Recipe, dual: DualEncoder, data: build.Data, tokenize: Any, resumed: Mapping[str, Tensor] | None = None
+    recipe: Recipe, dual: DualEncoder, data: studies.Data, tokenize: Any, resumed: Mapping[str, Tensor] | None = None
 ) -> TextCache | None:
     """The cache of a run, made the first time; None where the recipe asks for none. Rank 0 makes it, others wait.
 
@@ -88,7 +88,7 @@ def text_cache(
     return TextCache(kept["identity"], kept["pooled"])
 
 
-def _distinct(recipe: Recipe, data: build.Data, samples: Any, tokenize: Any) -> list[list[int]]:
+def _distinct(recipe: Recipe, data: studies.Data, samples: Any, tokenize: Any) -> list[list[int]]:
     """Token ids of every text of every variant, each once, shortest first."""
     found: dict[int, list[int]] = {}
     variants = recipe.model.text.cached or 1

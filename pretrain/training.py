@@ -20,7 +20,7 @@ from data_shards.stream import Stream
 from encoders.dual import DualEncoder
 from encoders.heads import describe_head
 from encoders.release import release_run
-from pretrain import build, launch, runs
+from pretrain import build, launch, runs, studies
 from pretrain.callbacks.checkpoints import Checkpoints
 from pretrain.callbacks.metrics import Metrics
 from pretrain.callbacks.preemption import STOPPED, Preemption
@@ -41,13 +41,13 @@ from pretrain.text_cache import text_cache
 class Evaluation(Protocol):
     """What `pretrain.fit` lends to a run: evaluators, which this package does not know."""
 
-    def check(self, data: build.Data) -> None:
+    def check(self, data: studies.Data) -> None:
         """Raises ConfigError where these studies cannot be scored."""
 
-    def select(self, model: DualEncoder, data: build.Data, tokenize: Any, precision: str) -> dict[str, float]:
+    def select(self, model: DualEncoder, data: studies.Data, tokenize: Any, precision: str) -> dict[str, float]:
         """Scores of the selection split by name, `macro_auroc` among them."""
 
-    def test(self, release: Path, data: build.Data, precision: str, out: Path) -> None:
+    def test(self, release: Path, data: studies.Data, precision: str, out: Path) -> None:
         """Score a release on the test split, write the results into `out` and print them."""
 
 
@@ -75,7 +75,7 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
 
     torch.manual_seed(recipe.seed)  # weights at birth
     dual, objectives = build.build_model(recipe, with_init=state is None), build.build_objectives(recipe)
-    data = build.build_data(recipe)
+    data = studies.build_data(recipe)
     if evaluation is not None:
         evaluation.check(data)
     if first and not resume:
@@ -149,7 +149,7 @@ def _others_wait() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def finish(recipe: Recipe, folder: Path, data: build.Data, evaluation: Evaluation | None, precision: str) -> None:
+def finish(recipe: Recipe, folder: Path, data: studies.Data, evaluation: Evaluation | None, precision: str) -> None:
     """Release the best checkpoint, score it as its users will load it, and say how to load it."""
     release = folder / runs.RELEASE
     release_run(folder, release, checkpoint="best", overwrite=True)
@@ -210,7 +210,7 @@ def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) ->
     return trainer
 
 
-def model_json(recipe: Recipe, dual: DualEncoder, data: build.Data, objectives: list[Objective]) -> dict[str, Any]:
+def model_json(recipe: Recipe, dual: DualEncoder, data: studies.Data, objectives: list[Objective]) -> dict[str, Any]:
     """What a release needs to know beside the weights."""
     beside = {"report": describe_head(dual.report)} if dual.report is not None else {}
     return {

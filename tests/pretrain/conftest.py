@@ -228,3 +228,14 @@ def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             split = "train" if i < 8 else "val"
             writer.write(Study(f"film{i}", f"p{i}", split, (scan,), texts, {}, "made up", "CC0-1.0"))
     return out
+
+
+@pytest.fixture
+def radiograph_data(radiographs: Path) -> dict[str, Any]:
+    """`data` of a recipe for them."""
+    return {
+        "source": {"kind": "shards", "path": str(radiographs)},
+        "geometry": {"kind": "image", "size": [32, 32]},
+        "train_view": {"kind": "random", "size": [32, 32]},
+        "eval_view": {"kind": "centre", "size": [32, 32]},
+    }

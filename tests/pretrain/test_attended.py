@@ -13,7 +13,7 @@ from torch import Tensor
 import encoders
 from encoders.features import TextFeatures
 from encoders.heads.attended import AttendedPooling
-from pretrain import build
+from pretrain import build, studies
 from pretrain.config import load_recipe
 from pretrain.objectives import attended
 from pretrain.objectives.base import GlobalBatch, Surroundings
@@ -112,7 +112,7 @@ def test_the_gradient_reaches_both_towers_and_the_head(tiny: Any) -> None:
     dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
     objectives[0].attach(Surroundings(dual, ()))
     module = Pretraining(recipe, dual, objectives)
-    batch = next(iter(build.training_stream(recipe, build.build_data(recipe), build.tokenizer(recipe), 0, 1, 0)))
+    batch = next(iter(build.training_stream(recipe, studies.build_data(recipe), build.tokenizer(recipe), 0, 1, 0)))
     module.compute(batch).backward()
     reached = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     own = {f"objectives.0.{name}" for name, _ in objectives[0].named_parameters()}

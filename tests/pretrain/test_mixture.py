@@ -13,7 +13,7 @@ import yaml
 
 from data_shards import DataError
 from eval_zero_shot.outcome import read_results
-from pretrain import build, schema
+from pretrain import build, schema, studies
 from pretrain.config import ConfigError, dump, load_recipe, schema_help
 from pretrain.runs import refuse_changes
 from tests.pretrain.recipes import RECIPE
@@ -123,7 +123,7 @@ def test_two_sources_are_trained_scored_and_released(
     assert found == {"nodule": 6, "effusion": 4}, "unknown where the source does not have the label"
     recipe = load_recipe(str(mixed.folder("run") / "recipe.yaml"))
     assert dump(recipe) == (mixed.folder("run") / "recipe.yaml").read_text()
-    data = build.build_data(recipe)
+    data = studies.build_data(recipe)
     model = json.loads((mixed.checkpoint("run") / "model.json").read_text())
     assert model["manifest"] == data.shards.manifest_hash
 
@@ -180,13 +180,13 @@ def test_what_only_the_shards_can_tell_is_refused_with_its_source(mixed: Any, ra
 
     def message(*overrides: str) -> str:
         with pytest.raises((ConfigError, DataError)) as caught:
-            build.build_data(load_recipe(recipe, overrides))
+            studies.build_data(load_recipe(recipe, overrides))
         return str(caught.value)
 
     planar = f"data.source.sources.1.path={radiographs}"
     assert "source 'more' holds images, the recipe is for volumes" in message(planar)
     stratified = load_recipe(recipe, ["data.source.batches=stratified", "train.batch_size=2"])
-    data = build.build_data(stratified)
+    data = studies.build_data(stratified)
     with pytest.raises(DataError, match=r"global batch of 2 cannot hold all 2 groups.*none of more[\s\S]*of 4, or"):
         build.training_stream(stratified, data, lambda text: [1], 0, 1, 0)
 

@@ -69,17 +69,17 @@ def test_too_many_refused_updates_end_the_run(
 
 
 def test_running_statistics_of_a_refused_step_are_put_back(
-    make_fit: Any, tmp_path: Path, plugins: None, trouble: Callable[..., None], radiographs: Path, equal: Any
-) -> None:
+    make_fit: Any,
+    tmp_path: Path,
+    plugins: None,
+    trouble: Callable[..., None],
+    radiograph_data: dict[str, Any],
+    equal: Any,
+) -> None:  # fmt: skip
     """BatchNorm moves its statistics in the forward pass, before anybody knows that the loss is not finite."""
     runs = make_fit(
         tmp_path,
-        data={
-            "source": {"kind": "shards", "path": str(radiographs)},
-            "geometry": {"kind": "image", "size": [32, 32]},
-            "train_view": {"kind": "random", "size": [32, 32]},
-            "eval_view": {"kind": "centre", "size": [32, 32]},
-        },
+        data=radiograph_data,
         model={"image": {"name": "test_resnet", "image_size": 32}},
         objectives=[{"name": "trouble:Trouble"}, {"name": "contrastive"}],
     )

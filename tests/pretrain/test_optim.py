@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from pretrain import build
+from pretrain import build, studies
 from pretrain.config import load_recipe
 from pretrain.module import Pretraining
 from pretrain.optim import clipped, learning_rate, optimizers, parameter_groups, undecayed
@@ -124,7 +124,7 @@ def test_accumulated_batches_are_the_mean_of_their_losses_exactly(tiny: Any) -> 
     recipe = recipe_of(tiny, **changes)
     module = module_of(recipe).train()
     (optimizer,) = optimizers(module, recipe.optim, fused=True)
-    stream = build.training_stream(recipe, build.build_data(recipe), build.tokenizer(recipe), 0, 1, 0)
+    stream = build.training_stream(recipe, studies.build_data(recipe), build.tokenizer(recipe), 0, 1, 0)
     assert len(stream) == 2
     for batch in stream:
         (module.compute(batch) / 2).backward()

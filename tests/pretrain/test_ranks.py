@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.pretrain.two_ranks import ranks_and_one
 
 # Studies of plugins/two_ranks.py with one patient (1, 3) or one text of a kind; studies 2 to 4 are on the other rank.
 RELATED = {"report": [(0, 1), (1, 3), (2, 4)], "sentence": [(0, 2), (0, 4), (1, 3), (2, 4)]}
@@ -55,15 +56,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def test_two_ranks_have_the_gradients_of_one_process(tiny: Any, tmp_path: Path) -> None:
     """3 and 5 texts, 2 and 3 studies, a sentence and a patient that both ranks have; through the whole model."""
-    script = Path(__file__).with_name("plugins") / "two_ranks.py"
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, str(script), str(tiny.recipe), str(tmp_path), rank], env=environment)
-        for rank in ("0", "1", "one")
-    ]
-    assert [process.wait(PATIENCE) for process in processes] == [0, 0, 0]
-    first, second, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in ("0", "1", "one"))
+    first, second, one = ranks_and_one("two_ranks", tiny.recipe, tmp_path)
     for a, b, whole in zip(first, second, one, strict=True):
         # Where tokens stay on their rank, each has the loss of its own images, times the number of ranks.
         torch.testing.assert_close((a["loss"] + b["loss"]) / 2, whole["loss"])

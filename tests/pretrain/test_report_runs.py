@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from encoders.report_transformer import ReportTransformer
 from pretrain import build
 from pretrain.config import load_recipe
 from tests.pretrain.test_ranks import TWO, finish
+from tests.pretrain.two_ranks import ranks_and_one
 
 MODEL = {
     "image": {"name": "voxvit_tiny.p-8x16x16_i-16x32x32_c-1_l-1", "token_dropout": 0.5},
@@ -79,14 +77,7 @@ def test_a_run_is_released_with_it_and_goes_on_as_if_never_stopped(
 
 @pytest.mark.full
 def test_two_ranks_have_the_gradients_of_one_process(tiny: Any, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("plugins") / "two_ranks_reports.py"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, str(script), str(tiny.recipe), str(tmp_path), rank], env=environment)
-        for rank in ("0", "1", "one")
-    ]
-    assert [process.wait(300) for process in processes] == [0, 0, 0]
-    first, second, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in ("0", "1", "one"))
+    first, second, one = ranks_and_one("two_ranks_reports", tiny.recipe, tmp_path)
     for a, b, whole in zip(first, second, one, strict=True):
         torch.testing.assert_close(a["loss"], whole["loss"])
         assert a["gradients"].keys() == whole["gradients"].keys() == b["gradients"].keys()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from pretrain.module import Pretraining
 from pretrain.objectives.base import NoUnits
 from tests.pretrain.plugins.two_ranks_sections import batch
 from tests.pretrain.test_ranks import TWO, finish
+from tests.pretrain.two_ranks import ranks_and_one
 
 OBJECTIVES = [{"name": "contrastive", "units": ["report", "section"]}, {"name": "labels", "weight": 0.5}]
 
@@ -35,15 +33,7 @@ def merlin(make_fit: Callable[..., Any], tmp_path: Path) -> Any:
 
 
 def test_two_ranks_have_the_gradients_of_one_where_texts_are_missing(tiny: Any, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("plugins") / "two_ranks_sections.py"
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, str(script), str(tiny.recipe), str(tmp_path), rank], env=environment)
-        for rank in ("0", "1", "one")
-    ]
-    assert [process.wait(500) for process in processes] == [0, 0, 0]
-    first, second, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in ("0", "1", "one"))
+    first, second, one = ranks_and_one("two_ranks_sections", tiny.recipe, tmp_path)
     assert len(one) == 6
     for number, (a, b, alone) in enumerate(zip(first, second, one, strict=True)):
         # DDP waits for every parameter on every rank, whoever has texts.

@@ -14,7 +14,7 @@ from data_shards.opening import holds_studies, open_studies
 from data_shards.select import main as select
 from data_shards.shard_set import ShardSet
 from eval_zero_shot import embed
-from pretrain import build, fit
+from pretrain import fit, studies
 from pretrain.config import ConfigError, load_recipe
 from tests.data_shards.foreign_tars import unimed
 
@@ -53,7 +53,7 @@ def test_a_recipe_trains_on_published_tars(
     runs = ["--output.root", str(tmp_path / "runs"), "--output.run", "r"]
     assert fit.main(["--config", str(path), "--smoke", *runs]) == 0
     assert (tmp_path / "runs" / "r" / "release" / "open_clip_model.safetensors").is_file()
-    data = build.build_data(load_recipe(str(path), []))
+    data = studies.build_data(load_recipe(str(path), []))
     assert len(data.shards) == 21 and len(data.train_rows) and len(data.select_rows)
     out = tmp_path / "features.parquet"
     release = str(tmp_path / "runs" / "r" / "release")
@@ -67,7 +67,7 @@ def test_tars_and_shards_are_mixed(recipe: Any, tars: Path, radiographs: Path) -
         {"name": "theirs", "path": str(tars), "layout": "unimed", "weight": 1},
         {"name": "ours", "path": str(radiographs), "weight": 1},
     ]
-    data = build.build_data(load_recipe(str(recipe({"kind": "mixture", "sources": sources})), []))
+    data = studies.build_data(load_recipe(str(recipe({"kind": "mixture", "sources": sources})), []))
     ours = ShardSet.open(radiographs)
     assert len(data.shards) == 21 + len(ours) and len(data.train_rows) == 21 + len(ours.rows("train"))
 
@@ -76,7 +76,7 @@ def test_a_selection_of_tars_fits_the_recipe_that_splits_them_alike(recipe: Any,
     chosen = tmp_path / "chosen.json"
     assert select([str(tars), "--val-fraction", "0.2", "--where", "split = 'train'", "--out", str(chosen)]) == 0
     source = {"kind": "tars", "path": str(tars), "val_fraction": 0.2, "selection": str(chosen)}
-    data = build.build_data(load_recipe(str(recipe(source)), []))
+    data = studies.build_data(load_recipe(str(recipe(source)), []))
     assert len(data.train_rows) and not len(data.select_rows)
 
 
@@ -99,14 +99,14 @@ def test_a_selection_is_all_that_is_trained_on(tiny: Any, shards: Path, tmp_path
     whole["data"]["source"] = source
     path = tmp_path / "chosen.yaml"
     path.write_text(yaml.safe_dump(whole))
-    data = build.build_data(load_recipe(str(path), []))
+    data = studies.build_data(load_recipe(str(path), []))
     opened = ShardSet.open(shards)
     sick = np.flatnonzero(opened.labels(("nodule",))[:, 0] == 1)
     assert 0 < len(data.train_rows) < len(opened.rows("train"))
     np.testing.assert_array_equal(data.train_rows, np.intersect1d(opened.rows("train"), sick))
     assert select([str(shards), "--where", "split = 'test'", "--out", str(chosen)]) == 0
     with pytest.raises(ConfigError, match="holds no study of split 'train'"):
-        build.build_data(load_recipe(str(path), []))
+        studies.build_data(load_recipe(str(path), []))
 
 
 def test_one_door_opens_both(tars: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import build
+from pretrain import build, studies
 from pretrain.config import ConfigError, load_recipe
 from pretrain.module import Pretraining
 from pretrain.passes import whole
@@ -32,7 +32,7 @@ def words(changes: dict[str, Any]) -> list[str]:
 
 def test_features_and_gradients_are_the_towers(tiny: Any, started: dict[str, Any]) -> None:
     recipe = load_recipe(tiny.recipe, words(started))
-    data, tokenize = build.build_data(recipe), build.tokenizer(recipe)
+    data, tokenize = studies.build_data(recipe), build.tokenizer(recipe)
     dual = build.build_model(recipe)
     cache = text_cache(recipe, dual, data, tokenize)
     assert cache is not None
@@ -60,7 +60,7 @@ def test_features_and_gradients_are_the_towers(tiny: Any, started: dict[str, Any
 
 def test_texts_take_so_many_forms_and_no_more(tiny: Any, started: dict[str, Any]) -> None:
     recipe = load_recipe(tiny.recipe, words(started))
-    data = build.build_data(recipe)
+    data = studies.build_data(recipe)
     samples = build.training_stream(recipe, data, build.tokenizer(recipe), 0, 1, 0).samples
     row = int(data.train_rows[0])
     said = [tuple(unit.text for unit in samples.units_of(row, (0, epoch))) for epoch in range(6)]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from pretrain import build
 from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
 from tests.encoders.test_swin3d import published
+from tests.pretrain.two_ranks import ranks_and_one
 
 SWIN = "swin3d_tiny.i-32x32x32_c-1_w-12_l-1"
 VIEWS = [{"name": "simclr", "dim": 8}, {"name": "rotation"}, {"name": "inpainting"}]
@@ -69,15 +67,10 @@ def test_a_swin_trains_on_all_of_them_and_is_released(swin: Any, tmp_path: Path)
     assert released.encode_image(torch.zeros(1, 1, 32, 32, 32), levels=(2,)).levels[2].grid == (2, 2, 2)
 
 
-def test_radiographs_have_views_too(make_fit: Any, tmp_path: Path, radiographs: Path) -> None:
+def test_radiographs_have_views_too(make_fit: Any, tmp_path: Path, radiograph_data: dict[str, Any]) -> None:
     runs = make_fit(
         tmp_path,
-        data={
-            "source": {"kind": "shards", "path": str(radiographs)},
-            "geometry": {"kind": "image", "size": [32, 32]},
-            "train_view": {"kind": "random", "size": [32, 32]},
-            "eval_view": {"kind": "centre", "size": [32, 32]},
-        },
+        data=radiograph_data,
         model={"image": {"name": "resnet10t", "image_size": 32}},
         objectives=[{"name": "contrastive"}, *VIEWS],
         train={"steps": 3},
@@ -90,15 +83,7 @@ def test_radiographs_have_views_too(make_fit: Any, tmp_path: Path, radiographs: 
 
 @pytest.mark.full
 def test_two_ranks_have_the_gradients_of_one_process(tiny: Any, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("plugins") / "two_ranks_views.py"
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, str(script), str(tiny.recipe), str(tmp_path), rank], env=environment)
-        for rank in ("0", "1", "one")
-    ]
-    assert [process.wait(500) for process in processes] == [0, 0, 0]
-    first, second, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in ("0", "1", "one"))
+    first, second, one = ranks_and_one("two_ranks_views", tiny.recipe, tmp_path)
     assert float((first.pop("mean") - one.pop("mean")).abs()) < 1e-5  # over ranks, of a loss of coupling `sample`
     second.pop("mean")
     assert first.keys() == second.keys() == one.keys() and len(one) > 10
