@@ -5,6 +5,7 @@ Shapes: S images, D embedding, C channels.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ from eval_zero_shot.inputs import Inputs
 @dataclass(frozen=True)
 class ImageFeatures:
     """features_SD: unit vectors. number: row of an image by the name items give it; what is not there is missing.
-    unreadable: how many of the missing are there but cannot be read."""
+    unreadable: how many of the missing are there but cannot be read. sha256: of the files' bytes, None of studies of
+    shards, whose manifest says the same."""
 
     features_SD: NDArray[np.float32]
     number: dict[str, int]
     unreadable: int = 0
+    sha256: str | None = None
 
 
 def image_features(
@@ -58,7 +61,18 @@ def image_features(
         yield from batches
 
     found = embed_batches(inputs.loaded.model, every(), batch_size=inputs.batch_size, precision=inputs.precision)
-    return ImageFeatures(found.features_ND, {name: i for i, name in enumerate(found.keys)}, len(unreadable))
+    number = {name: i for i, name in enumerate(found.keys)}
+    return ImageFeatures(found.features_ND, number, len(unreadable), _sha256({name: files[name] for name in number}))
+
+
+def _sha256(images: dict[str, Path]) -> str:
+    """Of the bytes of every image, by the name that items give it; of a series, of its files in the order of names."""
+    digest = hashlib.sha256()
+    for name, path in sorted(images.items()):
+        for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+            with file.open("rb") as opened:
+                digest.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\0".encode())
+    return digest.hexdigest()
 
 
 def list_batches(inputs: Inputs, files: dict[str, Path], unreadable: list[str]) -> Iterator[StudyBatch]:

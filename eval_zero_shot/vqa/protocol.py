@@ -137,6 +137,7 @@ def score_vqa(
             "items_sha256": items_sha256(items, captions),
             "file_sha256": file.sha256,
             "data_sha256": inputs.shards.manifest_hash if images is None else None,
+            "images_sha256": found.sha256,
             "geometry_sha256": inputs.loaded.geometry.identity,
             "view_sha256": inputs.loaded.view.identity,
             "precision": inputs.precision,

@@ -29,7 +29,8 @@ def test_width_is_that_of_independent_patients_not_of_their_queries() -> None:
 
 @pytest.mark.parametrize(
     ("values", "patients", "reason"),
-    [([1.0, 1.0, 1.0], "abc", "all resamples agree"), ([1.0, 0.0, 1.0], "aaa", "single patient"),
+    [([1.0, 1.0, 1.0], "abc", "all resamples agree"), ([1 / 3] * 7, "abcdefg", "all resamples agree"),
+      ([1.0, 0.0, 1.0], "aaa", "single patient"),
      ([NAN, NAN, NAN], "abc", "no case has a value")],
 )  # fmt: skip
 def test_no_interval_is_better_than_one_of_width_zero(values: list[float], patients: str, reason: str) -> None:

@@ -214,6 +214,10 @@ def ours(pool: str) -> Any:
     return dual({"timm_model_name": f"voxvit_tiny.p-2x4x4_i-4x8x8_c-1_o-{pool}_l-2", "image_size": 8})
 
 
+def volumes(name: str) -> Any:
+    return dual({"timm_model_name": name, "image_size": 8})
+
+
 def timm(name: str) -> Any:
     return dual({"timm_model_name": name, "timm_model_pretrained": False, "image_size": 160})
 
@@ -265,6 +269,7 @@ def test_a_token_is_as_similar_as_a_study_made_of_it() -> None:
         pytest.param(lambda: timm("test_vit"), (10, 10), False, id="timm, cls"),
         pytest.param(lambda: native(), (10, 10), False, id="open_clip's own"),
         pytest.param(lambda: timm("test_resnet"), (5, 5), True, id="timm, convolutions"),
+        pytest.param(lambda: volumes("i3d_resnet26.i-4x8x8_c-1_w-8"), (1, 1, 1), True, id="convolutions, volumes"),
     ],
 )  # fmt: skip
 def test_maps_of_every_kind_of_tower(model: Any, grid: tuple[int, ...], alike: bool) -> None:

@@ -123,6 +123,18 @@ def test_two_models_and_any_cache_learn_from_the_same_studies(world: dict[str, A
     assert not np.array_equal(first.scores["score"], other.scores["score"])  # it is another model
 
 
+def test_probes_that_searched_otherwise_are_not_compared(world: dict[str, Any], tmp_path: Path) -> None:
+    from eval_zero_shot.paired import require_comparable
+
+    one = run(world, tmp_path / "a", "--labels", "bright")
+    for number, (words, said) in enumerate(
+        ((["--finer"], "finer"), (["--validation-split", "none"], "validation_rows_sha256"))
+    ):
+        other = run(world, tmp_path / str(number), "--labels", "bright", *words, model=1)
+        with pytest.raises(EvalError, match=f"the two results differ in {said}"):
+            require_comparable(one, other)
+
+
 def test_a_text_start(world: dict[str, Any], tmp_path: Path) -> None:
     task = str(world["folder"] / "task.yaml")
     found = run(world, tmp_path, "--task", task, "--shots", "1", "--draws-count", "2", "--shot-strength", "validation")

@@ -16,6 +16,7 @@ from eval_zero_shot import EvalError
 from eval_zero_shot.compare import compare
 from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import Outcome, read_results, write_results
+from eval_zero_shot.paired import require_comparable
 from eval_zero_shot.retrieval.protocol import score_retrieval, score_volumes
 from eval_zero_shot.retrieve import main
 from eval_zero_shot.suite_file import Retrieval
@@ -156,6 +157,10 @@ def test_volumes_find_their_like_and_name_the_definition(inputs: Inputs) -> None
     chance = found.metric("chance", "volume_to_volume", k=5, relevance="exact_labels")
     assert exact.value > 0.9 and 0.4 < chance.value < 0.6
     assert any("20 studies left out: no finding" in note for note in found.notes)
+    with_own = score_volumes(inputs, inputs.rows("test"), split="test", labels=("dark",), ks=(1, 5), resamples=50,
+                             same_patient=True)  # fmt: skip
+    with pytest.raises(EvalError, match="the two results differ in same_patient"):
+        require_comparable(found, with_own)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from data_shards.shard_set import ShardSet
+from eval_zero_shot.errors import EvalError
 from eval_zero_shot.resample import clustered_means
+from eval_zero_shot.run import main as suite
 from eval_zero_shot.vqa.__main__ import main
 from eval_zero_shot.vqa.answers import hits, majority_hits, position_hits
 from eval_zero_shot.vqa.items import Item
@@ -203,3 +205,41 @@ def test_scores_are_what_comparisons_read(planar: Path, images: Path, tmp_path: 
     options = one.scores[one.scores["variant"] == "options"]
     assert options.groupby("key")["label"].sum().eq(1).all() and len(options) == 12 * 6
     assert isinstance(options, pd.DataFrame)
+
+
+def _other_picture(file: Path) -> None:
+    Image.fromarray(np.random.default_rng(99).integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(file)
+
+
+def test_answers_about_other_images_are_not_compared(planar: Path, images: Path, tmp_path: Path) -> None:
+    from eval_zero_shot.paired import require_comparable
+
+    items = write(tmp_path / "q.jsonl", rows())
+    one = answer(planar, items, tmp_path / "one", "--images", images)
+    again = answer(planar, items, tmp_path / "again", "--images", images)
+    require_comparable(one, again)
+    picture = next(iter(sorted(images.iterdir())))
+    _other_picture(picture)
+    other = answer(planar, items, tmp_path / "other", "--images", images)
+    with pytest.raises(EvalError, match="the two results differ in images_sha256"):
+        require_comparable(one, other)
+
+
+def test_a_suite_asks_again_when_an_image_was_replaced_and_goes_on_without_a_text_tower(
+    planar: Path, images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """The images lie beside the items, which is where they are looked for when no folder is named."""
+    write(images / "q.jsonl", rows())
+    (tmp_path / "suite.yaml").write_text("name: asked\nentries: [{protocol: vqa, items: images/q.jsonl}]\n")
+    words = ["--suite", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "out"), "--no-cache", "--no-cases"]
+
+    def run(*models: str) -> str:
+        assert suite([*words, "--device", "cpu", "--models", *models]) == ("pixels:image" in models)
+        return capsys.readouterr().err
+
+    assert "(kept)" not in run(str(planar))
+    assert "(kept)" in run(str(planar))
+    _other_picture(images / "jane_doe_3.png")
+    assert "(kept)" not in run(str(planar))
+    told = run("pixels:image", str(planar))
+    assert "pixels:image, vqa q: pixels:image has no text tower" in told and "(kept)" in told
