@@ -57,6 +57,7 @@ def score_vqa(
     from eval_zero_shot.vqa.images import blank_feature, image_features
 
     check_template(template)
+    inputs.require_texts()
     published = MAPPINGS[file.mapping]
     wanted = list(dict.fromkeys(item.image for item in file.items))
     found = image_features(inputs, wanted, images, published.image)
@@ -155,7 +156,6 @@ def _text_vectors(inputs: Inputs, captions: Sequence[Sequence[str]]) -> tuple[di
     """(vector of every sentence, items of which two options are the same to the text tower). Sentences are encoded in
     alphabetical order, so that the order of options changes nothing, and once where they have the same tokens, as those
     have that are cut at the context length: these tie exactly."""
-    inputs.require_texts()
     tokenize = inputs.loaded.tokenizer
     first: dict[tuple[int, ...], str] = {}
     same: dict[str, str] = {}
