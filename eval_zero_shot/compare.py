@@ -28,6 +28,7 @@ from eval_zero_shot.paired import Difference, Method, cases_of, holm, paired_dif
 LEAST_PER_TASK = 100  # draws: p is 2 / (draws + 1) at least, and times the number of tasks
 CHOSEN = "validation"  # the prompt set that a model does best with on the validation split
 DEFAULT = "default"
+WITHOUT = {"tie": "counted as a tie", "untold": "no mark"}  # what a comparison without an interval is
 
 
 @dataclass(frozen=True)
@@ -195,9 +196,10 @@ def print_comparisons(found: Sequence[Comparison]) -> None:
         console.print(table)
         for c in rows:
             if c.difference.reason:
-                console.print(f"{c.task}: no interval, {c.difference.reason}; counted as a tie.", highlight=False)
+                console.print(f"{c.task}: no interval, {c.difference.reason}; {WITHOUT[c.mark]}.", highlight=False)
         told = counts(rows)
         said = f"{told['win']} won, {told['tie']} tied, {told['loss']} lost"
+        said += f", {told['untold']} untold" if told["untold"] else ""
         console.print(f"A {said}.", highlight=False)
         for c in rows:
             if all(c.spread):
@@ -217,7 +219,7 @@ def forest_plot(found: Sequence[Comparison], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = [c for c in found if c.prompts == DEFAULT][::-1]
-    colours = {"win": "#1a7f4b", "tie": "#767676", "loss": "#b3261e"}
+    colours = {"win": "#1a7f4b", "tie": "#767676", "untold": "#767676", "loss": "#b3261e"}
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.34 * len(rows)))
     for y, c in enumerate(rows):
         d = c.difference

@@ -131,7 +131,7 @@ def require_comparable(ours: Outcome, theirs: Outcome) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """ours - theirs of one task. p: two-sided, from the same resamples, at least 1 / (resamples + 1).
+    """ours - theirs of one task. p: two-sided, from the same resamples, at least 2 / (resamples + 1).
 
     skipped: resamples in which a class is lost. low, high: None where half of them are, or all agree (`reason`).
     """
@@ -153,8 +153,11 @@ class Difference:
 
     @property
     def mark(self) -> str:
-        """win, loss or tie: on which side of 0 the whole interval is ("tie" where there is none)."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+        """win, loss or tie: on which side of 0 the whole interval is. Without an interval "untold", but for scores that
+        are equal in every resample, which tie."""
+        if self.low is None or self.high is None:
+            return "tie" if self.value == 0 else "untold"
+        if self.low <= 0 <= self.high:
             return "tie"
         return "win" if self.low > 0 else "loss"
 
@@ -188,11 +191,7 @@ def paired_difference(
         seed=seed, jackknife=method == "bca",
     )  # fmt: skip
     found, drawn_R = drawn.interval(0, level, method), drawn.drawn_RM[:, 0]
-    p = None
-    if found.low is not None:
-        kept = drawn_R[~np.isnan(drawn_R)]
-        at_least = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
-        p = min(1.0, 2 * (at_least + 1) / (len(kept) + 1))
+    p = None if found.low is None else drawn.p_at(0.0, 0, method)
     difference = Difference(
         ours.statistic, one, other, one - other, found.low, found.high, p, level, method, resamples, found.skipped, n,
         found.patients, found.reason,

@@ -83,6 +83,20 @@ class Resampled:
         known = None if np.isnan(value) else value
         return Interval(known, low, high, level, total, skipped, self.patients, method=method, reason=reason)
 
+    def p_at(self, at: float, column: int = 0, method: Method = "percentile") -> float:
+        """Two-sided p of the statistic being `at`: 1 - the level of the narrowest interval of this method that reaches
+        `at`, so that p and interval cannot say two things. At least 2 / (resamples + 1)."""
+        kept = self.drawn_RM[:, column][~np.isnan(self.drawn_RM[:, column])]
+        tails = [(float(side.sum()) + 1) / (len(kept) + 1) for side in (kept <= at, kept >= at)]
+        if method == "bca":
+            assert self.jackknife_PM is not None
+            bias, acceleration = _bca(float(self.estimate_M[column]), kept, self.jackknife_PM[:, column])
+            quantiles = np.clip([tails[0], 1 - tails[1]], 1e-12, 1 - 1e-12)
+            from_bias = norm.ppf(quantiles) - bias  # what `_bca_tails` does to a tail, undone
+            nominal = norm.cdf(from_bias / (1 + acceleration * from_bias) - bias)
+            tails = [float(nominal[0]), 1 - float(nominal[1])]
+        return float(np.clip(2 * min(tails), 2 / (len(kept) + 1), 1.0))
+
 
 def resample(
     statistic: Statistic, patients_N: Sequence[str] | NDArray, *, resamples: int = 1000, seed: int = 0,
@@ -166,15 +180,20 @@ def _columns(values: Array) -> Array:
     return values[:, None] if values.ndim == 1 else values
 
 
-def _bca_tails(value: float, kept_R: Array, left_out_P: Array, tails: tuple[float, float]) -> tuple[float, float]:
-    """The quantiles to read instead of `tails`. A value below all resamples counts as half a resample below."""
+def _bca(value: float, kept_R: Array, left_out_P: Array) -> tuple[float, float]:
+    """(bias, acceleration). A value below all resamples counts as half a resample below."""
     r = len(kept_R)
     share = (float((kept_R < value).sum()) + 0.5 * float((kept_R == value).sum())) / r
     bias = float(norm.ppf(np.clip(share, 0.5 / r, 1 - 0.5 / r)))
     known = left_out_P[~np.isnan(left_out_P)]
     spread = known.mean() - known
     scale = float(np.square(spread).sum()) ** 1.5
-    acceleration = 0.0 if scale == 0 else float((spread**3).sum()) / (6 * scale)
+    return bias, 0.0 if scale == 0 else float((spread**3).sum()) / (6 * scale)
+
+
+def _bca_tails(value: float, kept_R: Array, left_out_P: Array, tails: tuple[float, float]) -> tuple[float, float]:
+    """The quantiles to read instead of `tails`."""
+    bias, acceleration = _bca(value, kept_R, left_out_P)
     z_low, z_high = (bias + norm.ppf(tail) for tail in tails)
     return (
         float(norm.cdf(bias + z_low / (1 - acceleration * z_low))),

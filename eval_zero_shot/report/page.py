@@ -46,7 +46,7 @@ def write_report(
 ) -> Path:
     """Write the page of some outcomes (models x tasks x protocols), and `plots/*.png` beside it.
 
-    comparisons: {protocol, task, model, reference, difference, low, high, p_holm, mark: "win" | "tie" | "loss"} each,
+    comparisons: {protocol, task, model, reference, difference, low, high, p_holm, mark (`Difference.mark`)} each,
     all against one reference model; none: no marks. groups: task -> heading it stands under in the table (else the
     outcome's provenance "group", else its protocol). metrics: a training run's metrics.csv. studies: what may be shown
     of patients, one model at a time (a generator may load and free each); without them the page holds numbers only,

@@ -13,7 +13,7 @@ from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.report.curves import counts, findings
 from eval_zero_shot.report.wording import between, default_prompts, headline_words, number, span, weak, words
 
-MARKS = {"win": "▲ win", "tie": "= tie", "loss": "▼ loss"}
+MARKS = {"win": "▲ win", "tie": "= tie", "loss": "▼ loss"}  # beside them "untold": without an interval
 RULES = ("validation", "sign", "prevalence", "test")  # of thresholds, the one to believe first
 DECISIONS = ("f1", "balanced_accuracy", "sensitivity", "specificity")
 

@@ -200,10 +200,11 @@ def _marks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     comparisons = default_prompts(comparisons)
     for model in dict.fromkeys(str(c["model"]) for c in comparisons):
         own = [c for c in comparisons if c["model"] == model]
-        n = {mark: sum(c["mark"] == mark for c in own) for mark in ("win", "tie", "loss")}
+        n = {mark: sum(c["mark"] == mark for c in own) for mark in ("win", "tie", "loss", "untold")}
+        untold = f"; {n['untold']} cannot be told" if n["untold"] else ""
         said.append(
             f"Against {own[0]['reference']}, {model} wins {n['win']}, ties {n['tie']} and loses {n['loss']} of "
-            f"{_plural(len(own), 'task')} (paired by patient)."
+            f"{_plural(len(own), 'task')} (paired by patient){untold}."
         )
     return said
 

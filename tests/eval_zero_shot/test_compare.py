@@ -83,6 +83,7 @@ def test_a_better_model_wins_and_the_other_way_round_it_loses() -> None:
     (tied,) = compare([strong], [replace(strong, model="twin")])
     assert tied.mark == "tie" and tied.difference.value == 0.0
     assert (tied.difference.reason or "").startswith("all resamples agree")
+    assert replace(tied.difference, value=-0.5).mark == "untold", "every draw says the same, and it is no tie"
 
 
 def test_pairing_makes_the_interval_narrower() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import roc_auc_score
 
 from eval_zero_shot import EvalError
-from eval_zero_shot.resample import interval, left_out_weights, patient_weights, resample
+from eval_zero_shot.resample import interval, left_out_weights, means_by_patient, patient_weights, resample
 from eval_zero_shot.statistics import Run, auroc_intervals, weighted_auroc
 
 PATIENTS = np.array(["c", "a", "b", "a", "d", "a"])
@@ -119,3 +121,20 @@ def test_resamples_that_lose_a_class_are_counted() -> None:
     labels, scores = np.array([1.0, 1, 0, 0, 0, 0]), np.array([3.0, 1, 2, 0, 0, 0])
     found = interval(lambda w: weighted_auroc(scores, labels, w), np.arange(6))
     assert 0 < found.skipped < 300 and found.low is not None
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_p_and_interval_say_the_same(method: Any) -> None:
+    """p is below 1 - level where the interval of that level leaves 0 out, but for a draw or two at the border."""
+    near = 0
+    for seed in range(60):
+        values = np.random.default_rng(seed).gumbel(0.4, 1.0, 40) - 0.9
+        names, means = means_by_patient(values[:, None], [str(i) for i in range(40)])
+        drawn = resample(means, names, resamples=400, seed=seed, jackknife=True)
+        found, p = drawn.interval(0, 0.9, method), drawn.p_at(0.0, 0, method)
+        assert found.low is not None and found.high is not None
+        if abs(p - 0.1) > 0.02:
+            assert (p < 0.1) is not (found.low <= 0 <= found.high), seed
+        else:
+            near += 1
+    assert near < 20
