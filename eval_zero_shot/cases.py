@@ -2,7 +2,7 @@
 
 A study may have several scans: reconstructions of one acquisition, views of one examination. Published protocols differ
 in which of them they score (of CT-RATE's part valid all 3,039 volumes, or the first one of each of 1,564 scans), so
-the choice is an option of every command, is said in the notes of an outcome, and must be equal before two are compared.
+the choice is an option, is said in the notes of an outcome, and must be equal before two are compared.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.schema import VOLUME_EXT
 from eval_zero_shot.embedding import StudyFeatures, mean_by_key
 
 if TYPE_CHECKING:
@@ -37,20 +38,33 @@ def add_scans(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _kind(member: str) -> str:
+    return "volume" if member.endswith(VOLUME_EXT) else "image"
+
+
 class EveryScan:
     """Studies read scan by scan: row c is scan `number_C[c]` of row `study_C[c]` of `studies`.
 
     Labels, texts, patient and split are the study's. The key is the study's with the scan's number behind it, which is
     the name of the scan's member in the shards (KEY.00.EXT). `manifest_hash` is another one than the studies', so what
     is kept by it (features, draws of few labels) is never taken for theirs.
+
+    kind: "volume" or "image", what the model reads; scans of the other kind (a radiograph beside a CT), `others` in the
+    whole set, are no cases. None: all of them.
     """
 
-    def __init__(self, studies: Shards) -> None:
-        scans_N = [len(studies.members(row)) - 1 for row in range(len(studies))]  # the last one is the json
+    def __init__(self, studies: Shards, kind: str | None = None) -> None:
+        numbers_N = [
+            [
+                i for i, name in enumerate(studies.members(row)[:-1]) if kind in (None, _kind(name))
+            ]  # the last is the json
+            for row in range(len(studies))
+        ]
         self.studies = studies
-        self.study_C = np.repeat(np.arange(len(studies)), scans_N)
-        self._start = np.concatenate([[0], np.cumsum(scans_N, dtype=np.int64)])
-        self.number_C = np.arange(len(self.study_C)) - self._start[self.study_C]
+        self.others = sum(len(studies.members(row)) - 1 for row in range(len(studies))) - sum(map(len, numbers_N))
+        self.study_C = np.repeat(np.arange(len(studies)), [len(numbers) for numbers in numbers_N])
+        self._start = np.concatenate([[0], np.cumsum([len(numbers) for numbers in numbers_N], dtype=np.int64)])
+        self.number_C = np.array([number for numbers in numbers_N for number in numbers], dtype=np.int64)
         self.label_names = studies.label_names
         self.manifest_hash = f"{studies.manifest_hash}/every scan"
         splits = {name: len(self.rows(name)) for name, samples in studies.manifest["splits"].items() if samples}

@@ -82,7 +82,7 @@ def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
 
     if args.scans == "first":
         return "patient", embed(shards, rows)
-    every = EveryScan(shards)
+    every = EveryScan(shards, loaded.geometry.kind)
     if args.scans == "every":
         return "patient", embed(every, every.of(rows))
     return "patient", every.means(rows, lambda scans: embed(every, scans))

@@ -73,7 +73,7 @@ class Inputs:
     scans: Scans = "first"
 
     def __post_init__(self) -> None:
-        self._every = None if self.scans == "first" else EveryScan(self.shards)
+        self._every = None if self.scans == "first" else EveryScan(self.shards, self.loaded.geometry.kind)
         if self.scans == "every":
             self.shards = self._every
 
@@ -120,15 +120,17 @@ class Inputs:
     def said(self, rows: Sequence[int] | NDArray) -> tuple[str, ...]:
         """A note of what a case is, where it is not a study by its first scan."""
         n = self.counted(rows)
+        others = self._every.others if self._every is not None else 0
+        left = f" Scans that are no {self.loaded.geometry.kind} are left out: {others} of all splits." if others else ""
         if self.scans == "mean":
             return (
                 "A case is a study: the mean of the unit vectors of all its scans, of unit length again "
-                f"({n['scans']} scans of {n['studies']} studies).",
+                f"({n['scans']} scans of {n['studies']} studies).{left}",
             )
         if self.scans == "every":
             return (
                 f"A case is a scan: {n['scans']} scans of {n['studies']} studies, each with labels and texts of its "
-                "study; intervals draw patients with all their scans.",
+                f"study; intervals draw patients with all their scans.{left}",
             )
         return ()
 

@@ -206,8 +206,8 @@ def with_bases(suite: Suite, models: Mapping[str, str]) -> Suite:
     """
     entries = []
     for entry in suite.entries:
-        if isinstance(entry, Interpolation) and not Path(entry.base).is_absolute():
-            if entry.base not in models:
+        if isinstance(entry, Interpolation) and not (Path(entry.base).is_absolute() and Path(entry.base).is_dir()):
+            if entry.base not in models or not Path(models[entry.base]).is_dir():
                 raise EvalError(
                     f"{entry_name(entry)}: the base is neither a release folder nor a model here",
                     why="there is nothing to interpolate with",

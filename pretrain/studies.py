@@ -13,6 +13,7 @@ from data_shards.errors import DataError
 from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
 from data_shards.mixture import Mixture
 from data_shards.opening import tell_lost, with_text
+from data_shards.schema import VOLUME_EXT
 from data_shards.shard_set import ShardSet
 from data_shards.shards import Shards
 from data_shards.union import ShardUnion
@@ -23,8 +24,6 @@ from pretrain.schema_data import MixtureEntry, MixtureSource, PhantomSource, Sha
 
 if TYPE_CHECKING:
     import torch
-
-VOLUME_MEMBER = ".b2nd"  # ending of a stored volume; images keep their own
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def selected_rows(recipe: Recipe, shards: Shards) -> np.ndarray | None:
 
 
 def _refuse_other_kind(recipe: Recipe, name: str, shards: Shards, row: int) -> None:
-    volumes = shards.members(row)[0].endswith(VOLUME_MEMBER)
+    volumes = shards.members(row)[0].endswith(VOLUME_EXT)
     if volumes != (recipe.data.geometry.kind == "volume"):
         have, other = ("volumes", "ct3d_real.yaml") if volumes else ("images", "xray2d.yaml")
         raise ConfigError(

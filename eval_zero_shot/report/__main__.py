@@ -119,7 +119,8 @@ def _studies(models: Sequence[str], args: argparse.Namespace, outcomes: Sequence
             _require("--model", here)
             scores = here[0].scores
             keys: set[Any] = set() if scores is None else set(scores["key"])
-            cases: Any = EveryScan(shards) if here[0].provenance.get("scan_choice") == "every" else shards
+            every = here[0].provenance.get("scan_choice") == "every"
+            cases: Any = EveryScan(shards, loaded.geometry.kind) if every else shards
             rows = np.asarray([row for row in range(len(cases)) if cases.key(row) in keys])
             yield Shown(here[0].model, loaded, cases, rows, task)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 import encoders
 from data_shards.schema import Scan, Study, Texts
@@ -302,3 +304,24 @@ def test_the_page_finds_the_picture_of_each_scan(world: Path, tmp_path: Path) ->
     assert shared and all(every[name] == pictures["first"][name[:16]] for name in shared)
     other = [name for name in every if name.endswith(".01") and name[:16] in pictures["first"]]
     assert other and all(every[name] != pictures["first"][name[:16]] for name in other)
+
+
+def test_a_scan_of_the_other_kind_is_no_case(world: Path, tmp_path: Path) -> None:
+    """A radiograph beside CTs, as PACS exports have them."""
+    picture = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9), np.uint8)).save(picture, "PNG")
+    film = Scan(array=None, image=picture.getvalue(), ext="png", modality="CR")
+    with ShardWriter(tmp_path / "mixed") as writer:
+        for i in range(8):
+            array = np.random.default_rng(i).normal(300 if i % 2 else -300, 300, (5, 9, 9)).astype(np.int16)
+            scans = (Scan(array=array, spacing_mm=(3.0, 2.0, 2.0)), *((film,) if i == 3 else ()))
+            labels = {"bright": i % 2, "dark": 1 - i % 2}
+            writer.write(Study(key(i), f"{i:016x}", "test", scans, Texts(report="A scan."), labels))
+    words = ["--model", str(world / "ours"), "--data", str(tmp_path / "mixed"), "--task", str(world / "toy.yaml")]
+    for choice in CHOICES:
+        out = tmp_path / choice
+        more = ["--scans", choice, "--out", str(out), "--device", "cpu", "--no-cache", "--resamples", "20"]
+        assert classify.main([*words, *more]) == 0
+        (outcome,) = read_results(out)
+        assert (outcome.studies, outcome.scans) == (8, 8)
+        assert any("left out: 1 of all splits" in note for note in outcome.notes) is (choice != "first")

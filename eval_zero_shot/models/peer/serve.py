@@ -11,7 +11,7 @@ says so raw little-endian float32. Nothing is pickled.
     {"do": "encode_texts", "texts": ["...", ...]}             -> {"shape": [U, D]} + U*D floats
     any failure                                               -> {"error": "TypeName: message"}
 
-code_sha256 is of the wrapper and of every module that it imported from its own folder.
+code_sha256 is of the wrapper and of every Python file below its folder.
 """
 
 import argparse
@@ -65,18 +65,17 @@ def main(wrapper: str, argument: str, device: str) -> None:
 
 
 def code_sha256(wrapper: str) -> str:
-    """Of names and bytes of the wrapper and of what it imported from below its folder, installed packages aside."""
-    wrapper = os.path.realpath(wrapper)
-    folder, environment = (path + os.sep for path in (os.path.dirname(wrapper), os.path.realpath(sys.prefix)))
-    files = {wrapper}
-    for module in list(sys.modules.values()):
-        file = os.path.realpath(getattr(module, "__file__", None) or os.sep)
-        if file.startswith(folder) and not file.startswith(environment) and "site-packages" not in file:
-            files.add(file)
+    """Of names and bytes of the wrapper and of every Python file below its folder, whether it is imported already or
+    only when an image comes; environments and hidden folders aside."""
+    folder, files = os.path.dirname(os.path.realpath(wrapper)), []
+    for root, folders, names in os.walk(folder):
+        kept = (name for name in folders if not name.startswith(".") and name not in ("site-packages", "__pycache__"))
+        folders[:] = [name for name in kept if not os.path.exists(os.path.join(root, name, "pyvenv.cfg"))]
+        files += [os.path.join(root, name) for name in names if name.endswith(".py")]
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted({*files, os.path.realpath(wrapper)}):
         with open(file, "rb") as opened:
-            digest.update(f"{file[len(folder) :]}\0{hashlib.sha256(opened.read()).hexdigest()}\0".encode())
+            digest.update(f"{os.path.relpath(file, folder)}\0{hashlib.sha256(opened.read()).hexdigest()}\0".encode())
     return digest.hexdigest()
 
 

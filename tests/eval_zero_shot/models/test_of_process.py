@@ -88,15 +88,20 @@ def test_weights_and_wrapper_are_the_identity(wrapper: Path) -> None:
     assert found[0] == found[1] and len(set(found)) == 3
 
 
-def test_what_the_wrapper_imports_from_its_folder_is_the_identity_too(wrapper: Path) -> None:
+def test_code_beside_the_wrapper_is_the_identity_too(wrapper: Path) -> None:
+    """Imported at the start or not: what is imported when an image comes would be too late to be asked about."""
     wrapper.write_text("import beside\n" + WRAPPER)
-    beside, other = wrapper.with_name("beside.py"), wrapper.with_name("other.py")
+    beside, later = wrapper.with_name("beside.py"), wrapper.parent / "more" / "later.py"
+    installed = wrapper.parent / "env" / "lib.py"
     found = []
-    for number, written in enumerate((beside, other, beside)):  # other.py is imported by nobody
-        beside.touch()
+    for number, written in enumerate((beside, later, installed, later)):
+        for file in (beside, later, installed):
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+        (installed.parent / "pyvenv.cfg").touch()
         written.write_text(f"x = {number}\n")
         found.append(load_dual(f"process:{wrapper}@{sys.executable}", "cpu").sha256)
-    assert found[0] == found[1] != found[2]
+    assert found[0] != found[1] == found[2] != found[3]
 
 
 def test_what_goes_wrong_in_the_worker_is_told(wrapper: Path, tmp_path: Path) -> None:
