@@ -11,7 +11,7 @@ ARGS ?=
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-full lint bench peers sweep clean
+.PHONY: help install quickstart test test-full lint bench bench-eval peers sweep clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -48,6 +48,13 @@ bench: $(VENV)/.installed ## our performance claims, measured on this machine
 	$(PY) -m benchmarks.worker_memory
 	$(PY) -m benchmarks.tiled_loss
 	$(PY) -m benchmarks.local_contrast --threads 2
+	$(PY) -m benchmarks.training_step
+	$(PY) -m benchmarks.model_sizes
+
+bench-eval: $(VENV)/.installed peers ## evaluation against CLIP_benchmark and scikit-learn; the probe takes half an hour
+	$(PY) -m benchmarks.bootstrap_speed
+	$(PY) -m benchmarks.retrieval_speed
+	$(PY) -m benchmarks.probe_speed
 
 peers: $(PEERS)/.installed ## the systems we compare with, in an environment of their own
 $(PEERS)/.installed: benchmarks/peers.txt

@@ -53,10 +53,11 @@ class Control:
 
 
 def said(interval: Interval) -> str:
-    """ "0.812 (0.771 to 0.850)" """
+    """ "0.812 (0.771 to 0.850)"; where many are looked at and limits are wider, "(0.771 to 0.850 at 99.75 %)" """
     if interval.value is None:
         return f"unknown ({interval.reason})"
-    limits = f" ({interval.low:.3f} to {interval.high:.3f})" if interval.low is not None else ""
+    level = "" if round(interval.level, 6) == 0.95 else f" at {100 * interval.level:.4g} %"
+    limits = f" ({interval.low:.3f} to {interval.high:.3f}{level})" if interval.low is not None else ""
     return f"{interval.value:.3f}{limits}"
 
 

@@ -84,6 +84,9 @@ def _table(outcome: Outcome) -> None:
             other.add_row(said, _cell(metric), "" if size is None else f"{size.value:.0f}")
     console = Console()
     console.print(table, other)
+    console.print(
+        "( ) interval over test patients; [ ] lowest and highest of the draws of training studies", style="dim"
+    )
     for note in outcome.notes:
         console.print(note, highlight=False, soft_wrap=True)
 
@@ -93,8 +96,11 @@ def _cell(metric: Metric | None) -> str:
         return ""
     if metric.value is None:
         return metric.reason or "–"
-    span = "" if metric.low is None else f" ({metric.low:.3f}–{metric.high:.3f})"
-    return f"{metric.value:.3f}{span}"
+    if metric.low is None:
+        return f"{metric.value:.3f}"
+    drawn = (metric.method or "").startswith("range of")  # of draws of training studies, no interval over patients
+    opening, closing = "[]" if drawn else "()"
+    return f"{metric.value:.3f} {opening}{metric.low:.3f}–{metric.high:.3f}{closing}"
 
 
 if __name__ == "__main__":
