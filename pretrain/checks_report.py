@@ -14,7 +14,9 @@ READ_REPORTS = ("report_contrastive", "matching", "masked_language")
 def check_report(data: DataSection, model: ModelSection, objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
     report = model.report
     for i, objective in enumerate(objectives):
-        if objective.name in READ_REPORTS and report is None:
+        if report is None and (
+            objective.name in READ_REPORTS or objective.options.get("text") in ("sentences", "words")
+        ):
             what = f"{objective.name} reads reports, and there is no model.report"
             yield Problem(("objectives", i), what, "add model.report: {} (docs/recipes.md)")
         looks = objective.name == "matching" or objective.options.get("condition") == "image"

@@ -84,9 +84,8 @@ def _table(outcome: Outcome) -> None:
             other.add_row(said, _cell(metric), "" if size is None else f"{size.value:.0f}")
     console = Console()
     console.print(table, other)
-    console.print(
-        "( ) interval over test patients; [ ] lowest and highest of the draws of training studies", style="dim"
-    )
+    said_of = "( ) interval over test patients; [ ] lowest and highest of the draws of training studies"
+    console.print(said_of, style="dim", highlight=False, markup=False)
     for note in outcome.notes:
         console.print(note, highlight=False, soft_wrap=True)
 
