@@ -299,6 +299,10 @@ def test_a_report_transformer_that_nothing_reads_is_refused(tiny: Any) -> None:
             ["model.report=null", f"objectives=[{MASKED}]"],
             "masked_language reads reports, and there is no model.report",
         ),
+        (
+            ["model.report=null", 'objectives=[{"name": "hierarchical", "text": "words"}]'],
+            "hierarchical reads reports, and there is no model.report",
+        ),
         (["model.report.fusion_layers=0", f"objectives=[{MATCHING}]"], "matching needs them"),
         (["model.report.fusion_layers=0", f"objectives=[{SEEING}]"], "masked_language needs them"),
         (["model.report.heads=5", ALL], "5 heads do not divide width 24"),
