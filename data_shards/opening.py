@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_shards.errors import DataError
 from data_shards.shard_set import ShardSet
 from data_shards.shards import Shards
 from data_shards.storage import is_url
@@ -43,6 +44,11 @@ def open_studies(where: str | os.PathLike[str], asked: argparse.Namespace | None
     if is_url(where) or str(where).startswith("file://"):
         return ShardSet.open(where)
     place = Path(where).expanduser()
+    if not place.exists():
+        raise DataError(
+            f"there is no folder or file '{place.name}'", "there are no studies to read",
+            "check the path; shard sets are made by data_shards.build or data_shards.phantom",
+        )  # fmt: skip
     if not _holds_tars(place):
         return ShardSet.open(place)
     from data_shards.foreign import ForeignShards

@@ -164,7 +164,7 @@ def read_results(folder: str | Path) -> list[Outcome]:
         version = content.get("results_version") if isinstance(content, dict) else None
     except (OSError, ValueError) as error:
         raise EvalError(
-            f"no readable results.json ({type(error).__name__})",
+            f"no readable results.json in '{folder.name}' ({type(error).__name__})",
             why="there is nothing to show or compare",
             fix="name the folder that a command of eval_zero_shot wrote with --out",
         ) from None
