@@ -101,7 +101,7 @@ def test_a_part_of_training_is_said_to_be_a_part(world: Path, capsys: Any) -> No
         (("--split", "validation"), "no study in split 'validation'"),
         (("--train", "{world}/train", "--train-split", "nought"), "no sample in split 'nought'"),
         (("--resamples", "0"), "--resamples 0"),
-        (("--train", "{world}/nowhere"), "no manifest.json"),
+        (("--train", "{world}/nowhere"), "no folder or file 'nowhere'"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(world: Path, more: tuple[str, ...], wrong: str, capsys: Any) -> None:
