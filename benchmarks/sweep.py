@@ -3,8 +3,9 @@
     python -m benchmarks.sweep NAME [--out DIR] [--parallel N] [--rates LR LR LR] [--key.sub VALUE ...]
 
 A run's folder is named after arm, seed and a hash of its resolved recipe and of the code. A finished one is not
-repeated, one that was stopped goes on, and one of other code or another recipe is left alone. Numbers come from the
-per-study scores that each run leaves (benchmarks.sweep_summary).
+repeated, one that was stopped goes on, and one of other code or another recipe is left alone. Where a comparison has a
+budget in seconds, steps are timed first (benchmarks.budget), and of two arms the one with more steps runs again with
+as many as the other. Numbers come from the per-study scores that each run leaves (benchmarks.sweep_summary).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -23,40 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from benchmarks.budget import step_budget
+from benchmarks.comparisons import SWEEPS, Sweep
 from pretrain.config import dump, load_recipe, split_argv
 from pretrain.errors import ConfigError
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_shards", "encoders", "pretrain", "eval_zero_shot")
 STOPPED = 143
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Arms of one comparison: overrides of one recipe. The difference reported is `ours` - `theirs`."""
-
-    config: str
-    arms: dict[str, tuple[str, ...]]
-    ours: str
-    theirs: str
-    seeds: int = 5
-
-
-SWEEPS = {
-    "infonce_vs_sentence": Sweep(
-        "ct3d.yaml",
-        {
-            "sentence": (),
-            # Without sentence units its text tower is spared what its loss would not read, so step times compare.
-            "infonce": (
-                "objectives=[{name: contrastive, weight: 1.0, units: [report]}]",
-                "data.units.sentences=false",
-            ),
-        },
-        ours="sentence",
-        theirs="infonce",
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -113,19 +89,22 @@ def _bare(source: str) -> str:
 
 
 def make_job(
-    sweep: Sweep, arm: str, seed: int, rate: float | None, extra: Sequence[str], smoke: bool, root: Path, code: str
-) -> Job:
-    """Name a run after what determines it. The arm's own overrides come last: they are what makes it that arm.
+    sweep: Sweep, arm: str, seed: int, rate: float | None, extra: Sequence[str], smoke: bool, root: Path, code: str,
+    steps: int | None = None,
+) -> Job:  # fmt: skip
+    """Name a run after what determines it. The arm's own overrides come after those of all arms: they make it that arm.
 
     Raises:
         ConfigError: the recipe or an override is wrong.
     """
     rates = () if rate is None else (f"optim.lr={rate!r}",)
-    overrides = (*extra, *sweep.arms[arm], *rates, f"seed={seed}")
-    recipe = load_recipe(sweep.config, overrides, smoke=smoke)
+    lengths = () if steps is None else (f"train.steps={steps}",)
+    config = sweep.arms[arm].config
+    overrides = (*sweep.common, *extra, *sweep.arms[arm].overrides, *lengths, *rates, f"seed={seed}")
+    recipe = load_recipe(config, overrides, smoke=smoke)
     identity = hashlib.sha256(f"{dump(recipe)}\0{code}".encode()).hexdigest()[:10]
-    label = "" if rate is None else f"-lr{rate:g}"
-    return Job(arm, seed, rate, sweep.config, overrides, smoke, root, f"{arm}{label}-s{seed}-{identity}")
+    label = ("" if rate is None else f"-lr{rate:g}") + ("" if steps is None else f"-{steps}")
+    return Job(arm, seed, rate, config, overrides, smoke, root, f"{arm}{label}-s{seed}-{identity}")
 
 
 class Runner:
@@ -219,12 +198,15 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
     """
     code, root = code_hash(), Path(args.out)
     runner = Runner(args.parallel, code)
+    seconds = None if args.smoke or args.steps else sweep.seconds
+    budget: dict[str, int | None] = dict.fromkeys(sweep.arms)
 
-    def job(arm: str, seed: int, rate: float | None) -> Job:
-        return make_job(sweep, arm, seed, rate, extra, args.smoke, root, code)
+    def job(arm: str, seed: int, rate: float | None, steps: int | None = None) -> Job:
+        return make_job(sweep, arm, seed, rate, extra, args.smoke, root, code, steps or budget[arm])
 
     def go(arms: dict[str, list[Job]]) -> int:
-        failed = runner.run([j for seed in zip(*arms.values(), strict=True) for j in seed])  # arms take turns
+        turns = itertools.zip_longest(*arms.values())  # arms take turns, seed by seed
+        failed = runner.run([j for seed in turns for j in seed if j is not None])
         if runner.stopped:
             print("stopped; the same command goes on")
             return STOPPED
@@ -232,14 +214,40 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
             print(f"error: {len(failed)} runs failed: {', '.join(j.name for j in failed)}", file=sys.stderr)
         return int(bool(failed))
 
-    trials = {arm: [job(arm, 0, rate) for rate in args.rates or [None]] for arm in sweep.arms}
-    if args.rates and (status := go(trials)):
+    systems = [arm for arm, its in sweep.arms.items() if its.like is None]
+    if seconds is not None:
+        budget |= step_budget({arm: job(arm, 0, None) for arm in systems}, seconds, root, code)
+    rates = args.rates or list(sweep.rates) or [None]
+    trials = {arm: [job(arm, 0, rate) for rate in rates] for arm in systems}
+    if len(rates) > 1 and (status := go(trials)):
         return status
-    arms: dict[str, list[Job]] = {}
-    for arm, jobs in trials.items():
-        best = max(jobs, key=validation_score)
-        arms[arm] = [best, *(job(arm, seed, best.rate) for seed in range(1, args.seeds))]
+    rate_of = {arm: max(jobs, key=validation_score).rate for arm, jobs in trials.items()}
+    for arm, its in sweep.arms.items():
+        if its.like is not None:
+            budget[arm], rate_of[arm] = budget[its.like], rate_of[its.like]
+    arms = {
+        arm: [job(arm, s, rate_of[arm]) for s in range(min(args.seeds, its.seeds or args.seeds))]
+        for arm, its in sweep.arms.items()
+    }
+    for pair in sweep.differences if seconds is not None else ():
+        fewer, more = sorted(pair, key=lambda arm: budget[arm] or 0)
+        if budget[fewer] != budget[more]:
+            again = [job(more, s, rate_of[more], budget[fewer]) for s in range(args.seeds)]
+            arms[at_steps_of(more, fewer)] = again
     return go(arms) or arms
+
+
+def at_steps_of(arm: str, other: str) -> str:
+    """Name of an arm that was run once more, for as many steps as another had."""
+    return f"{arm} at the steps of {other}"
+
+
+def differences_of(sweep: Sweep, arms: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of a sweep, and those at equal steps."""
+    pairs = list(sweep.differences)
+    for a, b in sweep.differences:
+        pairs += [(x, y) for x, y in ((at_steps_of(a, b), b), (a, at_steps_of(b, a))) if {x, y} <= set(arms)]
+    return pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -253,8 +261,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", metavar="DIR", help="folder of the runs and of summary.json (default: runs/sweeps/NAME)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at a time; the cores are shared out (default: 1)")
     add("--seeds", type=int, metavar="N", help="seeds of each arm (default: the comparison's own)")
-    add("--steps", type=int, metavar="N", help="optimiser steps (default: the recipe's)")
-    add("--rates", type=float, nargs="+", metavar="LR", help="learning rates each arm chooses from, on seed 0")
+    add("--steps", type=int, metavar="N", help="optimiser steps of every arm (default: the budget's, or the recipe's)")
+    add(
+        "--rates",
+        type=float,
+        nargs="+",
+        metavar="LR",
+        help="learning rates each arm chooses from, on seed 0 (default: the comparison's own)",
+    )
     add("--smoke", action="store_true", help="two steps on a handful of studies: does everything work?")
     args, rest = parser.parse_known_args(argv)
     sweep = SWEEPS[args.name]
@@ -271,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     from benchmarks.sweep_summary import markdown, summarise, write
 
-    summary = summarise({arm: [j.folder for j in jobs] for arm, jobs in runs.items()}, sweep.ours, sweep.theirs)
+    folders = {arm: [j.folder for j in jobs] for arm, jobs in runs.items()}
+    summary = summarise(folders, differences_of(sweep, list(runs)), systems=sweep.systems)
     print(markdown(summary))
     print(f"wrote {write(Path(args.out), summary)}")
     return 0

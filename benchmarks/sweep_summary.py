@@ -11,50 +11,65 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.scores import Scores, outcome_of, read_scores
 from eval_zero_shot.outcome import Outcome
-from eval_zero_shot.statistics import Interval, macro_difference, macro_over_runs
+from eval_zero_shot.statistics import macro_difference, macro_over_runs
 
-SAME = ("task_sha256", "geometry_sha256", "view_sha256", "data_sha256", "rows_sha256")
+SAME = ("task_sha256", "data_sha256", "rows_sha256")
+SAME_PREPROCESSING = ("geometry_sha256", "view_sha256")
 
 
 def summarise(
-    folders: dict[str, Sequence[Path]], ours: str, theirs: str, resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """Plain JSON: per arm macro AUROC, findings, retrieval and step time; differences `ours` - `theirs`, paired by
-    patient and seed. Intervals are nested: patients resampled inside every draw of seeds.
+    folders: dict[str, Sequence[Path]], differences: Sequence[tuple[str, str]], systems: bool = False,
+    resamples: int = 1000, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Plain JSON: per arm macro AUROC, findings, retrieval and step time; differences, paired by patient and seed.
+    Intervals are nested: patients resampled inside every draw of seeds.
 
     Args:
         folders: arm -> finished run folders, in the order of the seeds.
+        differences: pairs of arms (a, b): a - b.
+        systems: arms may have preprocessing of their own.
 
     Raises:
         ValueError: runs that were scored on other studies, prompts or preprocessing.
     """
+    same = SAME if systems else SAME + SAME_PREPROCESSING
     results = {arm: [outcome_of(f / "results") for f in runs] for arm, runs in folders.items()}
     scores = {arm: [read_scores(outcome) for outcome in runs] for arm, runs in results.items()}
-    _require_same([o.provenance for runs in results.values() for o in runs])
+    _require_same([o.provenance for runs in results.values() for o in runs], same)
     options = {"resamples": resamples, "seed": seed}
-    findings = scores[ours][0].findings
+    first = next(iter(folders))
 
-    def differ(pick: Any) -> dict[str, Any]:
-        return asdict(macro_difference([pick(s) for s in scores[ours]], [pick(s) for s in scores[theirs]], **options))
+    def differ(a: str, b: str, pick: Any) -> dict[str, Any]:
+        pairs = list(zip(scores[a], scores[b], strict=False))  # seeds that both have
+        return asdict(macro_difference([pick(s) for s, _ in pairs], [pick(s) for _, s in pairs], **options))
 
     return {
         "arms": {arm: _arm(list(folders[arm]), results[arm], scores[arm], options) for arm in folders},
-        "difference": {
-            "of": f"{ours} - {theirs}",
-            "macro": differ(lambda s: s.run),
-            "findings": {name: differ(lambda s, name=name: s.finding(name)) for name in findings},
-        },
-        "provenance": {name: results[ours][0].provenance.get(name) for name in SAME},
-        "machine": _json(next(iter(folders[ours])) / "environment.json"),
+        "differences": [
+            {
+                "of": f"{a} - {b}",
+                "macro": differ(a, b, lambda s: s.run),
+                "findings": {
+                    name: differ(a, b, lambda s, name=name: s.finding(name)) for name in scores[a][0].findings
+                },
+            }
+            for a, b in differences
+        ],
+        "provenance": {name: results[first][0].provenance.get(name) for name in same},
+        "machine": _json(folders[first][0] / "environment.json"),
     }
 
 
 def _arm(folders: list[Path], results: list[Outcome], scores: list[Scores], options: Any) -> dict[str, Any]:
     over = macro_over_runs([s.run for s in scores], **options)
+    recipe = yaml.safe_load((folders[0] / "recipe.yaml").read_text(encoding="utf-8"))
     return {
+        "steps": recipe["train"]["steps"],
+        "rate": recipe["optim"]["lr"],
         "runs": {f.name: r.main.value for f, r in zip(folders, results, strict=True)},
         "macro": asdict(over),
         "findings": {
@@ -85,24 +100,28 @@ def _value(outcome: Outcome, name: str, of: str, **at: Any) -> float | None:
     return None if found is None else found.value
 
 
-def _require_same(provenances: Sequence[Mapping[str, Any]]) -> None:
-    for name in SAME:
+def _require_same(provenances: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    for name in names:
         if len({p.get(name) for p in provenances}) > 1:
             raise ValueError(f"runs differ in {name}: scores of other studies, words or preprocessing do not compare")
 
 
-def step_seconds(folder: Path) -> float | None:
-    """Median seconds a step of a run, by the clock of its TensorBoard file; None where it has fewer than two entries.
-
-    Scores and checkpoints fall into few of the intervals, so the median is that of training alone.
-    """
+def loss_clock(folder: Path) -> list[tuple[int, float]]:
+    """(step, wall-clock second) of every loss in a run's TensorBoard file, in the order of the steps."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
-    events = board.Scalars("loss") if "loss" in board.Tags()["scalars"] else []
-    pairs = [(a, b) for a, b in itertools.pairwise(events) if b.step > a.step]
-    return float(np.median([(b.wall_time - a.wall_time) / (b.step - a.step) for a, b in pairs])) if pairs else None
+    return [(e.step, e.wall_time) for e in board.Scalars("loss")] if "loss" in board.Tags()["scalars"] else []
+
+
+def step_seconds(folder: Path) -> float | None:
+    """Median seconds a step of a run; None where its clock has fewer than two entries.
+
+    Scores and checkpoints fall into few of the intervals, so the median is that of training alone.
+    """
+    pairs = [(a, b) for a, b in itertools.pairwise(loss_clock(folder)) if b[0] > a[0]]
+    return float(np.median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs])) if pairs else None
 
 
 def write(out: Path, summary: dict[str, Any]) -> Path:
@@ -115,37 +134,48 @@ def write(out: Path, summary: dict[str, Any]) -> Path:
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """Tables as benchmarks/RESULTS.md holds them."""
-    arms, difference = summary["arms"], summary["difference"]
-    seeds = " and ".join(str(len(arm["runs"])) for arm in arms.values())
-    head = ["", *arms, difference["of"]]
-    patients = difference["macro"]["patients"]
-    lines = [f"{seeds} seeds; 95% intervals over seeds and {patients} held-out patients.", ""]
-    lines += [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    lines.append(_row("**macro AUROC**", [a["macro"] for a in arms.values()], difference["macro"]))
-    for name, value in difference["findings"].items():
-        lines.append(_row(name, [a["findings"][name] for a in arms.values()], value))
-    lines.append(_line(["macro AUROC, synonyms", *(_number(a["synonym_macro"]) for a in arms.values()), ""]))
-    for i, entry in enumerate(next(iter(arms.values()))["retrieval"]):
-        label = f"{entry['direction'].replace('_', ' ')} R@{entry['k']} of {entry['pool']}"
-        label += f" (chance {_number(entry['chance'])})"
-        lines.append(_line([label, *(_number(a["retrieval"][i]["value"]) for a in arms.values()), ""]))
-    lines.append(_line(["seconds a step, in these runs", *(_number(a["step_seconds"]) for a in arms.values()), ""]))
-    return "\n".join(lines)
+    """Tables as benchmarks/RESULTS.md holds them: arms, differences, findings."""
+    arms, differences = summary["arms"], summary["differences"]
+    first = next(iter(arms.values()))
+    recalls = [i for i, entry in enumerate(first["retrieval"]) if entry["k"] == 1]
+    head = ["arm", "steps", "rate", "s a step", "**macro AUROC**", "synonyms", "each seed"]
+    for i in recalls:
+        entry = first["retrieval"][i]
+        head.append(
+            f"{entry['direction'].replace('_', ' ')} R@1 of {entry['pool']} (chance {_number(entry['chance'])})"
+        )
+    rows = [
+        [
+            name, str(arm["steps"]), f"{arm['rate']:g}", _number(arm["step_seconds"]), _span(arm["macro"]),
+            _number(arm["synonym_macro"]), " ".join(_number(v) for v in arm["runs"].values()),
+            *(_number(arm["retrieval"][i]["value"]) for i in recalls),
+        ]
+        for name, arm in arms.items()
+    ]  # fmt: skip
+    patients = first["macro"]["patients"]
+    lines = [f"95 % intervals over seeds and {patients} held-out patients.", "", *_table(head, rows)]
+    if differences:
+        seeds = [str(d["macro"]["runs"]) for d in differences]
+        told = [[d["of"], n, _span(d["macro"], "+.3f")] for d, n in zip(differences, seeds, strict=True)]
+        lines += ["", *_table(["difference", "seeds", "macro AUROC"], told)]
+    names = list(first["findings"])
+    each = [[name, *(_span(arm["findings"][name]) for arm in arms.values())] for name in names]
+    return "\n".join([*lines, "", *_table(["finding", *arms], each)])
 
 
-def _row(label: str, intervals: Sequence[dict[str, Any]], difference: dict[str, Any]) -> str:
-    return _line([label, *(_span(Interval(**i)) for i in intervals), _span(Interval(**difference), "+.3f")])
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *map(_line, rows)]
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _span(interval: Interval, form: str = ".3f") -> str:
-    if interval.low is None or interval.high is None:
-        return _number(interval.value)
-    return f"{interval.value:{form}} ({interval.low:{form}} to {interval.high:{form}})"
+def _span(interval: Mapping[str, Any], form: str = ".3f") -> str:
+    value, low, high = (interval[name] for name in ("value", "low", "high"))
+    if low is None or high is None:
+        return _number(value)
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _number(value: float | None) -> str:

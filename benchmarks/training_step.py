@@ -8,6 +8,8 @@ batch of noise, bf16 autocast:
   conv      the same with a strided convolution for it, as timm and others have (only where asked for)
   ours      `voxvit_SIZE…a-slice3`: attention inside a slice (196 tokens), every third block over all of them
   ours 50%  the same with token dropout 0.5
+  merlin    the inflated ResNet-152 on Merlin's own grid, one window of 160 x 224 x 224, recomputing as its recipe does
+            (only where asked for: close to a minute a step on two cores)
 
 Runs are interleaved and their order rotates, so that a machine that slows down slows all of them; medians are compared.
 Operations are torch's count (FlopCounterMode) on the meta device. Memory is what autograd saves for the backward pass,
@@ -30,7 +32,9 @@ from benchmarks.machine import machine
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+MERLIN = "i3d_resnet152.i-160x224x224_c-1"
 TAG = "p-8x24x24_i-112x336x336_c-{channels}_a-slice3"
+CHOICES = ("plain", "conv", "ours", "ours 50%", "merlin")
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}  # dense bf16, data sheets
 
 
@@ -71,12 +75,30 @@ def our_tower(size: str, tag: Any, dropout: float) -> nn.Module:
     return VoxViT(tag, token_dropout=dropout).train()
 
 
-def contestants(size: str, tag: Any) -> dict[str, Callable[[], nn.Module]]:
+def merlin_tower() -> nn.Module:
+    from encoders.resnet3d import ResNet3D
+    from encoders.tag_resnet3d import parse_resnet_tag
+
+    model = ResNet3D(parse_resnet_tag(MERLIN))
+    model.set_grad_checkpointing()
+    return model
+
+
+class Contestant(NamedTuple):
+    """How a model is made, and the channels and voxels that it sees of one scan."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+
+
+def contestants(size: str, tag: Any) -> dict[str, Contestant]:
+    grid = (tag.channels, *tag.grid)
     return {
-        "plain": lambda: plain_vit(size, tag),
-        "conv": lambda: plain_vit(size, tag, convolution=True),
-        "ours": lambda: our_tower(size, tag, 0.0),
-        "ours 50%": lambda: our_tower(size, tag, 0.5),
+        "plain": Contestant(lambda: plain_vit(size, tag), grid),
+        "conv": Contestant(lambda: plain_vit(size, tag, convolution=True), grid),
+        "ours": Contestant(lambda: our_tower(size, tag, 0.0), grid),
+        "ours 50%": Contestant(lambda: our_tower(size, tag, 0.5), grid),
+        "merlin": Contestant(merlin_tower, (1, 160, 224, 224)),
     }
 
 
@@ -150,14 +172,14 @@ def operations(make: Callable[[], nn.Module], shape: Sequence[int]) -> float:
     return float(counter.get_total_flops())
 
 
-def interleaved(steps: dict[str, Step], x: Tensor, repeats: int) -> dict[str, Seconds]:
+def interleaved(steps: dict[str, Step], inputs: dict[str, Tensor], repeats: int) -> dict[str, Seconds]:
     """Median seconds of each, after one step that is not counted."""
     names = list(steps)
     found: dict[str, list[Seconds]] = {name: [] for name in names}
     for turn in range(repeats + 1):
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
-            taken = steps[name].seconds(x)
+            taken = steps[name].seconds(inputs[name])
             if turn:
                 found[name].append(taken)
             print(
@@ -210,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--repeats", type=int, default=5)
     add("--threads", type=int, default=2)
     add("--device", default="cpu", choices=("cpu", "cuda"))
-    add("--models", nargs="+", default=["plain", "ours", "ours 50%"], choices=("plain", "conv", "ours", "ours 50%"))
+    add("--models", nargs="+", default=["plain", "ours", "ours 50%"], choices=CHOICES)
     args = parser.parse_args(argv)
 
     import torch
@@ -220,13 +242,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     tag = parse_tag(f"voxvit_{args.size}." + (args.tag or TAG.format(channels=args.channels)))
-    shape = (args.batch, tag.channels, *tag.grid)
-    makers = {name: make for name, make in contestants(args.size, tag).items() if name in {"plain", *args.models}}
-    x = torch.randn(*shape, device=args.device)
-    steps = {name: Step(make(), args.device) for name, make in makers.items()}
-    saved = {name: step.saved_bytes(x) for name, step in steps.items()}
-    seconds = interleaved(steps, x, args.repeats)
-    flop = {name: operations(make, shape) for name, make in makers.items()}
+    chosen = {name: it for name, it in contestants(args.size, tag).items() if name in {"plain", *args.models}}
+    inputs = {name: torch.randn(args.batch, *it.shape, device=args.device) for name, it in chosen.items()}
+    steps = {name: Step(it.make(), args.device) for name, it in chosen.items()}
+    saved = {name: step.saved_bytes(inputs[name]) for name, step in steps.items()}
+    seconds = interleaved(steps, inputs, args.repeats)
+    flop = {name: operations(it.make, (args.batch, *it.shape)) for name, it in chosen.items()}
 
     cuda = args.device == "cuda"
     where = torch.cuda.get_device_name() if cuda else machine()
@@ -236,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         + _head(cuda)
     )
     print("|---|---|---|---|---|---|---|---|" + ("---|---|" if cuda else ""))
-    for name in makers:
+    for name in chosen:
         own, base = seconds[name], seconds["plain"]
         rate = flop[name] / own.wall
         row = [
@@ -244,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{flop[name] / 1e12:.2f}", f"{rate / 1e12:.2f}", f"{saved[name] / 2**30:.2f}",
         ]  # fmt: skip
         if cuda:
-            row += [_share(rate, where), f"{_peak(steps[name], x) / 2**30:.2f}"]
+            row += [_share(rate, where), f"{_peak(steps[name], inputs[name]) / 2**30:.2f}"]
         print("| " + " | ".join(row) + " |")
     if cuda:
         print("\n".join(attention_backends(tag, args.size, args.batch)))

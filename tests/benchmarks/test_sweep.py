@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sweep import SWEEPS, code_hash, main, make_job
+from benchmarks.budget import step_budget
+from benchmarks.comparisons import SWEEPS, Arm, Sweep
+from benchmarks.sweep import Job, at_steps_of, code_hash, differences_of, main, make_job
 from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
 
@@ -29,6 +31,43 @@ def test_a_run_is_named_after_what_determines_it() -> None:
     others = [name("infonce"), name(seed=1), name(rate=5e-4), name(extra=("train.batch_size=4",)), name(code="d")]
     assert len({name(), *others}) == 6
     assert name("infonce", 3, 5e-4).startswith("infonce-lr0.0005-s3-")
+    assert make_job(SWEEP, "infonce", 0, None, (), True, Path("out"), "c", 7).name.startswith("infonce-7-s0-")
+
+
+@pytest.mark.parametrize("sweep", sorted(SWEEPS))
+def test_every_arm_is_a_recipe(sweep: str) -> None:
+    found = SWEEPS[sweep]
+    assert found.arms and all({a, b} <= set(found.arms) for a, b in found.differences)
+    for arm in found.arms:
+        make_job(found, arm, 0, 1e-3, (), False, Path("out"), "c", 10)
+    if not found.systems:
+        return
+    sources = {str(load_recipe(j.config, j.overrides).data.source) for j in jobs_of(found)}
+    batches = {load_recipe(j.config, j.overrides).train.batch_size for j in jobs_of(found)}
+    assert len(sources) == len(batches) == 1, "systems learn from the same studies, as many at a time"
+
+
+def jobs_of(sweep: Sweep) -> list[Job]:
+    return [make_job(sweep, arm, 0, None, (), False, Path("out"), "c", 10) for arm in sweep.arms]
+
+
+def test_a_budget_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"sentence": [1.0, 9.0, 2.0], "infonce": [0.5, 0.5, 0.4]}
+    times = {arm: iter(each) for arm, each in taken.items()}
+    monkeypatch.setattr("benchmarks.budget._timed", lambda job, folder: next(times[job.arm]))
+    jobs = {arm: make_job(SWEEP, arm, 0, None, (), False, tmp_path, "c") for arm in SWEEP.arms}
+    expected = {"sentence": 120, "infonce": 480}
+    assert step_budget(jobs, 240.0, tmp_path, "c") == expected
+    assert step_budget(jobs, 240.0, tmp_path, "c") == expected, "the medians are on the disk"
+    with pytest.raises(StopIteration):
+        step_budget(jobs, 240.0, tmp_path, "other code")
+
+
+def test_differences_at_equal_steps_stand_beside_those_of_the_budget() -> None:
+    sweep = Sweep({"ours": Arm("ct3d.yaml"), "theirs": Arm("merlin.yaml")}, (("ours", "theirs"),))
+    again = at_steps_of("ours", "theirs")
+    assert differences_of(sweep, ["ours", "theirs"]) == [("ours", "theirs")]
+    assert differences_of(sweep, ["ours", "theirs", again]) == [("ours", "theirs"), (again, "theirs")]
 
 
 def test_arms_differ_in_the_objective_alone() -> None:

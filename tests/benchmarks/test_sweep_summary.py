@@ -20,7 +20,7 @@ FINDINGS = ("cyst", "effusion", "stone")
 
 
 def finished_run(
-    folder: Path, skill: float, seed: int, rows: str = "same", steps: Sequence[float] = (0, 5, 10)
+    folder: Path, skill: float, seed: int, rows: str = "same", steps: Sequence[float] = (0, 5, 10), view: str = "v"
 ) -> Path:
     """A run whose scores follow the labels by `skill`; 60 studies of 40 patients; stones are always absent."""
     from torch.utils.tensorboard import SummaryWriter
@@ -44,7 +44,7 @@ def finished_run(
         "scans": 60,
         "patients": 40,
     }
-    common["provenance"] = {"rows_sha256": rows}
+    common["provenance"] = {"rows_sha256": rows, "view_sha256": view}
     at: dict[str, Any] = {"k": 1, "pool": 16, "ties": "identical_texts"}
     recalls = [Metric(n, v, of="text_to_image", at=at) for n, v in (("recall", skill / 10), ("chance", 0.0625))]
     found = [
@@ -54,6 +54,7 @@ def finished_run(
     ]  # fmt: skip
     write_results(folder / "results", found)
     (folder / "environment.json").write_text(json.dumps({"cores": 2}))
+    (folder / "recipe.yaml").write_text("train: {steps: 10}\noptim: {lr: 0.001}\n")
     board = SummaryWriter(str(folder / "tensorboard"))
     for number, seconds in enumerate(steps):
         board.add_scalar("loss", 1.0, 10 * number, walltime=1000.0 + seconds)
@@ -66,8 +67,8 @@ def test_a_better_arm_is_told_from_a_worse_one(tmp_path: Path) -> None:
         "good": [finished_run(tmp_path / f"good{s}", 2.0, s) for s in range(3)],
         "poor": [finished_run(tmp_path / f"poor{s}", 0.0, 10 + s) for s in range(3)],
     }
-    summary = summarise(arms, "good", "poor", resamples=200)
-    difference, good = summary["difference"], summary["arms"]["good"]
+    summary = summarise(arms, [("good", "poor")], resamples=200)
+    (difference,), good = summary["differences"], summary["arms"]["good"]
     assert difference["of"] == "good - poor"
     assert difference["macro"]["low"] > 0.2
     assert difference["macro"]["runs"] == 3 and difference["macro"]["patients"] == 40
@@ -78,15 +79,22 @@ def test_a_better_arm_is_told_from_a_worse_one(tmp_path: Path) -> None:
     assert good["retrieval"][0]["value"] == pytest.approx(0.2)
 
     told = markdown(summary)
-    assert "text to image R@1 of 16 (chance 0.062) | 0.200 | 0.000" in told
-    assert f"{difference['macro']['value']:+.3f}" in told
+    assert "text to image R@1 of 16 (chance 0.062)" in told and "| good | 10 | 0.001 | 0.500 |" in told
+    assert f"| good - poor | 3 | {difference['macro']['value']:+.3f} (" in told
     assert json.loads(write(tmp_path / "out", summary).read_text()) == json.loads(json.dumps(summary))
 
 
 def test_runs_on_other_studies_are_refused(tmp_path: Path) -> None:
     arms = {"a": [finished_run(tmp_path / "a", 1.0, 0)], "b": [finished_run(tmp_path / "b", 1.0, 0, rows="other")]}
     with pytest.raises(ValueError, match="rows_sha256"):
-        summarise(arms, "a", "b", resamples=10)
+        summarise(arms, [("a", "b")], resamples=10)
+
+
+def test_systems_may_see_scans_differently_and_parts_of_one_may_not(tmp_path: Path) -> None:
+    arms = {name: [finished_run(tmp_path / name, 1.0, 0, view=name)] for name in ("a", "b")}
+    with pytest.raises(ValueError, match="view_sha256"):
+        summarise(arms, [("a", "b")], resamples=10)
+    assert summarise(arms, [("a", "b")], systems=True, resamples=10)["differences"][0]["of"] == "a - b"
 
 
 def test_step_time_leaves_pauses_out(tmp_path: Path) -> None:

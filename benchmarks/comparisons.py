@@ -1,0 +1,79 @@
+"""What `benchmarks.sweep` compares: arms, each a recipe with overrides, and the differences that are reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One system: overrides of one recipe.
+
+    like: an arm of which this one changes one thing: it takes that arm's steps and learning rate. seeds: of this arm,
+    where it has fewer than the others.
+    """
+
+    config: str
+    overrides: tuple[str, ...] = ()
+    like: str | None = None
+    seeds: int | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Arms of one comparison.
+
+    arms: by name. differences: pairs (a, b), a - b is reported. seeds: of each arm. common: overrides of every arm,
+    which the arm's own win over. seconds: T, every arm gets T / (its median step) steps; None: the recipes' own steps.
+    rates: learning rates that each arm chooses from; empty: the recipe's own. systems: the arms may see scans
+    differently, as whole systems do; otherwise scores of different preprocessing are refused.
+    """
+
+    arms: dict[str, Arm]
+    differences: tuple[tuple[str, str], ...]
+    seeds: int = 5
+    common: tuple[str, ...] = ()
+    seconds: float | None = None
+    rates: tuple[float, ...] = ()
+    systems: bool = False
+
+
+# What fits two cores: the quickstart's grid, batch and text tower for all, about 4,000 studies to train on.
+PHANTOM = (
+    "data.source.studies=5000",
+    "data.workers=0",
+    "model.text={width: 128, layers: 1, heads: 4, context_length: 256}",
+    "model.embed_dim=256",
+    "train.batch_size=32",
+    "checkpoint.keep_top=0",
+)
+GRID = (
+    "data.geometry.spacing_mm=[7.0, 4.7, 4.7]",
+    "data.train_view.size=[56, 64, 80]",
+    "data.eval_view.size=[56, 64, 80]",
+    "model.image.image_size=80",
+)
+MERLIN = (
+    *GRID,
+    # The shallowest of the family, a quarter as wide: 3 CPU-seconds a step, forward and backward, where the tower of
+    # 152 layers takes 50 a scan.
+    "model.image.name=i3d_resnet26.i-56x64x80_c-1_w-16",
+    "model.image.grad_checkpointing=false",
+)
+
+SWEEPS = {
+    "infonce_vs_sentence": Sweep(
+        {
+            "sentence": Arm("ct3d.yaml"),
+            # Without sentence units its text tower is spared what its loss would not read, so step times compare.
+            "infonce": Arm(
+                "ct3d.yaml",
+                (
+                    "objectives=[{name: contrastive, weight: 1.0, units: [report]}]",
+                    "data.units.sentences=false",
+                ),
+            ),
+        },
+        (("sentence", "infonce"),),
+    ),
+}
