@@ -317,7 +317,8 @@ def _forget_zeros(parameters: list[nn.Parameter]) -> None:
     """Parameters that nothing reached are neither decayed nor moved by what is left of their momentum. Where ranks wait
     for them they have gradients of zero, in one process none: the same for both."""
     reached = [p for p in parameters if p.grad is not None]
-    sizes = [p.grad.detach().abs().amax() for p in reached]  # type: ignore[union-attr]
+    # Sums, because a rank may have no row of a sharded weight, and nothing has no greatest.
+    sizes = [p.grad.detach().abs().sum() for p in reached]  # type: ignore[union-attr]
     sizes = [size.full_tensor() if hasattr(size, "full_tensor") else size for size in sizes]
     for parameter, zero in zip(reached, (torch.stack(sizes) == 0).tolist() if sizes else [], strict=True):
         if zero:

@@ -84,3 +84,14 @@ def test_two_ranks_train_on_sections_like_one(merlin: Any) -> None:
     assert merlin("one", **same, train__batch_size=4) == 0
     for name, value in merlin.weights("one").items():
         torch.testing.assert_close(merlin.weights("two")[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.full
+def test_sharded_weights_train_in_stages_and_on_sections_like_whole_ones(merlin: Any) -> None:
+    same = {"model__image__token_dropout": 0.0, "train__steps": 6}
+    staged = [{**OBJECTIVES[0], "schedule": [[0.34, 1.0]]}, OBJECTIVES[1]]  # the text tower rests for two steps
+    for name, strategy in (("ddp", "ddp"), ("fsdp2", "fsdp2")):
+        code, said = finish(merlin.start(name, **TWO, **same, train__strategy=strategy, objectives=staged))
+        assert code == 0, said
+    for name, value in merlin.weights("ddp").items():
+        torch.testing.assert_close(merlin.weights("fsdp2")[name], value, rtol=1e-3, atol=2e-5, msg=name)
