@@ -1,6 +1,7 @@
 """`voxvit`: a vision transformer over volumes, registered in timm, its geometry in its name (encoders.tag).
 
-Legend: B volumes, C width, (D, H, W) token grid, S = H·W tokens of one slice, N = D·S tokens.
+Legend: B studies (mostly of one volume), K volumes of a study, C width, (D, H, W) token grid of a volume, S = H·W
+tokens of one slice, N = D·S tokens (of all volumes: K·D·S).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from encoders.attention import Packing, attend
 from encoders.create import create_tower
 from encoders.pooling import MLP_RATIO, AttentionPool, GridPool
 from encoders.stem import ConvStem, ExtremesStem, PatchStem
+from encoders.study_tokens import StudyTokens, present_volumes, seen
 from encoders.tag import SIZES, Tag, parse_tag
 from encoders.tag_fields import Size3
 
@@ -59,22 +61,39 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, NORM_EPS)
         self.mlp = nn.Sequential(nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width))
 
-    def attention(self, x_GLC: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        groups, length, width = x_GLC.shape
-        qkv = self.qkv(x_GLC).view(groups * length, 3, self.heads, width // self.heads)
+    def attention(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, packing: Packing | None = None) -> Tensor:
+        """Groups [G, L, C], or rows [R, C] in the sequences of `packing`."""
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        qkv = self.qkv(x).view(rows, 3, self.heads, width // self.heads)
         if rope is not None:
-            cos, sin = (t.reshape(groups * length, -1) for t in rope)
+            cos, sin = (t.reshape(rows, -1) for t in rope)
             q, k, v = qkv.unbind(1)
             qkv = torch.stack([rotate(q, cos, sin), rotate(k, cos, sin), v], dim=1)
-        out = attend(qkv, Packing.uniform(groups, length, x_GLC.device))
-        return self.proj(out.reshape(groups, length, width))
+        out = attend(qkv, packing or Packing.uniform(x.shape[0], x.shape[1], x.device))
+        return self.proj(out.reshape(x.shape))
 
-    def forward(self, x_BNC: Tensor, rope: tuple[Tensor, Tensor] | None, slices: int) -> Tensor:
-        if slices == 1:
-            x = x_BNC + self.attention(self.norm1(x_BNC), rope)
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, slices: int, study: StudyTokens | None = None
+    ) -> Tensor:
+        """Tokens [B, N, C], of which `slices` groups attend by themselves; or with `study` rows [R, C] as it lays them
+        out, where `slices` groups of every volume do, or for 0 all tokens of a study."""
+        y = self.norm1(x)
+        if study is not None:
+            x = x + self._of_studies(y, rope, slices, study)
+        elif slices == 1:
+            x = x + self.attention(y, rope)
         else:
-            x = x_BNC + self._by_slice(self.norm1(x_BNC), rope, slices)
+            x = x + self._by_slice(y, rope, slices)
         return x + self.mlp(self.norm2(x))
+
+    def _of_studies(self, y_RC: Tensor, rope: tuple[Tensor, Tensor] | None, slices: int, study: StudyTokens) -> Tensor:
+        if slices == 0:
+            if rope is not None:
+                rope = study.packed(rope[0]), study.packed(rope[1])
+            return study.unpacked(self.attention(study.packed(y_RC), rope, study.packing))
+        if rope is not None:
+            rope = study.grouped(rope[0], slices), study.grouped(rope[1], slices)
+        return study.ungrouped(self.attention(study.grouped(y_RC, slices), rope), slices)
 
     def _by_slice(self, y_BNC: Tensor, rope: tuple[Tensor, Tensor] | None, slices: int) -> Tensor:
         """Attention inside each slice. A leading CLS token joins every slice and leaves as the mean of its copies."""
@@ -104,6 +123,11 @@ def _at(x_BNC: Tensor, keep_BK: Tensor | None) -> Tensor:
 class VoxViT(nn.Module):
     """Vision transformer over volumes [B, channels, D, H, W] of any size that is a multiple of the patch.
 
+    With `tag.volumes` K above 1 the channels are those of K volumes one after another, the volumes of a study. Each
+    goes through the same stem and has the same positions, and an embedding of its number; tokens of all volumes are
+    those of the study, as if the volumes lay one above another. A volume that is -1 everywhere is absent: its tokens
+    are neither computed nor attended nor pooled, and zero in what `forward_features` gives.
+
     The interface is timm's: `forward_features` [B, (1+)N, C], `forward_head` [B, C], `forward`, `num_features`,
     `reset_classifier`, `group_matcher`, `set_grad_checkpointing`, `no_weight_decay`, so that open_clip can wrap it.
 
@@ -129,12 +153,14 @@ class VoxViT(nn.Module):
             "classifier": "head",
         }
         stems = {"patch": PatchStem, "conv": ConvStem, "extremes": ExtremesStem}
-        self.patch_embed = stems[tag.stem](tag.channels, width, tag.patch)
+        self.patch_embed = stems[tag.stem](tag.channels_each, width, tag.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if tag.pool == "cls" else None
         if tag.positions == "learned":
             self.pos_embed: nn.Parameter | None = nn.Parameter(torch.randn(1, width, *tag.tokens) * POSITION_STD)
         else:
             self.pos_embed = None
+        # Zero: the number of a volume says nothing of the body, as its positions do, until training finds that it does.
+        self.volume_embed = nn.Parameter(torch.zeros(tag.volumes, width)) if tag.volumes > 1 else None
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth if tag.layers is None else tag.layers))
         self.norm = nn.LayerNorm(width, NORM_EPS)
         self.attn_pool = AttentionPool(width, heads) if tag.pool == "attn" else None
@@ -150,7 +176,7 @@ class VoxViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def token_grid(self, size: Size3) -> Size3:
-        """Token grid of a volume of `size` voxels.
+        """Token grid of a study whose volumes have `size` voxels: along its depth one volume after another.
 
         Raises:
             ValueError: the patch does not divide the size.
@@ -161,11 +187,12 @@ class VoxViT(nn.Module):
                 f"{'x'.join(map(str, self.tag.patch))}\n  why: a part of the body would be dropped in silence\n"
                 "  fix: pad or crop to a multiple of the patch (the release's own preprocessing does)"
             )
-        return tuple(s // p for s, p in zip(size, self.tag.patch, strict=True))  # type: ignore[return-value]
+        depth, height, width = (s // p for s, p in zip(size, self.tag.patch, strict=True))
+        return self.tag.volumes * depth, height, width
 
     def features_grid(self, size: Size3) -> Size3:
-        """Grid of the tokens that `forward_features` gives for a volume of `size` voxels."""
-        return self.tag.tokens if self.grid_pool is not None else self.token_grid(size)
+        """Grid of the tokens that `forward_features` gives for volumes of `size` voxels."""
+        return self.token_grid(self.tag.grid if self.grid_pool is not None else size)
 
     def _rope(self, grid: Size3, keep: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         if self.tag.positions != "rope":
@@ -204,6 +231,57 @@ class VoxViT(nn.Module):
         """
         grid = self.token_grid(x.shape[2:])  # type: ignore[arg-type]
         keep = self._kept(grid, x.shape[0], x.device)
+        tokens = self._of_volumes(x, keep, grid) if self.tag.volumes == 1 else self._of_studies(x, keep, grid)
+        if keep is None:
+            keep = torch.arange(math.prod(grid), device=x.device).expand(x.shape[0], -1)
+        return tokens, keep
+
+    def _of_volumes(self, x: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
+        x = self._embed(x, keep, grid)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        rope = self._rope(grid, keep, x.shape[0], x.device)
+        for i, block in enumerate(self.blocks):
+            slices = grid[0] if self.tag.attention == "slice3" and i % 3 != 2 and grid[0] > 1 else 1
+            x = self._run(block, x, rope, slices)
+        x = self.norm(x)
+        if self.grid_pool is not None and (keep is not None or grid != self.tag.tokens):
+            x = self._on_native_grid(x, keep, grid)
+        return x
+
+    def _of_studies(self, x: Tensor, keep: Tensor | None, whole: Size3) -> Tensor:
+        """Volumes that are there, one after another; places `keep` are those of the grid `whole` of all volumes."""
+        assert self.volume_embed is not None
+        volumes = self.tag.volumes
+        grid: Size3 = (whole[0] // volumes, *whole[1:])
+        each = math.prod(grid)
+        if keep is not None:  # places inside their own volume
+            keep = keep.view(len(x) * volumes, -1) % each
+        tokens = each if keep is None else keep.shape[1]
+        study = StudyTokens.of(present_volumes(x, volumes), tokens, int(self.cls_token is not None))
+        keep = None if keep is None else study.present(keep)
+        y = self._embed(study.present(x.unflatten(1, (volumes, -1)).flatten(0, 1)), keep, grid)
+        y = y + study.present(self.volume_embed.repeat(len(x), 1))[:, None]
+        rows = y.flatten(0, 1)
+        rope = None
+        if self.tag.positions == "rope":
+            tables = (t.expand(len(y), -1, -1) for t in rope_tables(grid, self._head_width, x.device))
+            rope = tuple(_at(table, keep).flatten(0, 1) for table in tables)
+        if self.cls_token is not None:
+            rows = torch.cat([self.cls_token[0].expand(len(x), -1).to(rows.dtype), rows])
+            if rope is not None:
+                ends = zip(rope, (1.0, 0.0), strict=True)  # CLS is not rotated
+                rope = tuple(F.pad(table, (0, 0, len(x), 0), value=identity) for table, identity in ends)
+        inside = {"slice3": grid[0], "volume3": 1, "full": 0}[self.tag.attention]
+        for i, block in enumerate(self.blocks):
+            rows = self._run(block, rows, rope, inside if i % 3 != 2 else 0, study)
+        rows = self.norm(rows)
+        if self.grid_pool is not None and (keep is not None or grid != self.tag.tokens):
+            rows = self._on_native_grid(rows.view(y.shape), keep, grid).flatten(0, 1)
+        return study.dense(rows)
+
+    def _embed(self, x: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
+        """Volumes to their tokens with positions, those at the places `keep` alone."""
         if keep is not None and isinstance(self.patch_embed, PatchStem):
             x = self.patch_embed.some(x, keep)
         else:
@@ -213,21 +291,12 @@ class VoxViT(nn.Module):
             if grid != self.tag.tokens:
                 place = F.interpolate(place, size=grid, mode="trilinear", align_corners=False)
             x = x + _at(place.flatten(2).transpose(1, 2).expand(x.shape[0], -1, -1), keep)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        rope = self._rope(grid, keep, x.shape[0], x.device)
-        for i, block in enumerate(self.blocks):
-            slices = grid[0] if self.tag.attention == "slice3" and i % 3 != 2 and grid[0] > 1 else 1
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, rope, slices, use_reentrant=False)
-            else:
-                x = block(x, rope, slices)
-        x = self.norm(x)
-        if self.grid_pool is not None and (keep is not None or grid != self.tag.tokens):
-            x = self._on_native_grid(x, keep, grid)
-        if keep is None:
-            keep = torch.arange(math.prod(grid), device=x.device).expand(x.shape[0], -1)
-        return x, keep
+        return x
+
+    def _run(self, block: nn.Module, x: Tensor, rope: Any, slices: int, *study: StudyTokens) -> Tensor:
+        if self.grad_checkpointing and self.training:
+            return checkpoint(block, x, rope, slices, *study, use_reentrant=False)
+        return block(x, rope, slices, *study)
 
     def _on_native_grid(self, x: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
         """Tokens put back to their places (dropped ones are zero) and resampled to the native grid."""
@@ -240,8 +309,11 @@ class VoxViT(nn.Module):
         return block.flatten(2).transpose(1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens to one vector a volume [B, C], or classifier logits."""
-        if self.attn_pool is not None:
+        """Tokens to one vector a study [B, C], or classifier logits. Of several volumes, `o-grid` pools each by itself
+        and takes their mean."""
+        if self.tag.volumes > 1 and self.cls_token is None:
+            x = self._pooled_studies(x)
+        elif self.attn_pool is not None:
             x = self.attn_pool(x)
         elif self.grid_pool is not None:
             x = self.grid_pool(x)
@@ -250,6 +322,19 @@ class VoxViT(nn.Module):
         else:
             x = x.amax(1) if self.tag.pool == "max" else x.mean(1)
         return x if pre_logits else self.head(x)
+
+    def _pooled_studies(self, x: Tensor) -> Tensor:
+        seen_BN = seen(x)
+        if self.attn_pool is not None:
+            return self.attn_pool(x, seen_BN)
+        if self.tag.pool == "max":
+            return x.masked_fill(~seen_BN[..., None], -torch.inf).amax(1)
+        if self.grid_pool is not None:
+            volumes = (len(x), self.tag.volumes)
+            seen_BN = seen_BN.view(*volumes, -1).any(2)
+            x = self.grid_pool(x.reshape(math.prod(volumes), -1, x.shape[2])).view(*volumes, -1)
+            x = x * seen_BN[..., None]
+        return x.sum(1) / seen_BN.sum(1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -266,10 +351,10 @@ class VoxViT(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
+        return {"stem": r"^cls_token|pos_embed|volume_embed|patch_embed", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
-        return {"pos_embed", "cls_token", "attn_pool.query"}
+        return {"pos_embed", "volume_embed", "cls_token", "attn_pool.query"}
 
 
 def _create(size: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> VoxViT:
