@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -14,10 +15,15 @@ import torch
 
 import encoders
 from data_shards import build
+from data_shards.geometry import Geometry, View
 from data_shards.shard_set import ShardSet
+from encoders.errors import ReleaseError
+from encoders.release_config import check_input
 from encoders.study_tokens import present_volumes
 from eval_zero_shot import classify, embed
+from eval_zero_shot.audit.altered import blank_values, corners_blanked, with_absent
 from eval_zero_shot.outcome import read_results
+from eval_zero_shot.report.pictures import on_picture
 from pretrain import fit
 from pretrain.config import ConfigError, load_recipe
 from pretrain.objectives.masked_image import in_depth, patches
@@ -204,3 +210,42 @@ def test_refusals(tmp_path: Path, words: list[str], key: str, said: str) -> None
     with pytest.raises(ConfigError) as caught:
         load_recipe(str(path), given)
     assert key in str(caught.value) and said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tower", "scans", "said"),
+    [("c-3_v-3", 1, "the geometry has 1 windows"), ("c-3", 3, "does not tell 3 scans"), ("c-6_v-2", 3, "of 3 scans")],
+)
+def test_a_release_of_another_number_of_scans_is_refused(tower: str, scans: int, said: str) -> None:
+    geometry = Geometry(windows=((-1000.0, 1000.0),), scans_per_study=scans)
+    with pytest.raises(ReleaseError, match=said):
+        check_input(f"voxvit_tiny.p-8x16x16_i-16x32x32_{tower}", geometry, View("centre", (16, 32, 32)))
+
+
+def test_identities_of_geometries_of_one_scan_are_what_they_were() -> None:
+    assert "scans_per_study" not in Geometry().to_json()
+    assert Geometry(scans_per_study=2).identity != Geometry().identity
+    assert Geometry.from_json(Geometry(scans_per_study=2).to_json()).channels == 6
+
+
+def test_maps_are_drawn_on_the_first_scan() -> None:
+    def loaded(volumes: int, scans: int) -> Any:
+        trunk = SimpleNamespace(tag=SimpleNamespace(volumes=volumes))
+        model = SimpleNamespace(clip=SimpleNamespace(visual=SimpleNamespace(trunk=trunk)))
+        return SimpleNamespace(model=model, geometry=SimpleNamespace(scans_per_study=scans))
+
+    grid = np.arange(6 * 2 * 2.0 * 3).reshape(12, 2, 3)  # six volumes of two slices
+    assert np.array_equal(on_picture(grid, loaded(1, 1)), grid)
+    assert np.array_equal(on_picture(grid, loaded(6, 6)), grid[:2])
+    assert np.array_equal(on_picture(grid, loaded(6, 1)), grid.reshape(6, 2, 2, 3).mean(0))
+    assert np.array_equal(on_picture(grid, loaded(6, 3)), grid[:4].reshape(2, 2, 2, 3).mean(0))
+
+
+def test_an_altered_study_lacks_what_it_lacked() -> None:
+    geometry = Geometry(windows=((-1150.0, 350.0),), scans_per_study=2)  # air is above the low end
+    blank = blank_values(geometry)
+    crop = np.stack([np.zeros((2, 16, 16)), np.full((2, 16, 16), -1.0)]).astype(np.float32)
+    changed = corners_blanked(crop, blank)
+    assert len(blank) == 2 and changed[1].max() > -1
+    kept = with_absent(changed, crop, geometry)
+    assert (kept[1] == -1).all() and kept[0, 0, 0, 0] == blank[0] and kept[0, 0, 8, 8] == 0
