@@ -70,7 +70,9 @@ def measure(name: str, overrides: Sequence[str] = ()) -> Sizes:
     recipe = load_recipe(name, [*elsewhere, *overrides])
     with torch.device("meta"):
         dual = build_dual(model_cfg(recipe))
-        image = torch.empty(1, len(recipe.data.geometry.windows), *recipe.data.eval_view.size)  # type: ignore[union-attr]
+        geometry: Any = recipe.data.geometry
+        channels = geometry.scans_per_study * len(geometry.windows)
+        image = torch.empty(1, channels, *recipe.data.eval_view.size)
         tokens = torch.zeros(TOKENS, dtype=torch.long)
     for module in dual.modules():
         if isinstance(module, Standardise):

@@ -83,6 +83,8 @@ class Geometry(_Record):
     windows_in: "unit", the volume's unit (HU), or "percentile": of PERCENTILES, as stored with each volume, for MR and
         others of arbitrary units. What lies outside the volume is then the low end of each window.
     rounding: "none", or "nearest" to round resampled values to whole units.
+    scans_per_study: how many scans of a study an encoder sees together, the windows of one after those of another; -1
+        where a study has fewer (data_shards.preprocess.stacked).
     """
 
     kind: str = "volume"
@@ -95,18 +97,22 @@ class Geometry(_Record):
     rounding: str = "none"
     dtype: str = "float32"
     windows_in: str = "unit"
+    scans_per_study: int = 1
     _floats = ("spacing_mm", "pad_hu", "windows")
-    _later = ("windows_in",)
+    _ints = ("scans_per_study",)
+    _later = ("windows_in", "scans_per_study")
 
     @property
     def channels(self) -> int:
-        return len(self.windows)
+        return self.scans_per_study * len(self.windows)
 
     def _check(self) -> None:
         _one_of(self, kind=("volume",), orientation=("RAS",), interpolation=("linear", "nearest"))
         _one_of(self, rounding=("none", "nearest"), dtype=("float32",), windows_in=("unit", "percentile"))
         if self.spacing_mm is not None and (len(self.spacing_mm) != 3 or not all(s > 0 for s in self.spacing_mm)):
             raise DataError(f"spacing_mm {self.spacing_mm} is not three positive numbers", fix="give z, y, x in mm")
+        if self.scans_per_study < 1:
+            raise DataError(f"scans_per_study {self.scans_per_study} is below 1", fix="1: each study by one scan")
         if not self.windows or any(len(w) != 2 or not w[0] < w[1] for w in self.windows):
             raise DataError(f"windows {self.windows} are not (low, high) pairs with low < high")
         if self.windows_in == "percentile" and (strange := {p for w in self.windows for p in w} - set(PERCENTILES)):

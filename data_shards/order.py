@@ -20,7 +20,7 @@ from data_shards.errors import DataError
 from data_shards.mixture import Batches, Mixture, largest_remainder, refuse_rare, whole_numbers
 
 # Last word of a Philox key: what the numbers are for. 0 and 1 are pixels and words of a sample.
-SHUFFLE_CELL, SHUFFLE_BLOCK, REPLACE, SHUFFLE_BATCH, TEMPLATES, ALTERNATE = 2, 3, 4, 5, 6, 7
+SHUFFLE_CELL, SHUFFLE_BLOCK, REPLACE, SHUFFLE_BATCH, TEMPLATES, ALTERNATE, SCANS = 2, 3, 4, 5, 6, 7, 8
 
 
 class Draw(NamedTuple):

@@ -9,7 +9,7 @@ Shapes: D,H,W voxels, C windows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,11 @@ __all__ = [
     "planar_crops",
     "resampled_shape",
     "resampled_values",
+    "stacked",
     "view_crops",
 ]
 SLAB = 4  # slices windowed together
+ABSENT = -1.0  # what a scan that a study lacks is in every window; an encoder leaves it out (encoders.study_tokens)
 SAME_SPACING = 1e-4  # relative; closer than this an axis is not resampled
 
 
@@ -69,6 +71,43 @@ def apply_view(
     else:
         starts = tuple((n - m) // 2 for n, m in zip(grid, view.size))
     return _crop(source, scan_meta, geometry, ratios, grid, starts, view.size, out)
+
+
+def stacked(
+    scans: Iterable[tuple[Any, Mapping[str, Any]]],
+    geometry: Geometry,
+    view: View,
+    rng: Callable[[], np.random.Generator | None] = lambda: None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """One view of all scans of a study, [scans_per_study * windows, D, H, W] float32, -1 for those it lacks.
+
+    Args:
+        scans: (source, meta) of one scan after another, as `apply_view` takes them.
+        rng: makes the generator of a random view, the same for every scan: scans on one grid show one region.
+        out: where to put the result.
+
+    Raises DataError as `apply_view`, for no scan, for more than the geometry has room for, and for views of several
+    crops: those of one scan lie elsewhere than those of another.
+    """
+    if view.kind in SEVERAL:
+        raise DataError(
+            f"a {view.kind} view of a study of several scans",
+            "crops of one scan lie elsewhere than those of another",
+            'use view kind "centre" or "resize"',
+        )
+    if out is None:
+        out = np.empty((geometry.channels, *view.size), np.float32)
+    each, count = len(geometry.windows), 0
+    for source, meta in scans:
+        if count == geometry.scans_per_study:
+            raise DataError(f"a study of more than {count} scans", "the encoder has no room for them", "leave some out")
+        apply_view(source, meta, geometry, view, rng(), out[count * each : (count + 1) * each])
+        count += 1
+    if not count:
+        raise DataError("a study without a scan", "there is nothing to see")
+    out[count * each :] = ABSENT
+    return out
 
 
 def resampled_shape(shape: tuple[int, ...], scan_meta: Mapping[str, Any], geometry: Geometry) -> tuple[int, ...]:
@@ -274,7 +313,7 @@ def _window(
 ) -> np.ndarray:
     """Pad to size and give each window a channel: clip((x - low) / (high - low), 0, 1) * 2 - 1."""
     if out is None:
-        out = np.empty((geometry.channels, *size), np.float32)
+        out = np.empty((len(windows), *size), np.float32)
     if x.shape != tuple(size):
         for channel, (low, high) in zip(out, windows):
             pad = geometry.pad_hu if geometry.windows_in == "unit" else low

@@ -13,9 +13,10 @@ from data_shards.alternation import Alternation
 from data_shards.batch import Batch, Skipped, TextBatch
 from data_shards.captions import draw_caption
 from data_shards.errors import DamagedError, DataError, UndecodableError
-from data_shards.order import TEMPLATES, Draw, replacement_generator
-from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view
+from data_shards.order import SCANS, TEMPLATES, Draw, replacement_generator
+from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view, stacked
 from data_shards.shards import Shards
+from data_shards.study_images import study_scans
 from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, section_units, study_units
 from data_shards.workers import shared_empty
 
@@ -90,23 +91,12 @@ class Samples:
             row = int(draw.pool[spare.integers(len(draw.pool))])
 
     def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray, section: str | None) -> list[Unit]:
-        image_rng = None if seed is None else np.random.Generator(np.random.Philox([*seed, row, 0]))
-        info = self.shards.json(row)
-        which = next((i for i, s in enumerate(info["scans"]) if s.get("role") == "primary"), 0)
-        source, meta = self.shards.scan(row, which, info)
-        key = self.shards.key(row)
-        planar = isinstance(source, bytes)
-        if planar != isinstance(self.geometry, PlanarGeometry):
-            raise DataError(
-                f"sample {key} is {'an image' if planar else 'a volume'}, the geometry is for the other kind",
-                "no encoder reads both",
-                'set data.geometry.kind to "volume" or "image"',
-            )
+        info, key = self.shards.json(row), self.shards.key(row)
         try:
-            if isinstance(self.geometry, PlanarGeometry):
-                out[...] = apply_planar(source, self.geometry, self.view, image_rng)
+            if isinstance(self.geometry, Geometry) and self.geometry.scans_per_study > 1:
+                self._study(row, seed, info, self.geometry, out)
             else:
-                apply_view(source, meta, self.geometry, self.view, image_rng, out)
+                self._scan(row, seed, info, out)
         except DamagedError:
             raise
         except UndecodableError as error:
@@ -125,6 +115,32 @@ class Samples:
                 "`nothing`: what is said where the labels say nothing",
             )
         return units
+
+    def _scan(self, row: int, seed: tuple[int, int] | None, info: dict[str, Any], out: np.ndarray) -> None:
+        """The study's primary scan."""
+        which = next((i for i, s in enumerate(info["scans"]) if s.get("role") == "primary"), 0)
+        source, meta = self.shards.scan(row, which, info)
+        planar = isinstance(source, bytes)
+        if planar != isinstance(self.geometry, PlanarGeometry):
+            raise DataError(
+                f"it is {'an image' if planar else 'a volume'}, the geometry is for the other kind",
+                "no encoder reads both",
+                'set data.geometry.kind to "volume" or "image"',
+            )
+        image_rng = _of_pixels(seed, row)
+        if isinstance(self.geometry, PlanarGeometry):
+            out[...] = apply_planar(source, self.geometry, self.view, image_rng)
+        else:
+            apply_view(source, meta, self.geometry, self.view, image_rng, out)
+
+    def _study(
+        self, row: int, seed: tuple[int, int] | None, info: dict[str, Any], geometry: Geometry, out: np.ndarray
+    ) -> None:
+        """The study's scans together: of more than it has room for the first, or in training a choice a visit."""
+        rng = None if seed is None else np.random.Generator(np.random.Philox([*seed, row, SCANS]))
+        numbers = study_scans(self.shards, row, geometry.scans_per_study, rng)
+        scans = (self.shards.scan(row, i, info) for i in numbers)
+        stacked(scans, geometry, self.view, lambda: _of_pixels(seed, row), out)
 
     def units_of(
         self, row: int, seed: tuple[int, int] | None, info: dict[str, Any] | None = None, section: str | None = None
@@ -153,6 +169,10 @@ class Samples:
             key = hash64(self.shards.key(row)) % 2**64  # unsigned
             rng = np.random.Generator(np.random.Philox([*seed, key, TEMPLATES]))
         return draw_caption(labels, self.shards.modality(row), self.units.templates, rng)
+
+
+def _of_pixels(seed: tuple[int, int] | None, row: int) -> np.random.Generator | None:
+    return None if seed is None else np.random.Generator(np.random.Philox([*seed, row, 0]))
 
 
 def over_budget(skipped: Collection[Skipped], budget: int) -> DataError:

@@ -55,9 +55,12 @@ def model_card(
 ) -> str:
     """The text of README.md. `name` is the folder's name; the other arguments are what the config file holds."""
     volume, package = geometry["kind"] == "volume", "open_clip" if kind == "clip" else "timm"
+    example = '"ct.nii.gz"' if volume else '"image.png"'
+    if geometry.get("scans_per_study", 1) > 1:
+        example = '["series1.nii.gz", "series2.nii.gz"]'
     load = (_CLIP if kind == "clip" else _TIMM).format(
         name=name,
-        example='"ct.nii.gz"' if volume else '"image.png"',
+        example=example,
         register=" (`import encoders` makes its image tower known)" if volume else "",
         imports=f"encoders, {package}" if volume else package,
     )

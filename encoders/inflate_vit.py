@@ -68,7 +68,7 @@ def inflate_vit(tower: VoxViT, stored: Mapping[str, Tensor]) -> Inflation:
     for kind in ("weight", "bias"):
         found[f"norm.{kind}"] = take(f"norm.{kind}")
     if isinstance(tower.patch_embed, PatchStem):
-        found["patch_embed.0.weight"] = volumetric(for_channels(take(PATCH), tower.tag.channels), tower.tag.patch)
+        found["patch_embed.0.weight"] = volumetric(for_channels(take(PATCH), tower.tag.channels_each), tower.tag.patch)
         found["patch_embed.0.bias"] = take("patch_embed.proj.bias")
     leading = _leading(flat)
     if tower.cls_token is not None and "cls_token" in flat:

@@ -26,11 +26,13 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width))
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor, seen_BN: Tensor | None = None) -> Tensor:
+        """[B, C]; of the tokens `seen_BN` alone, where that is given."""
         batch, tokens, width = x_BNC.shape
         q = self.q(self.query).view(1, 1, self.heads, -1).expand(batch, -1, -1, -1).transpose(1, 2)
         k, v = self.kv(x_BNC).view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, width)
+        mask = None if seen_BN is None else seen_BN[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, width)
         out = self.proj(out)
         return out + self.mlp(self.norm(out))
 

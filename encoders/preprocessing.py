@@ -1,5 +1,5 @@
-"""One scan, in whatever form a user has it, to what the encoder was trained on: the arithmetic of the training stream
-itself."""
+"""One scan or the scans of a study, in whatever form a user has them, to what the encoder was trained on: the
+arithmetic of the training stream itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.preprocess import SEVERAL, Geometry, PlanarGeometry, View, crops_of, percentiles_of
+from data_shards.preprocess import SEVERAL, Geometry, PlanarGeometry, View, crops_of, percentiles_of, stacked
 from data_shards.volume import read_image, read_volume
 from encoders.errors import ReleaseError
 
@@ -24,6 +24,8 @@ class Preprocess:
 
     Volumes: a NIfTI or .npy path, a folder with one DICOM series, a `data_shards` Scan, or an array D,H,W in HU that
     grows toward the head, the front and the patient's right, with `spacing_mm` (z, y, x).
+    A release that reads several scans of a study together (`geometry.scans_per_study`) takes a list of them in the
+    order in which they are stored, as many as there are up to that number, or one alone.
     Images: a path, encoded bytes, a PIL image, a Scan, or an array H,W or H,W,3.
     """
 
@@ -47,10 +49,14 @@ class Preprocess:
         """[crops, C, ...]: every crop of the view, one unless it is of kind "sliding" or "multi". Raises the same."""
         if isinstance(self.geometry, PlanarGeometry):
             return torch.from_numpy(crops_of(_encoded(x, modality), {}, self.geometry, self.view))
-        array, meta = _volume(x, spacing_mm, modality)
-        if self.geometry.windows_in == "percentile" and "percentiles" not in meta:  # a bare array
-            meta["percentiles"] = percentiles_of(array, "arbitrary")
-        return torch.from_numpy(crops_of(array, meta, self.geometry, self.view))
+        several = self.geometry.scans_per_study > 1 and isinstance(x, list | tuple)
+        scans = [_volume(one, spacing_mm, modality) for one in (x if several else [x])]
+        for array, meta in scans:
+            if self.geometry.windows_in == "percentile" and "percentiles" not in meta:  # a bare array
+                meta["percentiles"] = percentiles_of(array, "arbitrary")
+        if self.geometry.scans_per_study > 1:
+            return torch.from_numpy(stacked(scans, self.geometry, self.view)[None])
+        return torch.from_numpy(crops_of(*scans[0], self.geometry, self.view))
 
 
 def _volume(x: Any, spacing_mm: Sequence[float] | None, modality: str | None) -> tuple[np.ndarray, dict[str, Any]]:

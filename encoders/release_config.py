@@ -52,7 +52,12 @@ def check_input(architecture: str, geometry: Geometry | PlanarGeometry, view: Vi
     elif tag and geometry.kind != "volume":
         problem = f"'{tag.name}' takes volumes, the geometry is for images"
     elif tag and tag.channels != geometry.channels:
-        problem = f"'{tag.name}' takes {tag.channels} channels, the geometry has {geometry.channels} windows"
+        made = f"{len(geometry.windows)} windows"  # type: ignore[union-attr]
+        if geometry.scans_per_study > 1:  # type: ignore[union-attr]
+            made += f" of {geometry.scans_per_study} scans"  # type: ignore[union-attr]
+        problem = f"'{tag.name}' takes {tag.channels} channels, the geometry has {made}"
+    elif tag and getattr(tag, "volumes", 1) % geometry.scans_per_study:  # type: ignore[union-attr]
+        problem = f"'{tag.name}' does not tell {geometry.scans_per_study} scans of a study apart"  # type: ignore[union-attr]
     elif tag and any(s % p for s, p in zip(view.size, tag.patch, strict=True)):
         problem = f"view size {list(view.size)} is not a multiple of the patch of '{tag.name}'"
     else:

@@ -20,7 +20,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # name -> width, depth, heads (ViT-T
 STEMS = ("patch", "conv", "extremes")
 POSITIONS = ("learned", "rope")
 POOLS = ("cls", "mean", "attn", "max", "grid")
-ATTENTIONS = ("full", "slice3")
+ATTENTIONS = ("full", "slice3", "volume3")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class Tag:
 
     `stem`: `patch` is one strided convolution; `conv` is a pyramid of strided 3x3x3 convolutions with GroupNorm
         (arXiv 2106.14881); `extremes` convolves over fixed statistics of small blocks (encoders.stem).
-    `attention`: `slice3` attends inside a slice of tokens, every third block over the whole volume
-        (HLIP, arXiv 2505.21862).
+    `channels`: of all volumes together.
+    `volumes`: how many volumes a study has, one after another on the channel axis; one it lacks is -1 everywhere.
+    `attention`: `slice3` attends inside a slice of tokens, every third block over the whole study; `volume3` inside a
+        volume, every third block over the study (HLIP, arXiv 2505.21862).
     `pool`: `grid` reads every place of the token grid by itself, for scans that show the same region each time.
     `layers`: None keeps the size's own depth; 0 pools the stem's tokens as they are.
     """
@@ -44,16 +46,24 @@ class Tag:
     pool: str = "cls"
     attention: str = "full"
     layers: int | None = None
+    volumes: int = 1
+
+    @property
+    def channels_each(self) -> int:
+        """Channels of one volume."""
+        return self.channels // self.volumes
 
     @property
     def tokens(self) -> Size3:
-        """Token grid (D, H, W) at the native size."""
+        """Token grid (D, H, W) of one volume at the native size."""
         return tuple(g // p for g, p in zip(self.grid, self.patch, strict=True))  # type: ignore[return-value]
 
     @property
     def name(self) -> str:
         """Canonical model name: fields in fixed order, defaults of the optional ones left out."""
         parts = [f"p-{join(self.patch)}", f"i-{join(self.grid)}", f"c-{self.channels}"]
+        if self.volumes != 1:
+            parts.append(f"v-{self.volumes}")
         default = Tag()
         for key, (attribute, _) in _CHOICES.items():
             value = getattr(self, attribute)
@@ -69,6 +79,7 @@ _FIELDS = {
     "p": size_field("patch", "p-8x16x16"),
     "i": size_field("grid", "i-96x192x192"),
     "c": count_field("channels"),
+    "v": count_field("volumes"),
     "l": count_field("layers", least=0),
     **{key: choice_field(*choice) for key, choice in _CHOICES.items()},
 }
@@ -78,14 +89,22 @@ def parse_tag(name: str) -> Tag:
     """Read `voxvit_SIZE[.TAG]` into a `Tag`.
 
     Raises:
-        ValueError: unknown size, unknown or repeated field, value outside its choices, grid the patch does not divide.
+        ValueError: unknown size, unknown or repeated field, value outside its choices, grid the patch does not divide,
+            channels the volumes do not divide.
     """
     size, values = read_name(name, "voxvit_", SIZES, _FIELDS)
     tag = replace(Tag(size=size), **values)  # type: ignore[arg-type]
     if any(g % p for g, p in zip(tag.grid, tag.patch, strict=True)):
         raise ValueError(f"grid {join(tag.grid)} is not a multiple of patch {join(tag.patch)}")
+    if tag.channels % tag.volumes:
+        raise ValueError(
+            f"v-{tag.volumes} does not divide c-{tag.channels}: c- counts the channels of all volumes together, "
+            "as many in each"
+        )
+    if tag.attention == "volume3" and tag.volumes == 1:
+        raise ValueError("a-volume3 attends inside each volume of a study: name their number, v-2 or more")
     if tag.layers == 0 and (tag.pool == "cls" or tag.positions == "rope" or tag.attention != "full"):
-        raise ValueError("l-0 has no attention: o-cls, e-rope and a-slice3 would do nothing, in silence")
+        raise ValueError("l-0 has no attention: o-cls, e-rope, a-slice3 and a-volume3 would do nothing, in silence")
     if tag.stem != "patch" and any(p & (p - 1) for p in tag.patch):
         raise ValueError(f"stem {tag.stem} halves step by step: patch {join(tag.patch)} must be powers of two")
     return tag

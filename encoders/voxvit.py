@@ -1,6 +1,7 @@
 """`voxvit`: a vision transformer over volumes, registered in timm, its geometry in its name (encoders.tag).
 
-Legend: B volumes, C width, (D, H, W) token grid, S = H·W tokens of one slice, N = D·S tokens.
+Legend: B studies (mostly of one volume), K volumes of a study, C width, (D, H, W) token grid of a volume, S = H·W
+tokens of one slice, N = D·S tokens (of all volumes: K·D·S).
 """
 
 from __future__ import annotations
@@ -14,86 +15,16 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encoders.attention import Packing, attend
+from encoders.block import NORM_EPS, Block, rope_tables
 from encoders.create import create_tower
-from encoders.pooling import MLP_RATIO, AttentionPool, GridPool
+from encoders.pooling import AttentionPool, GridPool
 from encoders.stem import ConvStem, ExtremesStem, PatchStem
+from encoders.study_tokens import StudyTokens, present_volumes, seen
 from encoders.tag import SIZES, Tag, parse_tag
 from encoders.tag_fields import Size3
 
 # Scans look alike and stem tokens are large: positions as faint as a 2D ViT's 0.02 are not heard for hundreds of steps.
 POSITION_STD = 0.2
-NORM_EPS = 1e-6  # that of timm's ViTs: their weights mean the same here (encoders.inflate_vit)
-
-
-def rope_tables(grid: Size3, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [N, head_width/2] of axial rotary positions (arXiv 2104.09864, one third of the pairs an axis).
-
-    Pairs left over when the head width is not a multiple of six are not rotated.
-    """
-    pairs = head_width // 2
-    each = pairs // 3
-    frequency = 100.0 ** (-torch.arange(each, device=device, dtype=torch.float32) / max(each, 1))
-    axes = torch.meshgrid(*(torch.arange(g, device=device, dtype=torch.float32) for g in grid), indexing="ij")
-    angle = torch.cat([a.reshape(-1, 1) * frequency for a in axes], dim=1)
-    angle = F.pad(angle, (0, pairs - angle.shape[1]))
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (first half, second half) of x [..., heads, head_width] by tables [..., head_width/2]."""
-    a, b = x.float().chunk(2, dim=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block over tokens [B, N, C]; attention inside groups of consecutive tokens."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width, NORM_EPS)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, NORM_EPS)
-        self.mlp = nn.Sequential(nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width))
-
-    def attention(self, x_GLC: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        groups, length, width = x_GLC.shape
-        qkv = self.qkv(x_GLC).view(groups * length, 3, self.heads, width // self.heads)
-        if rope is not None:
-            cos, sin = (t.reshape(groups * length, -1) for t in rope)
-            q, k, v = qkv.unbind(1)
-            qkv = torch.stack([rotate(q, cos, sin), rotate(k, cos, sin), v], dim=1)
-        out = attend(qkv, Packing.uniform(groups, length, x_GLC.device))
-        return self.proj(out.reshape(groups, length, width))
-
-    def forward(self, x_BNC: Tensor, rope: tuple[Tensor, Tensor] | None, slices: int) -> Tensor:
-        if slices == 1:
-            x = x_BNC + self.attention(self.norm1(x_BNC), rope)
-        else:
-            x = x_BNC + self._by_slice(self.norm1(x_BNC), rope, slices)
-        return x + self.mlp(self.norm2(x))
-
-    def _by_slice(self, y_BNC: Tensor, rope: tuple[Tensor, Tensor] | None, slices: int) -> Tensor:
-        """Attention inside each slice. A leading CLS token joins every slice and leaves as the mean of its copies."""
-        batch, tokens, width = y_BNC.shape
-        lead = tokens % slices
-        cls, body = y_BNC[:, :lead], y_BNC[:, lead:]
-        groups = body.reshape(batch * slices, -1, width)
-        if rope is not None:
-            rope = tuple(_with_lead(t, lead, batch, slices) for t in rope)  # type: ignore[assignment]
-        if lead:
-            groups = torch.cat([cls.repeat_interleave(slices, 0), groups], dim=1)
-        out = self.attention(groups, rope)
-        body = out[:, lead:].reshape(batch, tokens - lead, width)
-        return torch.cat([out[:, :lead].view(batch, slices, lead, width).mean(1), body], dim=1) if lead else body
-
-
-def _with_lead(table_BNP: Tensor, lead: int, batch: int, slices: int) -> Tensor:
-    body = table_BNP[:, lead:].reshape(batch * slices, -1, table_BNP.shape[-1])
-    return torch.cat([table_BNP[:, :lead].repeat_interleave(slices, 0), body], dim=1)
 
 
 def _at(x_BNC: Tensor, keep_BK: Tensor | None) -> Tensor:
@@ -103,6 +34,11 @@ def _at(x_BNC: Tensor, keep_BK: Tensor | None) -> Tensor:
 
 class VoxViT(nn.Module):
     """Vision transformer over volumes [B, channels, D, H, W] of any size that is a multiple of the patch.
+
+    With `tag.volumes` K above 1 the channels are those of K volumes one after another, the volumes of a study. Each
+    goes through the same stem and has the same positions, and an embedding of its number; tokens of all volumes are
+    those of the study, as if the volumes lay one above another. A volume that is -1 everywhere is absent: its tokens
+    are neither computed nor attended nor pooled, and zero in what `forward_features` gives.
 
     The interface is timm's: `forward_features` [B, (1+)N, C], `forward_head` [B, C], `forward`, `num_features`,
     `reset_classifier`, `group_matcher`, `set_grad_checkpointing`, `no_weight_decay`, so that open_clip can wrap it.
@@ -129,12 +65,14 @@ class VoxViT(nn.Module):
             "classifier": "head",
         }
         stems = {"patch": PatchStem, "conv": ConvStem, "extremes": ExtremesStem}
-        self.patch_embed = stems[tag.stem](tag.channels, width, tag.patch)
+        self.patch_embed = stems[tag.stem](tag.channels_each, width, tag.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if tag.pool == "cls" else None
         if tag.positions == "learned":
             self.pos_embed: nn.Parameter | None = nn.Parameter(torch.randn(1, width, *tag.tokens) * POSITION_STD)
         else:
             self.pos_embed = None
+        # Zero: the number of a volume says nothing of the body, as its positions do, until training finds that it does.
+        self.volume_embed = nn.Parameter(torch.zeros(tag.volumes, width)) if tag.volumes > 1 else None
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth if tag.layers is None else tag.layers))
         self.norm = nn.LayerNorm(width, NORM_EPS)
         self.attn_pool = AttentionPool(width, heads) if tag.pool == "attn" else None
@@ -150,7 +88,7 @@ class VoxViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def token_grid(self, size: Size3) -> Size3:
-        """Token grid of a volume of `size` voxels.
+        """Token grid of a study whose volumes have `size` voxels: along its depth one volume after another.
 
         Raises:
             ValueError: the patch does not divide the size.
@@ -161,11 +99,12 @@ class VoxViT(nn.Module):
                 f"{'x'.join(map(str, self.tag.patch))}\n  why: a part of the body would be dropped in silence\n"
                 "  fix: pad or crop to a multiple of the patch (the release's own preprocessing does)"
             )
-        return tuple(s // p for s, p in zip(size, self.tag.patch, strict=True))  # type: ignore[return-value]
+        depth, height, width = (s // p for s, p in zip(size, self.tag.patch, strict=True))
+        return self.tag.volumes * depth, height, width
 
     def features_grid(self, size: Size3) -> Size3:
-        """Grid of the tokens that `forward_features` gives for a volume of `size` voxels."""
-        return self.tag.tokens if self.grid_pool is not None else self.token_grid(size)
+        """Grid of the tokens that `forward_features` gives for volumes of `size` voxels."""
+        return self.token_grid(self.tag.grid if self.grid_pool is not None else size)
 
     def _rope(self, grid: Size3, keep: Tensor | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         if self.tag.positions != "rope":
@@ -204,6 +143,57 @@ class VoxViT(nn.Module):
         """
         grid = self.token_grid(x.shape[2:])  # type: ignore[arg-type]
         keep = self._kept(grid, x.shape[0], x.device)
+        tokens = self._of_volumes(x, keep, grid) if self.tag.volumes == 1 else self._of_studies(x, keep, grid)
+        if keep is None:
+            keep = torch.arange(math.prod(grid), device=x.device).expand(x.shape[0], -1)
+        return tokens, keep
+
+    def _of_volumes(self, x: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
+        x = self._embed(x, keep, grid)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        rope = self._rope(grid, keep, x.shape[0], x.device)
+        for i, block in enumerate(self.blocks):
+            slices = grid[0] if self.tag.attention == "slice3" and i % 3 != 2 and grid[0] > 1 else 1
+            x = self._run(block, x, rope, slices)
+        x = self.norm(x)
+        if self.grid_pool is not None and (keep is not None or grid != self.tag.tokens):
+            x = self._on_native_grid(x, keep, grid)
+        return x
+
+    def _of_studies(self, x: Tensor, keep: Tensor | None, whole: Size3) -> Tensor:
+        """Volumes that are there, one after another; places `keep` are those of the grid `whole` of all volumes."""
+        assert self.volume_embed is not None
+        volumes = self.tag.volumes
+        grid: Size3 = (whole[0] // volumes, *whole[1:])
+        each = math.prod(grid)
+        if keep is not None:  # places inside their own volume
+            keep = keep.view(len(x) * volumes, -1) % each
+        tokens = each if keep is None else keep.shape[1]
+        study = StudyTokens.of(present_volumes(x, volumes), tokens, int(self.cls_token is not None))
+        keep = None if keep is None else study.present(keep)
+        y = self._embed(study.present(x.unflatten(1, (volumes, -1)).flatten(0, 1)), keep, grid)
+        y = y + study.present(self.volume_embed.repeat(len(x), 1))[:, None]
+        rows = y.flatten(0, 1)
+        rope = None
+        if self.tag.positions == "rope":
+            tables = (t.expand(len(y), -1, -1) for t in rope_tables(grid, self._head_width, x.device))
+            rope = tuple(_at(table, keep).flatten(0, 1) for table in tables)
+        if self.cls_token is not None:
+            rows = torch.cat([self.cls_token[0].expand(len(x), -1).to(rows.dtype), rows])
+            if rope is not None:
+                ends = zip(rope, (1.0, 0.0), strict=True)  # CLS is not rotated
+                rope = tuple(F.pad(table, (0, 0, len(x), 0), value=identity) for table, identity in ends)
+        inside = {"slice3": grid[0], "volume3": 1, "full": 0}[self.tag.attention]
+        for i, block in enumerate(self.blocks):
+            rows = self._run(block, rows, rope, inside if i % 3 != 2 else 0, study)
+        rows = self.norm(rows)
+        if self.grid_pool is not None and (keep is not None or grid != self.tag.tokens):
+            rows = self._on_native_grid(rows.view(y.shape), keep, grid).flatten(0, 1)
+        return study.dense(rows)
+
+    def _embed(self, x: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
+        """Volumes to their tokens with positions, those at the places `keep` alone."""
         if keep is not None and isinstance(self.patch_embed, PatchStem):
             x = self.patch_embed.some(x, keep)
         else:
@@ -213,21 +203,12 @@ class VoxViT(nn.Module):
             if grid != self.tag.tokens:
                 place = F.interpolate(place, size=grid, mode="trilinear", align_corners=False)
             x = x + _at(place.flatten(2).transpose(1, 2).expand(x.shape[0], -1, -1), keep)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        rope = self._rope(grid, keep, x.shape[0], x.device)
-        for i, block in enumerate(self.blocks):
-            slices = grid[0] if self.tag.attention == "slice3" and i % 3 != 2 and grid[0] > 1 else 1
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, rope, slices, use_reentrant=False)
-            else:
-                x = block(x, rope, slices)
-        x = self.norm(x)
-        if self.grid_pool is not None and (keep is not None or grid != self.tag.tokens):
-            x = self._on_native_grid(x, keep, grid)
-        if keep is None:
-            keep = torch.arange(math.prod(grid), device=x.device).expand(x.shape[0], -1)
-        return x, keep
+        return x
+
+    def _run(self, block: nn.Module, x: Tensor, rope: Any, slices: int, *study: StudyTokens) -> Tensor:
+        if self.grad_checkpointing and self.training:
+            return checkpoint(block, x, rope, slices, *study, use_reentrant=False)
+        return block(x, rope, slices, *study)
 
     def _on_native_grid(self, x: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
         """Tokens put back to their places (dropped ones are zero) and resampled to the native grid."""
@@ -240,8 +221,11 @@ class VoxViT(nn.Module):
         return block.flatten(2).transpose(1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens to one vector a volume [B, C], or classifier logits."""
-        if self.attn_pool is not None:
+        """Tokens to one vector a study [B, C], or classifier logits. Of several volumes, `o-grid` pools each by itself
+        and takes their mean."""
+        if self.tag.volumes > 1 and self.cls_token is None:
+            x = self._pooled_studies(x)
+        elif self.attn_pool is not None:
             x = self.attn_pool(x)
         elif self.grid_pool is not None:
             x = self.grid_pool(x)
@@ -250,6 +234,20 @@ class VoxViT(nn.Module):
         else:
             x = x.amax(1) if self.tag.pool == "max" else x.mean(1)
         return x if pre_logits else self.head(x)
+
+    def _pooled_studies(self, x: Tensor) -> Tensor:
+        seen_BN = seen(x)
+        seen_BN = seen_BN | ~seen_BN.any(1, keepdim=True)  # a single token of an absent volume, say, stays finite
+        if self.attn_pool is not None:
+            return self.attn_pool(x, seen_BN)
+        if self.tag.pool == "max":
+            return x.masked_fill(~seen_BN[..., None], -torch.inf).amax(1)
+        if self.grid_pool is not None:
+            volumes = (len(x), self.tag.volumes)
+            seen_BN = seen_BN.view(*volumes, -1).any(2)
+            x = self.grid_pool(x.reshape(math.prod(volumes), -1, x.shape[2])).view(*volumes, -1)
+            x = x * seen_BN[..., None]
+        return x.sum(1) / seen_BN.sum(1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -266,10 +264,10 @@ class VoxViT(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
+        return {"stem": r"^cls_token|pos_embed|volume_embed|patch_embed", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
-        return {"pos_embed", "cls_token", "attn_pool.query"}
+        return {"pos_embed", "volume_embed", "cls_token", "attn_pool.query"}
 
 
 def _create(size: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> VoxViT:

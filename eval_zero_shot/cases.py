@@ -1,4 +1,4 @@
-"""What a case is: a study by its first scan, a study by all of its scans, or every scan by itself.
+"""What a case is: a study by its first scan, by the mean of its scans or by these together, or every scan by itself.
 
 A study may have several scans: reconstructions of one acquisition, views of one examination. Published protocols differ
 in which of them they score (of CT-RATE's part valid all 3,039 volumes, or the first one of each of 1,564 scans), so
@@ -17,24 +17,45 @@ from numpy.typing import NDArray
 
 from data_shards.schema import VOLUME_EXT
 from eval_zero_shot.embedding import StudyFeatures, mean_by_key
+from eval_zero_shot.errors import EvalError
 
 if TYPE_CHECKING:
     from data_shards.shards import Shards
 
-Scans = Literal["first", "mean", "every"]
+Scans = Literal["first", "mean", "every", "together"]
 SCANS: dict[Scans, str] = {
     "first": "the first scan of each study",
     "mean": "each study as the mean of its scans",
     "every": "every scan of each study",
+    "together": "each study by its scans together",
 }
+
+
+def scans_of(asked: Scans | None, geometry: Any) -> Scans:
+    """The choice that was asked of a model, or its own: `together` of one that reads several scans of a study at once
+    (`geometry.scans_per_study`), `first` of the others.
+
+    Raises EvalError for `together` of a model that reads one scan, and `first` of one that reads several.
+    """
+    several = getattr(geometry, "scans_per_study", 1)
+    own: Scans = "together" if several > 1 else "first"
+    if asked in ("first", "together") and asked != own:
+        reads = f"up to {several} scans of a study together" if several > 1 else "one scan at a time"
+        raise EvalError(
+            f"scans: {asked} of a model that reads {reads}",
+            why="its scores would not be those of the model as it was trained",
+            fix=f"leave --scans (in a suite: scans) out, which is {own}, or take mean or every",
+        )
+    return asked or own
 
 
 def add_scans(parser: argparse.ArgumentParser) -> None:
     """--scans: which scans of a study with several are scored, and as what."""
     parser.add_argument(
-        "--scans", choices=tuple(SCANS), default="first",
-        help="of a study with several: its first; the mean of all as one case; or every one as a case of its own, with "
-        "the labels, texts and patient of the study (default: first)",
+        "--scans", choices=tuple(SCANS),
+        help="of a study with several: its first; the mean of all as one case; every one as a case of its own, with "
+        "the labels, texts and patient of the study; or together, by a model that reads several at once (default: "
+        "first, and together for such a model)",
     )  # fmt: skip
 
 
@@ -91,6 +112,11 @@ class EveryScan:
     def labels(self, names: tuple[str, ...] | None = None) -> NDArray[np.float32]:
         """[rows, names], the studies': 1, 0, or NaN for unknown. Raises DataError for a strange name."""
         return self.studies.labels(names)[self.study_C]
+
+    def members(self, row: int) -> list[str]:
+        """Names of the scan's member and of the study's json."""
+        names = self.studies.members(int(self.study_C[row]))
+        return [names[self.number_C[row]], names[-1]]
 
     def json(self, row: int) -> dict[str, Any]:
         """The study's json with this scan alone."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.opening import add_tar_options, holds_studies, open_studies
-from eval_zero_shot.cases import EveryScan, Scans, add_scans
+from eval_zero_shot.cases import EveryScan, Scans, add_scans, scans_of
 from eval_zero_shot.embedding import StudyBatch, StudyFeatures, embed_batches, embed_images
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.release import image_encoder, load_release
@@ -59,18 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.overlap < 1:
             raise EvalError(f"--overlap {args.overlap}", why="crops would not advance", fix="at least 0 and below 1")
         loaded = with_view(load_release(args.model, args.device), args.view, args.overlap)
-        name, found = (_of_shards if holds_studies(args.input) else _of_folder)(args, loaded)
-        write_features(args.out, found, name, loaded, args.scans)
+        scans = scans_of(args.scans, loaded.geometry)
+        if holds_studies(args.input):
+            name, found = _of_shards(args, loaded, scans)
+        else:
+            name, found = _of_folder(args, loaded)
+        write_features(args.out, found, name, loaded, scans)
     except (EvalError, DataError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     count, width = found.features_ND.shape
-    rows = "scans" if args.scans == "every" else "studies"
+    rows = "scans" if scans == "every" else "studies"
     print(f"wrote {args.out}: {count} {rows}, {width} numbers each")
     return 0
 
 
-def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeatures]:
+def _of_shards(args: argparse.Namespace, loaded: Loaded, scans: Scans) -> tuple[str, StudyFeatures]:
     shards = open_studies(args.input, args)
     rows = shards.rows(args.split) if args.split else np.arange(len(shards))
 
@@ -80,10 +84,10 @@ def _of_shards(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
             batch_size=args.batch_size, precision=args.precision, progress=True,
         )  # fmt: skip
 
-    if args.scans == "first":
+    if scans in ("first", "together"):
         return "patient", embed(shards, rows)
     every = EveryScan(shards, loaded.geometry.kind)
-    if args.scans == "every":
+    if scans == "every":
         return "patient", embed(every, every.of(rows))
     return "patient", every.means(rows, lambda scans: embed(every, scans))
 
@@ -92,7 +96,7 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
     """Keys are hashes of the files' names inside the folder, which stand beside them in the table."""
     if args.split:
         raise EvalError("--split is for shard sets", why="a folder has no splits", fix="leave it out")
-    if args.scans != "first":
+    if args.scans is not None:
         why = "a folder has no studies: every scan in it has a row of its own"
         raise EvalError("--scans is for shard sets", why=why, fix="leave it out")
     from data_shards.preprocess import SEVERAL

@@ -145,12 +145,13 @@ def study_batches(
 ) -> Iterator[StudyBatch]:
     """Read studies of a `data_shards` ShardSet through a geometry and a deterministic view, in the order of `rows`.
 
-    The first scan of a study is taken (other choices: eval_zero_shot.cases). A view of several crops gives a batch a
-    study.
+    The first scan of a study is taken (other choices: eval_zero_shot.cases), or where the geometry puts several
+    together the first of these. A view of several crops gives a batch a study.
 
     Raises EvalError when scans and geometry are of different kinds (volume, image).
     """
     from data_shards.preprocess import SEVERAL, crops_of
+    from data_shards.study_images import study_view
 
     planar = geometry.kind == "image"
     batch_size = 1 if view.kind in SEVERAL else batch_size
@@ -158,6 +159,9 @@ def study_batches(
         part = [int(row) for row in rows[start : start + batch_size]]
         crops = []
         for row in part:
+            if getattr(geometry, "scans_per_study", 1) > 1:
+                crops.append(study_view(shards, row, geometry, view)[None])
+                continue
             source, scan = shards.scan(row, 0)
             if isinstance(source, bytes) != planar:
                 found = "a planar image" if isinstance(source, bytes) else "a volume"

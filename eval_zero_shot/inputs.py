@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.opening import add_tar_options, open_studies
-from eval_zero_shot.cases import EveryScan, Scans
+from data_shards.study_images import study_scans
+from eval_zero_shot.cases import EveryScan, scans_of
 from eval_zero_shot.errors import EvalError
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class Counts(TypedDict):
 class Inputs:
     """A model and the studies it is asked about. `name` is how tables call the model.
 
-    scans: what a case is (eval_zero_shot.cases). Given the studies, `shards` becomes what has a row a case.
+    scans: what a case is (eval_zero_shot.cases); None: the model's own choice. Given the studies, `shards` becomes what
+        has a row a case.
     """
 
     name: str
@@ -70,10 +72,12 @@ class Inputs:
     batch_size: int = 8
     precision: Any = "fp32"
     asked: argparse.Namespace | None = None  # how tars are read (data_shards.opening.add_tar_options)
-    scans: Scans = "first"
+    scans: Any = None  # one of Scans once settled
 
     def __post_init__(self) -> None:
-        self._every = None if self.scans == "first" else EveryScan(self.shards, self.loaded.geometry.kind)
+        self.scans = scans_of(self.scans, self.loaded.geometry)
+        single = self.scans in ("mean", "every")
+        self._every = EveryScan(self.shards, self.loaded.geometry.kind) if single else None
         if self.scans == "every":
             self.shards = self._every
 
@@ -113,7 +117,12 @@ class Inputs:
     def counted(self, rows: Sequence[int] | NDArray) -> Counts:
         """How much is scored with rows."""
         studies = np.unique(self.studies(rows))
-        read = len(self._every.of(studies)) if self._every is not None and self.scans == "mean" else len(rows)
+        read = len(rows)
+        if self._every is not None and self.scans == "mean":
+            read = len(self._every.of(studies))
+        elif self.scans == "together":
+            most = self.loaded.geometry.scans_per_study
+            read = sum(len(study_scans(self.shards, int(row), most)) for row in rows)
         patients = {self.shards.patient(int(row)) for row in rows}
         return {"studies": len(studies), "scans": read, "patients": len(patients)}
 
@@ -126,6 +135,12 @@ class Inputs:
             return (
                 "A case is a study: the mean of the unit vectors of all its scans, of unit length again "
                 f"({n['scans']} scans of {n['studies']} studies).{left}",
+            )
+        if self.scans == "together":
+            most = self.loaded.geometry.scans_per_study
+            return (
+                f"A case is a study: up to {most} of its scans, the first, read together "
+                f"({n['scans']} scans of {n['studies']} studies).",
             )
         if self.scans == "every":
             return (
@@ -199,7 +214,7 @@ def open_inputs(args: argparse.Namespace, texts: bool = True) -> Inputs:
 
     loaded = (load_dual if texts else load_release)(args.model, args.device)
     cache = None if args.no_cache else FeatureCache(args.cache)
-    scans: Any = getattr(args, "scans", "first")
+    scans: Any = getattr(args, "scans", None)
     return Inputs(model_name(args.model), loaded, shards, cache, args.batch_size, args.precision, scans=scans)
 
 

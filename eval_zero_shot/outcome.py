@@ -70,7 +70,7 @@ class Outcome:
 
     headline: the name of the metric (of == "", at == {}) that stands for the task in tables and comparisons.
     studies, scans, patients: how many were scored. Scans are more than studies where all scans of a study were read: as
-    one case by their mean, or each as a case (provenance scan_choice: first, mean or every).
+    one case by their mean or together, or each as a case (provenance scan_choice: first, mean, every or together).
     classes, prompts: exactly what was asked. provenance: what must be equal before two outcomes may be compared
     (data_sha256, split, rows_sha256, task_sha256, geometry_sha256, view_sha256, precision, seed, versions).
     notes: sentences a reader must know. scores: per-case rows, columns of COLUMNS after the first three:

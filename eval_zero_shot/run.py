@@ -183,7 +183,7 @@ def _suite(args: argparse.Namespace) -> Suite:
     if args.suite:
         if args.data or args.task:
             raise EvalError("--suite beside --data or --task", why="the file names them", fix="leave them out")
-        if args.scans != "first":
+        if args.scans is not None:
             why, fix = "the file says it of each entry", f"write scans: {args.scans} into its entries"
             raise EvalError("--suite beside --scans", why=why, fix=fix)
         return load_suite(args.suite)
@@ -218,7 +218,7 @@ class Opened:
             self._shards[data] = open_studies(data, self.args)
         return self._shards[data]
 
-    def __call__(self, model: str, data: str | None, scans: Scans = "first") -> Inputs:
+    def __call__(self, model: str, data: str | None, scans: Scans | None = None) -> Inputs:
         from eval_zero_shot.feature_cache import FeatureCache
         from eval_zero_shot.inputs import Inputs
         from eval_zero_shot.release import load_release, model_name

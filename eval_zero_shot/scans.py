@@ -77,6 +77,12 @@ def with_view(loaded: Loaded, kind: str, overlap: float = 0.25) -> Loaded:
     """A release that looks at scans through another kind of view, one of VIEWS."""
     if kind == "own":
         return loaded
+    if getattr(loaded.geometry, "scans_per_study", 1) > 1:
+        raise EvalError(
+            f"--view {kind}: this release reads several scans of a study together",
+            why="crops of one scan lie elsewhere than those of another",
+            fix="leave --view out",
+        )
     if loaded.view.kind == "resize":
         raise EvalError(
             f"--view {kind}: this release was trained on whole scans resized to one size",

@@ -28,7 +28,7 @@ from eval_zero_shot.outcome import Outcome, read_results, write_results
 from eval_zero_shot.release import model_name
 from eval_zero_shot.suite_file import Entry, Suite, entry_name, images_of, tasks_of
 
-Opener = Callable[[str, str | None, Scans], Inputs]  # model, data (None: the protocol needs no shards), cases
+Opener = Callable[[str, str | None, Scans | None], Inputs]  # model, data (None: the protocol needs no shards), cases
 
 
 # Keys of an entry that name a place of this machine: what is there determines a cell, and the place itself does not.
@@ -81,7 +81,7 @@ def run_suite(
             number += 1
             name = entry_name(entry)
             try:
-                inputs = open_inputs(model, suite.data_of(entry), getattr(entry, "scans", "first"))
+                inputs = open_inputs(model, suite.data_of(entry), getattr(entry, "scans", None))
                 folder = out / "cells" / cell_name(entry, inputs)
                 known = _readable(folder)
                 tell(f"[{number}/{total}] {inputs.name}: {name}{' (kept)' if known else ''}")

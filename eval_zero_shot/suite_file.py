@@ -45,9 +45,10 @@ class Entry(BaseModel):
 
 
 class Scored(Entry):
-    """scans: which scans of a study with several are scored, and as what (eval_zero_shot.cases)."""
+    """scans: which scans of a study with several are scored, and as what (eval_zero_shot.cases); none: the model's
+    own choice."""
 
-    scans: Scans = "first"
+    scans: Scans | None = None
 
 
 class Classification(Scored):

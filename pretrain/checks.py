@@ -17,6 +17,7 @@ from pretrain import known_models
 from pretrain.checks_report import check_report
 from pretrain.checks_source import check_source, check_stratified
 from pretrain.checks_start import check_start
+from pretrain.checks_studies import check_studies
 from pretrain.checks_terms import check_alternation, check_labels, check_schedules
 from pretrain.checks_token_dropout import check_token_dropout
 from pretrain.checks_views import check_image_views
@@ -75,7 +76,7 @@ def check_volume_model(data: DataSection, model: ModelSection) -> Iterator[Probl
     except ValueError:
         return  # check_model_name reports it
     windows, size, patch = len(geometry.windows), tag.grid, tag.patch
-    if windows != tag.channels:
+    if windows != tag.channels and geometry.scans_per_study == 1:  # otherwise: checks_studies
         yield Problem(
             ("data", "geometry", "windows"),
             f"{windows} windows make {windows} channels, but the model's tag says c-{tag.channels}",
@@ -270,6 +271,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_splits,
     check_model_name,
     check_volume_model,
+    check_studies,
     check_start,
     check_text,
     check_frozen_text,

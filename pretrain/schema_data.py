@@ -82,13 +82,16 @@ class VolumeGeometry(Section):
     antialias: bool = Field(True, description="widen the kernel when downsampling")
     pad_hu: float = Field(-1024.0, description="value outside the scan, in its unit")
     windows: tuple[tuple[float, float], ...] = Field(
-        min_length=1, description="one (low, high) HU window per channel, each scaled to [-1, 1]"
+        min_length=1, description="one (low, high) HU window per channel of a scan, each scaled to [-1, 1]"
     )
     windows_in: Literal["unit", "percentile"] = Field(
         "unit", description="percentile: windows are percentiles of each volume, for MR and PET of arbitrary units"
     )
     rounding: Literal["none", "nearest"] = Field("none", description="nearest: whole units after resampling")
     dtype: Literal["float32"] = Field("float32", description="dtype of the channels")
+    scans_per_study: int = Field(
+        1, ge=1, le=99, description="scans of a study that the tower sees together: as many volumes of its tag, v-"
+    )
 
 
 class PlanarGeometry(Section):

@@ -7,10 +7,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from encoders.block import Block
 from encoders.dual import DualEncoder
 from encoders.report_transformer import Layer
 from encoders.resnet3d import Bottleneck
-from encoders.voxvit import Block
 from pretrain.module import Pretraining
 
 

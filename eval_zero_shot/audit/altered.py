@@ -29,7 +29,8 @@ def blank_values(geometry: Any) -> NDArray[np.float32]:
     if geometry.windows_in != "unit":
         return np.full(geometry.channels, -1.0, np.float32)
     low, high = np.asarray(geometry.windows, dtype=np.float64).T
-    return np.clip((geometry.pad_hu - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+    each = np.clip((geometry.pad_hu - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+    return np.tile(each, geometry.scans_per_study)
 
 
 def shuffled(crop: Crop, key: str, seed: int) -> Crop:
@@ -55,6 +56,13 @@ def frame_blanked(crop: Crop, blank_C: NDArray[np.float32]) -> Crop:
     out = np.broadcast_to(_per_channel(blank_C, crop), crop.shape).copy()
     out[..., h:-h, w:-w] = crop[..., h:-h, w:-w]
     return out
+
+
+def with_absent(changed: Crop, crop: Crop, geometry: Any) -> Crop:
+    """A changed crop in which the scans that a study lacks are still absent."""
+    if getattr(geometry, "scans_per_study", 1) > 1:
+        changed[crop.reshape(len(crop), -1).max(1) <= -1] = -1
+    return changed
 
 
 def _per_channel(blank_C: NDArray[np.float32], crop: Crop) -> NDArray[np.float32]:
@@ -102,7 +110,9 @@ def _batches(inputs: Inputs, rows: Sequence[int] | NDArray, seed: int) -> Iterat
             FRAMED: [frame_blanked(crop, blank_C) for crop in batch.images],
         }
         for name, images in changed.items():
-            yield replace(batch, keys=tuple(f"{name}/{key}" for key in batch.keys), images=np.stack(images))
+            pairs = zip(images, batch.images, strict=True)
+            stack = np.stack([with_absent(image, crop, inputs.loaded.geometry) for image, crop in pairs])
+            yield replace(batch, keys=tuple(f"{name}/{key}" for key in batch.keys), images=stack)
     average = (total / crops).astype(np.float32)
     blank = np.broadcast_to(_per_channel(blank_C, average), average.shape)
     yield StudyBatch((BLANK, AVERAGE), ("", ""), np.stack([blank, average]).astype(np.float32))

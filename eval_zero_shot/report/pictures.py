@@ -37,11 +37,14 @@ def one_view(loaded: Loaded) -> View:
 
 
 def model_input(shards: Any, row: int, loaded: Loaded) -> NDArray[np.float32]:
-    """What the encoder is given of a study's first scan in `one_view`: [C, (D,) H, W]."""
+    """What the encoder is given of a study in `one_view`, of its first scan or of several together: [C, (D,) H, W]."""
     from data_shards.preprocess import apply_planar, apply_view
+    from data_shards.study_images import study_view
 
-    source, meta = shards.scan(row, 0)
     geometry: Any = loaded.geometry
+    if getattr(geometry, "scans_per_study", 1) > 1:
+        return study_view(shards, row, geometry, one_view(loaded))
+    source, meta = shards.scan(row, 0)
     if geometry.kind == "image":
         return apply_planar(source, geometry, one_view(loaded))
     return apply_view(source, meta, geometry, one_view(loaded))
@@ -70,7 +73,16 @@ def picture(shards: Any, row: int, loaded: Loaded) -> Picture:
 
 
 def on_picture(grid: NDArray, loaded: Loaded) -> NDArray:
-    """A map on the token grid turned as `Picture` has its voxels, [d, h, w]."""
+    """A map on the token grid turned as `Picture` has its voxels, [d, h, w].
+
+    Of a tower that takes several volumes, those of the scan that is drawn, the first: their mean where every window is
+    a volume.
+    """
+    trunk = getattr(getattr(getattr(loaded.model, "clip", None), "visual", None), "trunk", None)
+    volumes = getattr(getattr(trunk, "tag", None), "volumes", 1)
+    if volumes > 1:
+        scans = getattr(loaded.geometry, "scans_per_study", 1)
+        grid = grid.reshape(volumes, -1, *grid.shape[1:])[: volumes // scans].mean(0)
     return np.ascontiguousarray(grid[None, ::-1, ::-1]) if grid.ndim == 2 else grid
 
 

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 MAP_KS = (1, 5, 10, 50)
 HEADLINE_POOL = 64
-IMAGES = {"first": "the first scan of its study", "mean": "the mean of its study's scans", "every": "a scan"}
+IMAGES = {
+    "first": "the first scan of its study",
+    "mean": "the mean of its study's scans",
+    "every": "a scan",
+    "together": "its study's scans together",
+}
 
 
 class _Scored:

@@ -5,7 +5,8 @@
 f is a light transformer over all places: the kept tokens of the same forward pass that the other losses read, mapped to
 its width, one learned token everywhere else, and fixed positions. x̂_m are the V voxels of patch m in all windows, each
 window of a patch to mean 0 and variance 1 (with `normalise: false` as they are). Nothing is encoded twice: what this
-costs is the decoder. In steps that drop no token (`model.image.token_dropout_finish`) the loss is 0.
+costs is the decoder. In steps that drop no token (`model.image.token_dropout_finish`) the loss is 0. Of a tower that
+takes several volumes all are places of one grid, one volume after another; patches of absent ones are not predicted.
 
 Legend: b studies of a part, N places, K of them kept, M = N - K dropped, C tower width, E decoder width, V voxels of a
 patch times windows.
@@ -19,8 +20,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from encoders.block import Block
+from encoders.study_tokens import present_volumes
 from encoders.tag_fields import Size3
-from encoders.voxvit import Block, VoxViT
+from encoders.voxvit import VoxViT
 from pretrain.errors import ConfigError
 from pretrain.grad_cache import touch
 from pretrain.objectives.base import Objective, Surroundings
@@ -48,20 +51,25 @@ class MaskedImage(Objective):
                 why="there would be nothing to predict the dropped patches from",
                 fix="use a voxvit whose pooling is not o-grid, or leave masked_image out",
             )
-        self.patch, tag = trunk.tag.patch, trunk.tag
-        voxels = tag.channels * tag.patch[0] * tag.patch[1] * tag.patch[2]
+        self.patch, self.volumes, tag = trunk.tag.patch, trunk.tag.volumes, trunk.tag
+        voxels = tag.channels_each * tag.patch[0] * tag.patch[1] * tag.patch[2]
         self.decoder = Decoder(trunk.num_features, self.options.width, self.options.blocks, voxels)
 
     def each(self, rows: Mapping[str, Rows], part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         tokens_bKC, kept_bK = rows["image:global.tokens"].values, rows["image:global.kept"].values
-        grid = cast(Size3, tuple(s // p for s, p in zip(part.images.shape[2:], self.patch, strict=True)))
+        images = part.images if self.volumes == 1 else in_depth(part.images, self.volumes)
+        grid = cast(Size3, tuple(s // p for s, p in zip(images.shape[2:], self.patch, strict=True)))
         dropped_bM = others(kept_bK, grid[0] * grid[1] * grid[2])
         if dropped_bM.shape[1] == 0:  # the decoder takes part all the same: ranks wait for it
             return tokens_bKC.sum() * 0.0 + touch(self.decoder.parameters()).to(tokens_bKC.device), {}
         predicted_bMV = self.decoder(tokens_bKC, kept_bK, dropped_bM, grid).float()
-        wanted_bMV = at(patches(part.images.float(), self.patch, self.options.normalise), dropped_bM)
-        error_b = (predicted_bMV - wanted_bMV).square().mean((1, 2))
-        return error_b.sum(), {}
+        wanted_bMV = at(patches(images.float(), self.patch, self.options.normalise), dropped_bM)
+        squared_bMV = (predicted_bMV - wanted_bMV).square()
+        if self.volumes == 1:
+            return squared_bMV.mean((1, 2)).sum(), {}
+        volume_bM = dropped_bM // (grid[0] * grid[1] * grid[2] // self.volumes)
+        there_bM = present_volumes(part.images, self.volumes).gather(1, volume_bM)
+        return ((squared_bMV.mean(2) * there_bM).sum(1) / there_bM.sum(1)).sum(), {}
 
 
 class Decoder(nn.Module):
@@ -101,6 +109,11 @@ def positions(grid: Size3, width: int, device: torch.device) -> Tensor:
     axes = torch.meshgrid(*(torch.arange(g, device=device, dtype=torch.float32) for g in grid), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequency for axis in axes]
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)[None]
+
+
+def in_depth(images: Tensor, volumes: int) -> Tensor:
+    """Studies [b, volumes * c, D, H, W] with their volumes one above another, [b, c, volumes * D, H, W]."""
+    return images.unflatten(1, (volumes, -1)).transpose(1, 2).flatten(2, 3)
 
 
 def patches(images_bcDHW: Tensor, patch: Size3, normalise: bool) -> Tensor:

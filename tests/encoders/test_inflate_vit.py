@@ -164,3 +164,19 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     refused({**state, "norm_pre.weight": torch.ones(192)}, "norm_pre.weight has no place")
     refused({**state, "blocks.0.mlp.fc1.bias": torch.ones(5)}, r"blocks.0.mlp.0.bias would have shape \(5,\)")
     refused({k: v for k, v in state.items() if not k.startswith("patch_embed")}, "no 2D ViT")
+
+
+def test_every_volume_of_a_study_gives_the_features_of_the_2d_network(tmp_path: Path) -> None:
+    source = flat()
+    built = tower("p-4x16x16_i-4x224x224_c-6_v-2_a-volume3_o-mean_l-12")
+    told = inflate(built, file_of(source, tmp_path))
+    assert "volume_embed" in told.fresh and "patch_embed.0.weight" not in told.fresh
+    x = image()
+    alone = torch.cat([deep(x, 4), torch.full((2, 3, 4, 224, 224), -1.0)], dim=1)
+    both = torch.cat([deep(x, 4), deep(x, 4)], dim=1)  # as many equal tokens twice: attention's means are the same
+    single = tower("p-4x16x16_i-4x224x224_c-3_o-mean")
+    inflate(single, file_of(source, tmp_path))
+    with torch.no_grad():
+        wanted = single(deep(x, 4))
+        for given in (alone, both):
+            torch.testing.assert_close(built(given), wanted, rtol=1e-4, atol=1e-4)

@@ -21,7 +21,7 @@ from encoders.tag import ATTENTIONS, POOLS, POSITIONS, STEMS
 from encoders.tokenize import pack
 
 TINY = [  # every pair of stem, pool and attention; positions take turns
-    f"_s-{s}_e-{POSITIONS[i % len(POSITIONS)]}_o-{o}_a-{a}"
+    f"_s-{s}_e-{POSITIONS[i % len(POSITIONS)]}_o-{o}_a-{a}{'_v-2' * (a == 'volume3')}"
     for i, (a, s, o) in enumerate(itertools.product(ATTENTIONS, STEMS, POOLS))
 ]
 NO_BLOCKS = [f"_s-{s}_o-{o}_l-0" for s, o in zip(STEMS, ("mean", "attn", "grid"), strict=True)]

@@ -16,9 +16,10 @@ def test_round_trip(size: str, stem: str, pool: str) -> None:
     for positions, attention, layers in itertools.product(POSITIONS, ATTENTIONS, (None, 0, 2, 99)):
         if layers == 0 and (pool, positions, attention) != (pool if pool != "cls" else "", "learned", "full"):
             continue  # refused below
-        tag = Tag(size, (4, 8, 8), (32, 64, 80), 3, stem, positions, pool, attention, layers)
-        assert parse_tag(tag.name) == tag
-        assert parse_tag(tag.name).name == tag.name
+        for volumes in (3,) if attention == "volume3" else (1, 3):
+            tag = Tag(size, (4, 8, 8), (32, 64, 80), 3, stem, positions, pool, attention, layers, volumes)
+            assert parse_tag(tag.name) == tag
+            assert parse_tag(tag.name).name == tag.name
 
 
 def test_equal_geometries_have_equal_names() -> None:
@@ -54,6 +55,10 @@ def test_token_grid() -> None:
         ("voxvit_tiny.e-sine", "one of learned, rope"),
         ("voxvit_tiny.o-sum", "one of cls, mean, attn"),
         ("voxvit_tiny.a-window", "one of full, slice3"),
+        ("voxvit_tiny.c-4_v-3", "v-3 does not divide c-4"),
+        ("voxvit_tiny.c-3_v-0", "integer from 1 to 99"),
+        ("voxvit_tiny.c-3_a-volume3", "name their number, v-2 or more"),
+        ("voxvit_tiny.c-3_v-3_l-0_o-mean_a-volume3", "no attention"),
         ("voxvit_tiny.p-8x16x16_i-96x192x100", "not a multiple"),
         ("voxvit_tiny.p-6x16x16_i-96x192x192_s-conv", "powers of two"),
     ],

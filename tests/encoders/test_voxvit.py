@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import encoders
-from encoders.voxvit import rope_tables, rotate
+from encoders.block import rope_tables, rotate
 
 assert encoders.load  # importing the package is what registers the names
 GRID = "p-4x8x8_i-16x32x24_c-2"

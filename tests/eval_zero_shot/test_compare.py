@@ -170,6 +170,16 @@ def test_each_model_speaks_its_own_best_prompts() -> None:
     assert chosen.spread[0] == (0.6, 0.7)
 
 
+@pytest.mark.parametrize(("choice", "other"), [("together", "first"), ("mean", "together")])
+def test_a_model_that_reads_studies_whole_is_compared_with_one_that_does_not(choice: str, other: str) -> None:
+    a, b = outcome("a", scored(2.0)), outcome("b", scored(0.2, noise=5))
+    a, b = (replace(o, provenance={**o.provenance, "scan_choice": c}) for o, c in ((a, choice), (b, other)))
+    assert compare([a], [b])[0].mark == "win"
+    every = replace(b, provenance={**b.provenance, "scan_choice": "every"})
+    with pytest.raises(EvalError, match=r"scans together|mean of its scans"):
+        compare([a], [every])
+
+
 @pytest.mark.parametrize("name", ["data_sha256", "rows_sha256", "task_sha256", "split"])
 def test_other_cases_or_words_are_not_compared(name: str) -> None:
     a = outcome("a", scored(1.0))
