@@ -35,6 +35,11 @@ def soft(text: str) -> str:
     return f'<p class="soft">{esc(text)}</p>'
 
 
+def drawing(svg: str, name: str) -> str:
+    """A plot in a box of its own."""
+    return f'<figure class="scroll" aria-label="{esc(name)}">{svg}</figure>'
+
+
 def audit(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
     """The verdict in words, each sentence with its severity, and every measured value behind it."""
     heads, lines = audit_verdict(outcomes)
@@ -115,7 +120,7 @@ def per_finding(outcomes: Sequence[Outcome], plot: Plot) -> tuple[str, str, str]
         if not here:
             continue
         svg = plot(task, here)
-        inner = f"<figure>{svg}</figure>" if svg else "<p>No finding can be scored.</p>"
+        inner = drawing(svg, f"AUROC of {task}") if svg else "<p>No finding can be scored.</p>"
         for j, o in enumerate(here):
             name = "findings" if (i, j) == (0, 0) else f"findings-{i}-{j}"
             rows = finding_table(o, name)
@@ -142,7 +147,7 @@ def by_metrics(
     protocol = {"questions": "vqa"}.get(name, name)
     for i, ((_, task), of) in enumerate(by_task(outcomes, protocol).items()):
         svg = plot(task, of)
-        figure = f"<figure>{svg}</figure>" if svg else ""
+        figure = drawing(svg, f"{title} of {task}") if svg else ""
         shown = metric_table(of, f"{name}-{i}", "", beside)
         shown = f"<details><summary>Every number</summary>{shown}</details>" if svg else shown
         body.append(f"<h3>{esc(task)}</h3>{figure}{shown}")
@@ -154,7 +159,7 @@ def interpolation(outcomes: Sequence[Outcome], plot: Plot) -> tuple[str, str, st
     body: list[str] = []
     for i, ((_, task), of) in enumerate(by_task(outcomes, "interpolation").items()):
         svg = plot(task, of)
-        figure = f"<figure>{svg}</figure>" if svg else ""
+        figure = drawing(svg, f"weight interpolation of {task}") if svg else ""
         whole = metric_table(of, f"interpolation-{i}")
         body.append(
             f"<h3>{esc(task)}</h3>{figure}{ends_table(of, f'ends-{i}')}"

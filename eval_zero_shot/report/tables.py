@@ -89,7 +89,7 @@ def overview(
     top = "".join(f'<th scope="col">{h}</th>' for h in head)
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="models and tasks">'
-        f'<table id="overview" class="wide"><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<table id="overview"><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
 
 
