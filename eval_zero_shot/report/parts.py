@@ -10,7 +10,9 @@ from eval_zero_shot.report.sweeps import ends_table
 from eval_zero_shot.report.tables import differences, esc, finding_table, metric_table, overview, provenance
 from eval_zero_shot.report.wording import audit_verdict, verdict
 
-CLASSES = {"FAIL": "fail", "WARN": "warning", "OK": "ok", "NOT CHECKED": "not"}
+# Severity, the worst first: what its checks are called together, and its class in page.css.
+CHECKS = {"FAIL": ("Failed", "fail"), "WARN": ("To look at", "warning"), "NOT CHECKED": ("Not checked", "not"),
+          "OK": ("Passed", "ok")}  # fmt: skip
 SELECT = '<label>{label} <select id="{id}"></select></label>'
 Plot = Callable[[str, Sequence[Outcome]], str | None]
 
@@ -41,22 +43,37 @@ def drawing(svg: str, name: str) -> str:
 
 
 def audit(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
-    """The verdict in words, each sentence with its severity, and every measured value behind it."""
+    """The verdict in words, a line a model; folded under it the checks by severity, and every measured value.
+
+    What failed is unfolded where there is one audit: of several, it would push the numbers off the screen.
+    """
     heads, lines = audit_verdict(outcomes)
-    items = "".join(
-        f'<li><span class="severity {CLASSES[severity]}">{severity}</span> <span>{esc(sentence)}</span></li>'
-        for severity, sentence in lines
-    )
-    top = "".join(f"<p><b>{esc(head)}</b></p>" for head in heads)
-    worst = CLASSES[lines[0][0]] if lines else "not"
+    audits = [o for o in outcomes if o.protocol == "audit"]
+    top = _severities(heads, "b")
+    checks = ""
+    for severity, (title, _) in CHECKS.items():
+        own = [line for line in lines if line[0] == severity]
+        open_ = " open" if len(audits) < 2 and (severity == "FAIL" or not audits) else ""
+        if own:
+            checks += f"<details{open_}><summary>{title} ({len(own)})</summary>{_severities(own)}</details>"
     tables = "".join(
         metric_table(of, f"audit-{i}", task)
         for i, ((_, task), of) in enumerate(by_task(outcomes, "audit").items())
         if any(o.metrics for o in of)
     )
     more = f"<details><summary>What the audit measured</summary>{tables}</details>" if tables else ""
-    box = f'<section class="verdict audit {worst}">{top}<ul>{items}</ul>{more}</section>'
-    return section("audit", "Audit", box)
+    worst = CHECKS[min((severity for severity, _ in heads), key=list(CHECKS).index)][1]
+    return section("audit", "Audit", f'<section class="verdict audit {worst}">{top}{checks}{more}</section>')
+
+
+def _severities(lines: Sequence[tuple[str, str]], emphasis: str = "span") -> str:
+    """Sentences, each with its severity before it."""
+    items = "".join(
+        f'<li><span class="severity {CHECKS[severity][1]}">{severity}</span> '
+        f"<{emphasis}>{esc(sentence)}</{emphasis}></li>"
+        for severity, sentence in lines
+    )
+    return f"<ul>{items}</ul>"
 
 
 def found(outcomes: Sequence[Outcome], comparisons: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
