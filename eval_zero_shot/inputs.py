@@ -60,7 +60,8 @@ class Counts(TypedDict):
 class Inputs:
     """A model and the studies it is asked about. `name` is how tables call the model.
 
-    scans: what a case is (eval_zero_shot.cases). Given the studies, `shards` becomes what has a row a case.
+    scans: what a case is (eval_zero_shot.cases). shards: the studies, given as they are or as what has a row a case,
+    which is what `shards` becomes.
     """
 
     name: str
@@ -73,9 +74,17 @@ class Inputs:
     scans: Scans = "first"
 
     def __post_init__(self) -> None:
-        self._every = None if self.scans == "first" else EveryScan(self.shards, self.loaded.geometry.kind)
-        if self.scans == "every":
-            self.shards = self._every
+        given = self.shards  # of `dataclasses.replace`, these are scans already
+        studies = given.studies if isinstance(given, EveryScan) else given
+        self._every = None if self.scans == "first" else EveryScan(studies, self.loaded.geometry.kind)
+        self.shards = self._every if self.scans == "every" else studies
+
+    @property
+    def arithmetic(self) -> str:
+        """What `precision` is on the model's device: fp32 or bf16."""
+        from eval_zero_shot.embedding import arithmetic
+
+        return arithmetic(self.loaded.model, self.precision)[0]
 
     def open_shards(self, where: str) -> Any:
         """Further studies, read as the first ones were asked for."""
@@ -173,7 +182,7 @@ class Inputs:
             "rows_sha256": hashlib.sha256(keys.encode()).hexdigest(),
             "geometry_sha256": self.loaded.geometry.identity,
             "view_sha256": self.loaded.view.identity,
-            "precision": self.precision,
+            "precision": self.arithmetic,
             "versions": {name: version(name) for name in VERSIONS},
             **more,
         }

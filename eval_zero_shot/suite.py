@@ -145,7 +145,7 @@ def cell_name(entry: Entry, inputs: Inputs) -> str:
         "tasks": [[task.identity, task.groups, task.about] for task in tasks],
         "base": inspect(base, verify=False).sha256 if base else None,
         "files": [_sha256(file) if file else None for file in files],
-        "precision": inputs.precision,
+        "precision": inputs.arithmetic,
         "code": [code_sha256(), own_code_sha256()],
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,19 @@ def test_features_of_one_choice_are_never_taken_for_those_of_another(world: Path
     assert keys("every", list(range(6))) and len(list(cache.folder.iterdir())) == before, "the mean is of these"
     with_cache, without = (classified(world, tmp_path / str(c), "--scans", "mean", cache=c) for c in (True, False))
     assert with_cache.metrics == without.metrics
+
+
+@pytest.mark.parametrize("scans", CHOICES)
+def test_inputs_may_be_replaced_in_part_whatever_a_case_is(world: Path, scans: Scans) -> None:
+    shards, loaded = ShardSet.open(world / "shards"), encoders.load(str(world / "ours"))
+    inputs = Inputs("toy", loaded, shards, None, scans=scans)
+    again = dataclasses.replace(inputs, name="other")
+    rows = inputs.rows("test")
+    assert again.name == "other" and again.rows("test").tolist() == rows.tolist()
+    assert again.features(rows[:3]).keys == inputs.features(rows[:3]).keys
+    assert again.counted(rows) == inputs.counted(rows)
+    first = dataclasses.replace(inputs, scans="first")
+    assert len(first.shards) == len(shards) and len(first.rows("test")) == 24
 
 
 def test_outcomes_of_different_choices_are_not_compared(world: Path, tmp_path: Path, capsys: Any) -> None:
