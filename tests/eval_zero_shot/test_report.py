@@ -114,7 +114,7 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: Any) -> None:
     assert main(["--out", str(tmp_path / "x.html")]) == 1
     assert "neither --results nor --run" in capsys.readouterr().err
     assert main(["--results", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 1
-    assert "no readable results.json" in capsys.readouterr().err
+    assert "there is no results.json in" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
 
 

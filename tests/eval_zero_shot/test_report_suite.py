@@ -55,7 +55,7 @@ def test_marks_come_from_a_comparison(tmp_path: Path, capsys: Any) -> None:
     text = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "Against biomed-clip-2d, ours-ct3d wins 1, ties 0 and loses 0 of 1 task" in text and "1 / 0 / 0" in text
     assert main([*words, "--comparison", str(tmp_path)]) == 1
-    assert "no readable comparison.json" in capsys.readouterr().err
+    assert "there is no comparison 'comparison.json'" in capsys.readouterr().err
 
 
 def test_an_ambiguous_table_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from eval_zero_shot.interpolation_outcomes import ends, points
 from eval_zero_shot.outcome import Outcome, read_results
 from eval_zero_shot.paired import cases_of, paired_difference
 from eval_zero_shot.run import main
-from eval_zero_shot.suite_file import load_suite
+from eval_zero_shot.suite_read import load_suite
 from eval_zero_shot.tasks import load_task
 
 from .conftest import TASK, study
