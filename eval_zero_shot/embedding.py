@@ -114,7 +114,8 @@ def _resolved(device: torch.device, precision: Precision) -> str:
     return "bf16" if bf16 else "fp32"
 
 
-def _autocast(device: torch.device, precision: Precision) -> Any:
+def autocast(device: torch.device, precision: Precision) -> Any:
+    """The context in which a model on `device` encodes. Raises EvalError for another precision."""
     import torch
 
     # Said explicitly either way, so that an autocast the caller is inside cannot leak into an fp32 evaluation.
@@ -154,7 +155,7 @@ def embed_texts(
     with evaluating(model) as device:
         for start in range(0, len(distinct), batch_size):
             part = distinct[start : start + batch_size]
-            with _autocast(device, precision):
+            with autocast(device, precision):
                 units_UD = model.encode_text(pack_texts(part, tokenizer, device)).units_UD
             vectors = unit(units_UD.float().cpu().numpy(), "texts").astype(np.float32)
             out.update(zip(part, vectors, strict=True))
@@ -216,7 +217,7 @@ def embed_batches(
         for batch in batches:
             for start in range(0, len(batch.images), batch_size):  # sliding crops of a large CT are dozens
                 images = torch.from_numpy(batch.images[start : start + batch_size])
-                with _autocast(device, precision):
+                with autocast(device, precision):
                     study_BD = model.encode_image(images.to(device)).study_BD
                 features.append(unit(study_BD.float().cpu().numpy(), "studies").astype(np.float32))
             keys += batch.keys

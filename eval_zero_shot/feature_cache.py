@@ -26,6 +26,7 @@ CODE = (
     "encoders/**/*.py",
     "data_shards/**/*.py",
     *(f"eval_zero_shot/{f}.py" for f in ("embedding", "cases", "classify", "release", "models/**/*", "audit/altered")),
+    "eval_zero_shot/attended.py",
 )
 PACKAGES = ("torch", "timm", "open_clip_torch", "numpy", "pillow", "blosc2")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -154,6 +154,21 @@ class Inputs:
         if every is not None and self.scans == "mean":  # of the vectors that "every" keeps
             return every.means(rows, lambda scans: embed(every, scans))
         return embed(self.shards, np.asarray(rows))
+
+    def attended(self, rows: Sequence[int] | NDArray, texts: Mapping[str, NDArray]) -> NDArray[np.float64]:
+        """[N, U]: cosines of texts (with their unit vectors) by the released head (eval_zero_shot.attended); of a study
+        that is the mean of its scans, the mean of their cosines."""
+        from eval_zero_shot.attended import attended_cosines
+
+        if self._every is None or self.scans != "mean":
+            return attended_cosines(self, self.shards, rows, texts)
+        scans = self._every.of(rows)
+        cosine_CU = attended_cosines(self, self._every, scans, texts)
+        place = {int(row): i for i, row in enumerate(rows)}
+        of_C = np.array([place[int(study)] for study in self._every.study_C[scans]])
+        total_NU = np.zeros((len(place), len(texts)))
+        np.add.at(total_NU, of_C, cosine_CU)
+        return total_NU / np.bincount(of_C, minlength=len(place))[:, None]
 
     def texts(self, texts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Unit vector of every distinct text. Raises EvalError where the model has no text tower."""

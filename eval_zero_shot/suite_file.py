@@ -47,12 +47,14 @@ class Scored(Entry):
 
 class Classification(Scored):
     """prompt_set: the one that stands for the task (none: its first). threshold_split: where thresholds are fitted and
-    prompt sets scored for choosing (none: neither; a set that the data has not is no mistake)."""
+    prompt sets scored for choosing (none: neither; a set that the data has not is no mistake). attended: of models that
+    were released with this head, also scores by it."""
 
     protocol: Literal["classification"]
     task: StrictStr
     prompt_set: StrictStr | None = None
     threshold_split: StrictStr | None = "val"
+    attended: bool = False
 
 
 class Retrieval(Scored):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from eval_zero_shot.outcome import Outcome
+from eval_zero_shot.report.maps import SAYS
 from eval_zero_shot.report.sweeps import ends_table
 from eval_zero_shot.report.tables import differences, esc, finding_table, metric_table, overview, provenance
 from eval_zero_shot.report.wording import audit_verdict, verdict
@@ -227,23 +228,21 @@ def looked(cases: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
         f"<figcaption>{plane} <output></output></figcaption></figure>"
         for plane in ("axial", "coronal", "sagittal")
     )
+    kinds = dict.fromkeys(m["name"] for case in cases for m in case["maps"])
     note = (
-        "For the best and the weakest findings: the study with the finding that scored highest. Share of the score: "
-        "gradient times what sets a token apart from the same place in "
-        f"{cases[0]['ordinary']} studies; orange adds to the score (positive against negative prompts), blue takes "
-        "from it. Token–text similarity, where a model's tokens can be compared with texts: orange tokens are nearer "
-        "to the positive prompts than the study's median token, blue ones farther. No head was trained for either: "
-        "they show what a score rests on, not where a lesion ends."
+        "For the best and the weakest findings: the study with the finding that scored highest; positive against "
+        f"negative prompts; {cases[0]['ordinary']} studies are ordinary ones. No map shows where a lesion ends."
     )
+    said = "".join(f"<li>{esc(kind[0].upper() + kind[1:])}: {esc(SAYS[kind])}</li>" for kind in kinds)
     selects = "".join(
         SELECT.format(label=label, id=name)
         for label, name in (("model", "looked-model"), ("finding", "finding"), ("map", "map"), ("window", "window"))
     )
     return section(
-        "looked-part", "Where it looked", soft(note),
+        "looked-part", "Where it looked", soft(note), f'<ul class="soft">{said}</ul>',
         f'<div id="looked"><div class="controls">{selects}<label>overlay '
         '<input id="strength" type="range" min="0" max="100" value="60"></label></div>'
-        f'<p id="prompt"></p><div class="planes">{planes}</div></div>',
+        f'<p id="prompt"></p><p id="map-kind"></p><div class="planes">{planes}</div></div>',
     )  # fmt: skip
 
 

@@ -156,10 +156,11 @@ def finding_table(outcome: Outcome, name: str = "") -> str:
                                 *(m.of for m in outcome.metrics if m.of))))  # fmt: skip
     rules = [str(m.at["threshold"]) for m in outcome.metrics if m.of and set(m.at) == {"threshold"}]
     rule = min(rules, key=lambda r: RULES.index(r) if r in RULES else len(RULES)) if rules else None
+    beside = {"prompts"}, {"scores"}
     columns = [
         (m.name, _at(m)) for m in outcome.metrics
         if m.of and m.value is not None and (m.name != "auroc" or m.at)
-        and (not m.at or set(m.at) == {"prompts"} or (m.at == {"threshold": rule} and m.name in DECISIONS))
+        and (not m.at or set(m.at) in beside or (m.at == {"threshold": rule} and m.name in DECISIONS))
     ]  # fmt: skip
     columns = list(dict.fromkeys(columns))
     parts = findings(outcome)

@@ -173,6 +173,11 @@ def _classification(outcome: Outcome) -> list[str]:
     for m in outcome.metrics:
         if m.name == outcome.headline and not m.of and set(m.at) == {"prompts"} and m.value is not None:
             said.append(f"With the prompt set “{m.at['prompts']}” the {headline_words(outcome)} is {number(m.value)}.")
+    other = outcome.metric(outcome.headline, scores="attended")
+    by = outcome.metric(f"{outcome.headline}_difference", scores="attended")
+    if other is not None and other.value is not None:
+        told = "" if by is None or by.value is None else f", {by.value:+.3f} to the plain cosine{_within(by)}"
+        said.append(f"By the released head “attended” the {headline_words(outcome)} is {number(other.value)}{told}.")
     return said
 
 
