@@ -176,7 +176,7 @@ def _classification(outcome: Outcome) -> list[str]:
     other = outcome.metric(outcome.headline, scores="attended")
     by = outcome.metric(f"{outcome.headline}_difference", scores="attended")
     if other is not None and other.value is not None:
-        told = "" if by is None or by.value is None else f", {by.value:+.3f} to the plain cosine{_within(by)}"
+        told = "" if by is None or by.value is None else f", {by.value:+.3f} against the plain cosine{_within(by)}"
         said.append(f"By the released head “attended” the {headline_words(outcome)} is {number(other.value)}{told}.")
     return said
 
