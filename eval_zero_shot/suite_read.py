@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from data_shards.errors import DataError
 from eval_zero_shot.errors import EvalError, gathered, unreadable
 from eval_zero_shot.suite_file import (
     PATHS,
@@ -117,7 +118,7 @@ def require_places(
                 continue
             try:
                 there = splits(where)
-            except ValueError as error:  # DataError, in its own words
+            except DataError as error:
                 lost.add(where)
                 wrong.append(error)
                 continue
