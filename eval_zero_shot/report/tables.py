@@ -162,8 +162,8 @@ def finding_table(outcome: Outcome, name: str = "") -> str:
         if m.of and m.value is not None and (m.name != "auroc" or m.at)
         and (not m.at or set(m.at) in beside or (m.at == {"threshold": rule} and m.name in DECISIONS))
     ]  # fmt: skip
-    other = {_at(m) for m in outcome.metrics if set(m.at) == {"scores"}}
-    columns = sorted(dict.fromkeys(columns), key=lambda column: column[1] not in other)  # beside the AUROC
+    by_head = {_at(m) for m in outcome.metrics if set(m.at) == {"scores"}}
+    columns = sorted(dict.fromkeys(columns), key=lambda column: column[1] not in by_head)  # beside the AUROC
     parts = findings(outcome)
     main = any(m.name == "auroc" and m.of and not m.at for m in outcome.metrics)
     head = ["finding", *(("AUROC", "95 % interval") if main else ())]
