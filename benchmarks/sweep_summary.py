@@ -22,7 +22,7 @@ SAME_PREPROCESSING = ("geometry_sha256", "view_sha256")
 
 
 def summarise(
-    folders: dict[str, Sequence[Path]], differences: Sequence[tuple[str, str]], systems: bool = False,
+    folders: Mapping[str, Sequence[Path]], differences: Sequence[tuple[str, str]], systems: bool = False,
     resamples: int = 1000, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Plain JSON: per arm macro AUROC, findings, retrieval and step time; differences, paired by patient and seed.

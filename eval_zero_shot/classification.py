@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_zero_shot.attended import HEAD, require_head
 from eval_zero_shot.classify import side_vectors, unit
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.labels import require_labels, task_labels
@@ -51,14 +52,19 @@ class Split:
 def score_classification(
     inputs: Inputs, rows: Sequence[int] | NDArray, task: Task, *, split: str = "test",
     threshold_rows: Sequence[int] | NDArray | None = None, threshold_split: str = "val", prompt_set: str | None = None,
-    resamples: int = 1000, seed: int = 0, level: float = 0.95,
+    attended: bool = False, resamples: int = 1000, seed: int = 0, level: float = 0.95,
 ) -> Outcome:  # fmt: skip
     """Score `rows` by every prompt set of a task.
 
     prompt_set: which stands for the task (None: its first). threshold_rows: studies of a training-derived split: the
     thresholds of findings are fitted there, and every prompt set is scored there, so that `compare` may choose one.
-    Raises EvalError where the shards lack the task's labels, no study can be scored, or both splits are one.
+    attended: score the prompt set that stands for the task by the released head too (eval_zero_shot.attended), at
+    {"scores": "attended"}, with the difference to the plain cosine, which stays the headline.
+    Raises EvalError where the shards lack the task's labels, no study can be scored, both splits are one, or there is
+    no such head.
     """
+    if attended:
+        require_head(inputs)
     chosen = task.known_set(prompt_set)
     sets = (chosen, *(name for name in task.prompt_sets if name != chosen))
     require_labels(inputs.shards, task)
@@ -87,12 +93,19 @@ def score_classification(
             main = next(m for m in on_fitted if m.name == headline and m.of == "" and not m.at)
             reason = main.reason if main.value is None else None  # no interval was asked for
             found.append(replace(main, at={"prompts": name, "validation": threshold_split}, reason=reason))
+    by_head = _by_head(inputs, scored, task, vectors, chosen) if attended else None
+    if by_head is not None:
+        found += [
+            replace(metric, at={"scores": HEAD})
+            for metric in _metrics(task, by_head, None, chosen, None, options, brief=True)
+            if metric.name in (headline, BESIDE[task.kind]) and not metric.at
+        ]
     absent = [n for n in task.names if not set(task.label_of(n)) & set(inputs.shards.label_names)]
     provenance = inputs.provenance(
         rows, split, task_sha256=task.identity, prompt_set=chosen, rule=task.rule, seed=seed, resamples=resamples,
         threshold_split=threshold_split if fitted else None, logit_scale=scale,
     )  # fmt: skip
-    return Outcome(
+    outcome = Outcome(
         "classification", task.name, inputs.name, inputs.loaded.sha256, headline, tuple(found),
         **inputs.counted(scored.rows), classes=task.names,
         prompts={name: task.written_out(name) for name in sets}, provenance=provenance,
@@ -102,6 +115,47 @@ def score_classification(
         ),
         scores=_table(task, scored, sets),
     )  # fmt: skip
+    return outcome if by_head is None else _with_head(outcome, task, by_head, chosen, options)
+
+
+def _by_head(inputs: Inputs, scored: Split, task: Task, vectors: Any, prompt_set: str) -> Split:
+    """The cases of a split scored by the head `attended`: the mean over the prompts of a side of their own cosines (a
+    prompt looks at the image by itself, so prompts are not averaged first)."""
+    sides = [task.prompts(name, prompt_set) for name in task.names]
+    prompts = {text: unit(vectors[text], "prompts") for of in sides for side in of for text in side}
+    number = {text: u for u, text in enumerate(prompts)}
+    cosine_NU = inputs.attended(scored.rows, prompts)
+    each = [
+        np.stack([cosine_NU[:, [number[text] for text in of[side]]].mean(axis=1) for of in sides], axis=1)
+        for side in range(len(sides[0]))
+    ]
+    return replace(scored, scores={prompt_set: each[0] - each[1] if len(each) == 2 else each[0]})
+
+
+def _with_head(outcome: Outcome, task: Task, by_head: Split, prompt_set: str, options: dict[str, Any]) -> Outcome:
+    """With the scores by the head as a variant, and their difference to the plain cosine, paired by patient."""
+    import pandas as pd
+
+    from eval_zero_shot.paired import cases_of, paired_difference
+
+    table = _table(task, by_head, [prompt_set]).assign(variant=f"scores={HEAD}")
+    outcome = replace(outcome, scores=pd.concat([outcome.scores, table], ignore_index=True))
+    note = (
+        f"Scores {HEAD}: each prompt's cosine with what it pools from the image's tokens by the released head, the "
+        "mean over a side's prompts. They stand beside the plain cosine, which is the headline."
+    )
+    more: list[Metric] = []
+    if outcome.main.value is not None:
+        pair = (cases_of(outcome, f"scores={HEAD}"), cases_of(outcome))
+        found, _ = paired_difference(*pair, method="percentile", **options)
+        more.append(
+            Metric(
+                f"{outcome.headline}_difference", found.value, found.low, found.high, at={"scores": HEAD},
+                n=found.cases, level=found.level, method=None if found.low is None else found.method,
+                reason=found.reason,
+            )
+        )  # fmt: skip
+    return replace(outcome, metrics=(*outcome.metrics, *more), notes=(*outcome.notes, note))
 
 
 def released_scale(loaded: Any) -> float | None:

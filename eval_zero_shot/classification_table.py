@@ -27,11 +27,7 @@ def print_classification(outcome: Outcome) -> None:
         table.add_row(of or "macro", *(_finding(outcome, of, rule) if findings else _class(outcome, of)))
     console.print(table)
     for metric in outcome.metrics:
-        if (
-            metric.value is not None
-            and metric.of == ""
-            and ("prompts" in metric.at or "group" in metric.at or "average" in metric.at)
-        ):
+        if metric.value is not None and metric.of == "" and set(metric.at) & {"prompts", "group", "average", "scores"}:
             where = ", ".join(f"{name} {value}" for name, value in metric.at.items())
             console.print(f"{metric.name}, {where}: {_value(metric)} {_span(metric)}", highlight=False)
     if not findings:

@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", required=True, metavar="TASK", help="packaged task or YAML file of classes and prompts")
     add("--threshold-split", metavar="NAME", help="fit thresholds here and score every prompt set, never on the test")
     add("--prompt-set", metavar="NAME", help="the set that stands for the task (default: its first)")
+    add(
+        "--attended",
+        action="store_true",
+        help="also scores by the released head `attended`, beside the cosine",
+    )
     add("--resamples", type=int, default=1000, metavar="N", help="patient bootstrap (default: 1000; 0: no intervals)")
     add("--seed", type=int, default=0, help="of the resamples (default: 0)")
     add("--out", metavar="DIR", help="folder for results.json and scores.parquet")
@@ -111,8 +116,8 @@ def _run(args: argparse.Namespace) -> None:
     fit_rows = inputs.rows(args.threshold_split) if args.threshold_split else None
     outcome = score_classification(
         inputs, inputs.rows(args.split, args.max_studies), task, split=args.split, threshold_rows=fit_rows,
-        threshold_split=args.threshold_split or "", prompt_set=args.prompt_set, resamples=args.resamples,
-        seed=args.seed,
+        threshold_split=args.threshold_split or "", prompt_set=args.prompt_set, attended=args.attended,
+        resamples=args.resamples, seed=args.seed,
     )  # fmt: skip
     print_classification(outcome)
     if args.out:

@@ -72,14 +72,14 @@ def evaluating(model: Any) -> Iterator[torch.device]:
     import torch
 
     modes = [(m, m.training) for m in model.modules()] if isinstance(model, torch.nn.Module) else []
-    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+    device = _device(model)
     python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:
         if modes:
             model.eval()
         with torch.no_grad():
-            yield tensors[0].device if tensors else torch.device("cpu")
+            yield device
     finally:
         for module, mode in modes:
             module.training = mode
@@ -90,14 +90,36 @@ def evaluating(model: Any) -> Iterator[torch.device]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def _autocast(device: torch.device, precision: Precision) -> Any:
+def arithmetic(model: Any, precision: Precision) -> tuple[str, str]:
+    """("fp32" or "bf16", type of the device) in which a model encodes: "auto" is bf16 on a GPU that has it.
+
+    Raises EvalError for another precision.
+    """
+    return _resolved(_device(model), precision), _device(model).type
+
+
+def _device(model: Any) -> torch.device:
+    import torch
+
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _resolved(device: torch.device, precision: Precision) -> str:
     import torch
 
     if precision not in ("fp32", "bf16", "auto"):
         raise EvalError(f"unknown precision {precision!r}", why="no such arithmetic", fix="use fp32, bf16 or auto")
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return "bf16" if bf16 else "fp32"
+
+
+def autocast(device: torch.device, precision: Precision) -> Any:
+    """The context in which a model on `device` encodes. Raises EvalError for another precision."""
+    import torch
+
     # Said explicitly either way, so that an autocast the caller is inside cannot leak into an fp32 evaluation.
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_resolved(device, precision) == "bf16")
 
 
 def pack_texts(texts: Sequence[str], tokenizer: Tokenize, device: torch.device | str = "cpu") -> PackedTexts:
@@ -133,7 +155,7 @@ def embed_texts(
     with evaluating(model) as device:
         for start in range(0, len(distinct), batch_size):
             part = distinct[start : start + batch_size]
-            with _autocast(device, precision):
+            with autocast(device, precision):
                 units_UD = model.encode_text(pack_texts(part, tokenizer, device)).units_UD
             vectors = unit(units_UD.float().cpu().numpy(), "texts").astype(np.float32)
             out.update(zip(part, vectors, strict=True))
@@ -199,7 +221,7 @@ def embed_batches(
         for batch in batches:
             for start in range(0, len(batch.images), batch_size):  # sliding crops of a large CT are dozens
                 images = torch.from_numpy(batch.images[start : start + batch_size])
-                with _autocast(device, precision):
+                with autocast(device, precision):
                     study_BD = model.encode_image(images.to(device)).study_BD
                 features.append(unit(study_BD.float().cpu().numpy(), "studies").astype(np.float32))
             keys += batch.keys

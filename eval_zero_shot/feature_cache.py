@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from eval_zero_shot.embedding import Precision, StudyFeatures, embed_images
+from eval_zero_shot.embedding import Precision, StudyFeatures, arithmetic, embed_images
 from eval_zero_shot.release import image_encoder
 
 DEFAULT = Path("~/.cache/voxclip/features")
@@ -26,6 +26,7 @@ CODE = (
     "encoders/**/*.py",
     "data_shards/**/*.py",
     *(f"eval_zero_shot/{f}.py" for f in ("embedding", "cases", "classify", "release", "models/**/*", "audit/altered")),
+    "eval_zero_shot/attended.py",
 )
 PACKAGES = ("torch", "timm", "open_clip_torch", "numpy", "pillow", "blosc2")
 
@@ -98,20 +99,16 @@ class FeatureCache:
         return path
 
 
-def identity_of(
-    release_sha256: str, geometry: Any, view: Any, shards: Any, rows: Any, precision: str
-) -> dict[str, Any]:
-    """What determines the features of some rows of a shard set under a release."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # decides what precision "auto" is
+def identity_of(loaded: Any, shards: Any, rows: Any, precision: Precision) -> dict[str, Any]:
+    """What determines the features of some rows of a shard set under a release: of the precision, what it is on the
+    device that the release was loaded on."""
     return {
-        "release": release_sha256,
-        "geometry": geometry.identity,
-        "view": view.identity,
+        "release": loaded.sha256,
+        "geometry": loaded.geometry.identity,
+        "view": loaded.view.identity,
         "data": shards.manifest_hash,
         "rows": hashlib.sha256(np.asarray(rows, dtype=np.int64).tobytes()).hexdigest(),
-        "precision": f"{precision} {device}",
+        "precision": " ".join(arithmetic(loaded.model, precision)),
     }
 
 
@@ -120,7 +117,7 @@ def features_of(
 ) -> StudyFeatures:
     """Features of rows of a shard set under a release, as its own preprocessing shows them; encoded once, then kept
     (cache None: encoded and not kept)."""
-    identity = identity_of(loaded.sha256, loaded.geometry, loaded.view, shards, rows, precision)
+    identity = identity_of(loaded, shards, rows, precision)
 
     def made() -> StudyFeatures:
         return embed_images(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,25 +23,36 @@ Array = NDArray[np.float64]
 DECISIONS = ("f1", "f1_weighted", "f1_macro", "balanced_accuracy", "accuracy", "sensitivity", "specificity")
 
 
+class Fitted(NamedTuple):
+    """A threshold, None where a class is missing, and the cases with a known label that it was fitted on."""
+
+    at: float | None
+    n: int
+
+
 def thresholds_of(
     scores_NL: Array, labels_NL: Array, validation: tuple[Array, Array] | None
-) -> dict[Rule, list[float | None]]:
-    """Every rule that can be applied -> the threshold of each finding, None where its class is missing there.
+) -> dict[Rule, list[Fitted]]:
+    """Every rule that can be applied -> the threshold of each finding.
 
     validation: scores and labels of a split that is not the one scored; without it only sign and test apply.
     """
-    found: dict[Rule, list[float | None]] = {"sign": [SIGN] * scores_NL.shape[1]}
+    found: dict[Rule, list[Fitted]] = {"sign": [Fitted(SIGN, 0)] * scores_NL.shape[1]}
     if validation is not None:
-        columns = list(zip(validation[0].T, validation[1].T, strict=True))
-        found["validation"] = [nearest_to_corner(s, y) for s, y in columns]
-        found["prevalence"] = [matching_prevalence(s, y) for s, y in columns]
-    found["test"] = [nearest_to_corner(s, y) for s, y in zip(scores_NL.T, labels_NL.T, strict=True)]
+        found["validation"] = _fitted(nearest_to_corner, *validation)
+        found["prevalence"] = _fitted(matching_prevalence, *validation)
+    found["test"] = _fitted(nearest_to_corner, scores_NL, labels_NL)
     return {rule: found[rule] for rule in RULES if rule in found}
+
+
+def _fitted(rule: Callable[[Array, Array], float | None], scores_NL: Array, labels_NL: Array) -> list[Fitted]:
+    columns = zip(scores_NL.T, labels_NL.T, strict=True)
+    return [Fitted(rule(s, y), int((~np.isnan(y)).sum())) for s, y in columns]
 
 
 def finding_metrics(
     scores_NL: Array, labels_NL: Array, patients_N: NDArray, names: Sequence[str],
-    thresholds: Mapping[Rule, Sequence[float | None]], *, scale: float | None = None,
+    thresholds: Mapping[Rule, Sequence[Fitted]], *, scale: float | None = None,
     groups: Mapping[str, Sequence[str]] | None = None, resamples: int = 1000, seed: int = 0, level: float = 0.95,
 ) -> list[Metric]:  # fmt: skip
     """Per finding and their macro means: auroc, auprc, sensitivity at a specificity, decisions by every threshold rule,
@@ -81,17 +92,17 @@ def finding_metrics(
     for j, place in enumerate(own):
         closed = Metric.of_interval("auroc", finding_interval(run, j, level), of=names[j], n=found[place].n)
         found[place] = replace(closed, reason=_missing(labels_NL[:, j]) or closed.reason)
-    for rule, at_L in thresholds.items():
+    for rule, fitted_L in thresholds.items():
         found += [
-            Metric("threshold", at_L[j], of=name, at={"threshold": rule}, level=level, reason=_unfitted(at_L[j], rule))
-            for j, name in enumerate(names)
-            if rule != "sign"
+            Metric("threshold", at, of=name, at={"threshold": rule}, n=n, level=level, reason=_unfitted(at))
+            for name, (at, n) in zip(names, fitted_L, strict=True)
+            if rule != "sign"  # which is fitted on nothing
         ]
     return found
 
 
 def _of_finding(
-    s: Array, y: Array, thresholds: Mapping[Rule, Sequence[float | None]], j: int, scale: float | None
+    s: Array, y: Array, thresholds: Mapping[Rule, Sequence[Fitted]], j: int, scale: float | None
 ) -> list[tuple[str, dict[str, Value], Callable[[Array], Array], str | None]]:
     """(name, at, compute, reason) of everything that is computed of one finding."""
     at_specificity: dict[str, Value] = {"specificity": metrics.SPECIFICITY}
@@ -103,13 +114,13 @@ def _of_finding(
     if scale is not None:
         p = probability(s, scale)
         found.append(("calibration_error", {"bins": metrics.BINS}, lambda w: metrics.calibration_error(p, y, w), None))
-    for rule, at_L in thresholds.items():
-        at = at_L[j]
+    for rule, fitted_L in thresholds.items():
+        at = fitted_L[j].at
         said = np.zeros(len(s), bool) if at is None else s >= at
         cells = once(_confusion(said, y))
         for name in DECISIONS:
-            compute = _unless(_unfitted(at, rule), _decision(cells, name))
-            found.append((name, {"threshold": rule}, compute, _unfitted(at, rule)))
+            compute = _unless(_unfitted(at), _decision(cells, name))
+            found.append((name, {"threshold": rule}, compute, _unfitted(at)))
     return found
 
 
@@ -150,5 +161,5 @@ def _missing(labels_N: Array) -> str | None:
     return "no negative study" if positive else "no positive study"
 
 
-def _unfitted(at: Any, rule: str) -> str | None:
+def _unfitted(at: float | None) -> str | None:
     return "no threshold: a class is missing where it is fitted" if at is None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -61,8 +61,8 @@ class Counts(TypedDict):
 class Inputs:
     """A model and the studies it is asked about. `name` is how tables call the model.
 
-    scans: what a case is (eval_zero_shot.cases); None: the model's own choice. Given the studies, `shards` becomes what
-        has a row a case.
+    scans: what a case is (eval_zero_shot.cases); None: the model's own choice. shards: the studies, given as they are
+    or as what has a row a case, which is what `shards` becomes.
     """
 
     name: str
@@ -76,10 +76,18 @@ class Inputs:
 
     def __post_init__(self) -> None:
         self.scans = scans_of(self.scans, self.loaded.geometry)
+        given = self.shards  # of `dataclasses.replace`, these are scans already
+        studies = given.studies if isinstance(given, EveryScan) else given
         single = self.scans in ("mean", "every")
-        self._every = EveryScan(self.shards, self.loaded.geometry.kind) if single else None
-        if self.scans == "every":
-            self.shards = self._every
+        self._every = EveryScan(studies, self.loaded.geometry.kind) if single else None
+        self.shards = self._every if self.scans == "every" else studies
+
+    @property
+    def arithmetic(self) -> str:
+        """What `precision` is on the model's device: fp32 or bf16."""
+        from eval_zero_shot.embedding import arithmetic
+
+        return arithmetic(self.loaded.model, self.precision)[0]
 
     def open_shards(self, where: str) -> Any:
         """Further studies, read as the first ones were asked for."""
@@ -161,6 +169,21 @@ class Inputs:
             return every.means(rows, lambda scans: embed(every, scans))
         return embed(self.shards, np.asarray(rows))
 
+    def attended(self, rows: Sequence[int] | NDArray, texts: Mapping[str, NDArray]) -> NDArray[np.float64]:
+        """[N, U]: cosines of texts (with their unit vectors) by the released head (eval_zero_shot.attended); of a study
+        that is the mean of its scans, the mean of their cosines."""
+        from eval_zero_shot.attended import attended_cosines
+
+        if self._every is None or self.scans != "mean":
+            return attended_cosines(self, self.shards, rows, texts)
+        scans = self._every.of(rows)
+        cosine_CU = attended_cosines(self, self._every, scans, texts)
+        place = {int(row): i for i, row in enumerate(rows)}
+        of_C = np.array([place[int(study)] for study in self._every.study_C[scans]])
+        total_NU = np.zeros((len(place), len(texts)))
+        np.add.at(total_NU, of_C, cosine_CU)
+        return total_NU / np.bincount(of_C, minlength=len(place))[:, None]
+
     def texts(self, texts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Unit vector of every distinct text. Raises EvalError where the model has no text tower."""
         self.require_texts()
@@ -188,7 +211,7 @@ class Inputs:
             "rows_sha256": hashlib.sha256(keys.encode()).hexdigest(),
             "geometry_sha256": self.loaded.geometry.identity,
             "view_sha256": self.loaded.view.identity,
-            "precision": self.precision,
+            "precision": self.arithmetic,
             "versions": {name: version(name) for name in VERSIONS},
             **more,
         }

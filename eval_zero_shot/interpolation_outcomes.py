@@ -95,8 +95,10 @@ def _swept(merged: Merged, task: str, parents: tuple[str, str]) -> list[Metric]:
 
 def _point(point: Point, task: str, merged: Merged, headline: str, shown: Metric | None) -> tuple[Metric, Metric]:
     at: dict[str, Any] = {"alpha": point.alpha}
-    on_validation = Metric(headline, point.validation[task], at={**at, "split": merged.validation}, reason=POINT)
-    on_test = Metric(headline, point.test[task], reason=POINT) if shown is None else shown
+    n = {split: len(rows) for split, rows in merged.rows.items()}
+    where = {**at, "split": merged.validation}
+    on_validation = Metric(headline, point.validation[task], at=where, n=n[merged.validation], reason=POINT)
+    on_test = Metric(headline, point.test[task], n=n[merged.test], reason=POINT) if shown is None else shown
     return on_validation, replace(on_test, at={**at, "split": merged.test})
 
 

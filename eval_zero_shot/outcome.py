@@ -163,8 +163,11 @@ def read_results(folder: str | Path) -> list[Outcome]:
         content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         version = content.get("results_version") if isinstance(content, dict) else None
     except (OSError, ValueError) as error:
+        missing = "no" if isinstance(error, FileNotFoundError) else f"no readable ({type(error).__name__})"
         raise EvalError(
-            f"no readable results.json in '{folder.name}' ({type(error).__name__})",
+            f"there is {missing} results.json in '{folder.name}'"
+            if folder.is_dir()
+            else f"there is no folder '{folder.name}'",
             why="there is nothing to show or compare",
             fix="name the folder that a command of eval_zero_shot wrote with --out",
         ) from None

@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 SAME = (
     "data_sha256", "split", "rows_sha256", "task_sha256", "prompt_set", "draws_sha256", "items_sha256", "images_sha256",
     "train_rows_sha256", "validation_rows_sha256", "finer", "same_patient", "labels", "repeats",
+    "base_sha256",
 )  # fmt: skip
 
 

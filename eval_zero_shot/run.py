@@ -20,17 +20,8 @@ from data_shards.opening import add_tar_options
 from eval_zero_shot.cases import Scans, add_scans
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import add_embedding, require_folder, run_command
-from eval_zero_shot.suite_file import (
-    Audit,
-    Classification,
-    Interpolation,
-    Probe,
-    Retrieval,
-    Suite,
-    load_suite,
-    require_names,
-    with_bases,
-)
+from eval_zero_shot.suite_file import Classification, Retrieval, Suite
+from eval_zero_shot.suite_read import load_suite, require_names, require_places, with_bases
 
 DEFAULT = "default"  # comparisons with each task's default prompts
 
@@ -94,7 +85,8 @@ def _run(args: argparse.Namespace) -> list[str]:
     require_names(suite)  # said before torch is imported, as what is wrong with a task
     suite = with_bases(suite, dict(zip(names, args.models, strict=True)))
     opened = Opened(args)
-    _check(args, suite, names, opened)
+    require_folder(args.out)
+    require_places(suite, names, args.reference or suite.reference, lambda data: opened.shards(data).manifest["splits"])
     with tempfile.TemporaryDirectory(prefix="voxclip-") as scratch:
         out = args.out or Path(scratch)
         found, failed = run_suite(suite, args.models, out, opened, PROTOCOLS, lambda said: print(said, file=sys.stderr))
@@ -116,31 +108,6 @@ def _run(args: argparse.Namespace) -> list[str]:
     for lost in failed:
         print(f"error: {lost.model}, {lost.entry}: {lost.reason}", file=sys.stderr)
     return [lost.entry for lost in failed]
-
-
-def _check(args: argparse.Namespace, suite: Suite, names: Sequence[str], opened: Opened) -> None:
-    """What can be known before the first model is loaded: the reference, every shard set, every split, the folder."""
-    from eval_zero_shot.suite_file import entry_name
-
-    require_folder(args.out)
-    base = args.reference or suite.reference
-    if base is not None and base not in names:
-        raise EvalError(f"the reference {base!r} is no model here", why="nothing could be compared with it",
-                        fix=f"name one of: {', '.join(names)}")  # fmt: skip
-    for entry in suite.entries:
-        data = suite.data_of(entry)
-        wanted = [(data, entry.split)] if data else []
-        wanted += [(data, entry.train_split)] if isinstance(entry, Probe) and data else []
-        wanted += [(data, entry.validation_split)] if isinstance(entry, Interpolation) and data else []
-        wanted += [(where, entry.train_split) for where in entry.train] if isinstance(entry, Audit) else []
-        for where, split in wanted:
-            splits = opened.shards(where).manifest["splits"]
-            if not splits.get(split):
-                raise EvalError(
-                    f"{entry_name(entry)}: no study in split '{split}'",
-                    why="hours of scoring would end without it",
-                    fix=f"name one of: {', '.join(splits)}",
-                )
 
 
 def _compared(args: argparse.Namespace, suite: Suite, found: Sequence[Outcome]) -> list[Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_zero_shot.cases import Scans
-from eval_zero_shot.errors import EvalError, LeftOut
+from eval_zero_shot.errors import EvalError, LeftOut, unreadable
 from eval_zero_shot.feature_cache import code_sha256
 from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import Outcome, read_results, write_results
@@ -145,7 +145,7 @@ def cell_name(entry: Entry, inputs: Inputs) -> str:
         "tasks": [[task.identity, task.groups, task.about] for task in tasks],
         "base": inspect(base, verify=False).sha256 if base else None,
         "files": [_sha256(file) if file else None for file in files],
-        "precision": inputs.precision,
+        "precision": inputs.arithmetic,
         "code": [code_sha256(), own_code_sha256()],
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -157,11 +157,8 @@ def _sha256(file: str) -> str:
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
-        raise EvalError(
-            f"a file that the entry names cannot be read ({error.strerror or type(error).__name__})",
-            why="there is nothing to ask",
-            fix="check items: or draws:",
-        ) from None
+        why, fix = "there is nothing to ask", "check items: or draws:"
+        raise unreadable("file", Path(file), error, why=why, fix=fix) from None
 
 
 def _listing(folder: str | None) -> str | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def classification(inputs: Inputs, entry: Classification, cell: Cell) -> Sequence[Outcome]:
+    from eval_zero_shot.attended import has_head
     from eval_zero_shot.classification import score_classification
     from eval_zero_shot.tasks import load_task
 
@@ -27,7 +28,8 @@ def classification(inputs: Inputs, entry: Classification, cell: Cell) -> Sequenc
         score_classification(
             inputs, inputs.rows(entry.split, entry.max_studies), load_task(entry.task), split=entry.split,
             threshold_rows=_known_rows(inputs, held) if held else None, threshold_split=held or "",
-            prompt_set=entry.prompt_set, resamples=entry.resamples, seed=entry.seed,
+            prompt_set=entry.prompt_set, attended=entry.attended and has_head(inputs.loaded),
+            resamples=entry.resamples, seed=entry.seed,
         )
     ]  # fmt: skip
 

@@ -87,7 +87,7 @@ def altered_features(inputs: Inputs, rows: Sequence[int] | NDArray, seed: int) -
     if inputs.cache is None:
         found = made()
     else:
-        identity = identity_of(loaded.sha256, loaded.geometry, loaded.view, inputs.shards, rows, inputs.precision)
+        identity = identity_of(loaded, inputs.shards, rows, inputs.precision)
         found = inputs.cache.get_or_make({**identity, "altered": [*PER_STUDY, CORNER, FRAME, seed]}, made)
     place = {key: i for i, key in enumerate(found.keys)}
     keys = [inputs.shards.key(int(row)) for row in rows]

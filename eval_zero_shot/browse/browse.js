@@ -73,9 +73,7 @@
     if (mine !== opened) return;
     if (!found.name) { $("map-note").textContent = "This model's tower gives no tokens that could be drawn."; return; }
     study.grid = found.grid; study.values = Planes.bytes(found.values);
-    $("map-note").textContent = found.name === "share of the score"
-      ? "Share of the score (this tower's tokens are not comparable with texts): orange adds to it, blue takes from it."
-      : "Token–text similarity: orange tokens are nearer to the text than the study's median token, blue ones farther.";
+    $("map-note").textContent = `Map: ${found.name}, ${found.says}`;
     if (!study.seen) for (const plane of Planes.names) figures[plane].querySelector("input").value = Planes.middle(study, plane, found.peak);
     study.seen = true;
     await draw();

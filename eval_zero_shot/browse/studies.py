@@ -75,8 +75,8 @@ class Studies:
         return self._slice(study, plane, window, place)
 
     def map(self, study: int, text: str, minus: str = "") -> dict[str, Any]:
-        """{"name", "grid", "values" (int8, base64), "peak"} of a text in a study; name None where the tower has no
-        tokens that could be drawn."""
+        """{"name", "says", "grid", "values" (int8, base64), "peak"} of a text in a study, by the released head
+        `attended` where there is one; name None where the tower has no tokens that could be drawn."""
         return self._map(study, text, minus)
 
     def _direction(self, text: str, minus: str) -> NDArray[np.float32]:
@@ -98,18 +98,20 @@ class Studies:
 
     def _explain(self, study: int, text: str, minus: str) -> dict[str, Any]:
         from eval_zero_shot.report.focus import attention, contributions, similarity
+        from eval_zero_shot.report.maps import ATTENTION, SAYS, SHARE, SIMILARITY
 
         loaded, shards = self.inputs.loaded, self.inputs.shards
         with self._lock:
             direction = self._direction(text, minus).astype(np.float64)
             image = model_input(shards, int(self.rows[study]), loaded)
-            name, found = "attention of the text", attention(loaded, image, direction)
+            both = [np.asarray(self._text(one), np.float64) for one in (text, minus) if one]
+            name, found = ATTENTION, attention(loaded, image, *both)
             if found is None:
-                name, found = "token–text similarity", similarity(loaded.model, image, direction)
+                name, found = SIMILARITY, similarity(loaded.model, image, direction)
             if found is not None:
                 found = found - np.median(found)
             else:
-                name, ordinary = "share of the score", self._mean_tokens()
+                name, ordinary = SHARE, self._mean_tokens()
                 found = None if ordinary is None else contributions(loaded.model, image, direction, ordinary)
             if found is None:
                 return {"name": None}
@@ -117,6 +119,7 @@ class Studies:
             grey = self._picture(study).grey[-1]
         return {
             "name": name,
+            "says": SAYS[name],
             "grid": list(found.shape),
             "values": base64.b64encode(as_int8(found, grey)).decode(),
             "peak": peak_of(found, grey),

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.cases import EveryScan, add_scans
-from eval_zero_shot.errors import EvalError
+from eval_zero_shot.errors import EvalError, unreadable
 from eval_zero_shot.inputs import run_command
 from eval_zero_shot.probe.split import FORM, Question, question
 
@@ -129,11 +129,9 @@ def read_draws(path: str | Path, asked: Question, data_sha256: str) -> Draws:
         found = _of_content(content)
         made_for = [content[name] for name in ("version", "names", "exclusive", "data_sha256")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EvalError(
-            f"the file of draws cannot be read ({type(error).__name__})",
-            why="the probes of two models must learn from the same studies",
-            fix="write it with python -m eval_zero_shot.probe.draws",
-        ) from None
+        why = "the probes of two models must learn from the same studies"
+        fix = "write it with python -m eval_zero_shot.probe.draws"
+        raise unreadable("file of draws", Path(path), error, why=why, fix=fix) from None
     wanted = [VERSION, list(asked.names), asked.exclusive, data_sha256]
     differ = [n for n, a, b in zip(("version", "labels", "kind", "data"), made_for, wanted, strict=True) if a != b]
     if differ:

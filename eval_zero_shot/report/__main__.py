@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_shards.opening import add_tar_options, open_studies
 from eval_zero_shot.cases import EveryScan
-from eval_zero_shot.errors import EvalError
+from eval_zero_shot.errors import EvalError, unreadable
 from eval_zero_shot.inputs import run_command
 
 if TYPE_CHECKING:
@@ -86,11 +86,10 @@ def _compared(folder: Path) -> list[dict[str, Any]]:
         found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["comparisons"]
         return [{**c, **{name: c[name] for name in NEEDED}} for c in found]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvalError(
-            f"no readable comparison.json ({type(error).__name__})",
-            why="there would be no marks, or wrong ones",
+        raise unreadable(
+            "comparison", folder / "comparison.json", error, why="there would be no marks, or wrong ones",
             fix="name a folder that python -m eval_zero_shot.compare wrote with --out",
-        ) from None
+        ) from None  # fmt: skip
 
 
 def _studies(models: Sequence[str], args: argparse.Namespace, outcomes: Sequence[Outcome]) -> Iterator[Shown]:

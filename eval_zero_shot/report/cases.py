@@ -16,7 +16,7 @@ from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import Outcome
 from eval_zero_shot.report.curves import hardest, ranked
 from eval_zero_shot.report.focus import attention, contributions, mean_tokens, similarity
-from eval_zero_shot.report.maps import as_int8, peak_of
+from eval_zero_shot.report.maps import ATTENTION, SHARE, SIMILARITY, as_int8, peak_of
 from eval_zero_shot.report.pictures import (
     model_input,
     on_picture,
@@ -81,8 +81,8 @@ def gallery(shown: Shown, seed: int = 0) -> list[dict[str, Any]]:
 
 def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
     """For the best and the worst findings, the study with the finding that scored highest, with maps on the token grid:
-    what tokens add to the score against the mean of ORDINARY studies, the attention of the prompts where the release
-    has a head for it, and the tokens' similarity with the prompts where they can be compared with texts."""
+    first the attention of the prompts where the release has a head for it, what tokens add to the score against the
+    mean of ORDINARY studies, and the tokens' similarity with the prompts where they can be compared with texts."""
     loaded, shards, task = shown.loaded, shown.shards, shown.task
     aurocs = {m.of: m.value for m in outcome.metrics if m.name == "auroc" and not m.at and m.value is not None}
     scored = ranked(outcome)
@@ -113,17 +113,23 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
         share = contributions(loaded.model, image, direction, ordinary)
         if share is None:
             return []
-        more = {
-            "attention of the text": attention(loaded, image, direction),
-            "token–text similarity": similarity(loaded.model, image, direction),
+        negative = sides[1][j] if len(sides) == 2 else None
+        found = {
+            ATTENTION: attention(loaded, image, sides[0][j], negative),
+            SHARE: share,
+            SIMILARITY: similarity(loaded.model, image, direction),
         }
         seen = picture(shards, row, loaded)
-        share = on_picture(share, loaded)
-        maps = [{"name": "share of the score", "values": base64.b64encode(as_int8(share, seen.grey[-1])).decode()}]
-        for name_of_map, found in more.items():
-            if found is not None:
-                values = as_int8(on_picture(found - np.median(found), loaded), seen.grey[-1])
-                maps.append({"name": name_of_map, "values": base64.b64encode(values).decode()})
+        drawn = {
+            kind: on_picture(values if kind == SHARE else values - np.median(values), loaded)
+            for kind, values in found.items()
+            if values is not None
+        }
+        maps = [
+            {"name": kind, "values": base64.b64encode(as_int8(values, seen.grey[-1])).decode()}
+            for kind, values in drawn.items()
+        ]
+        first = next(iter(drawn.values()))  # the map that the page opens with
         cases.append(
             {
                 "model": shown.model,
@@ -136,9 +142,9 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
                     {"name": n, "image": png(np.ascontiguousarray(g.reshape(-1, g.shape[-1])))}
                     for n, g in zip(seen.names, seen.grey, strict=True)
                 ],
-                "grid": list(share.shape),
+                "grid": list(first.shape),
                 "maps": maps,
-                "peak": peak_of(share, seen.grey[-1]),
+                "peak": peak_of(first, seen.grey[-1]),
                 "ordinary": len(reference),
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ ACCENT, SECOND = "#2a7fb8", "#c8641b"
 PALETTE = (ACCENT, SECOND, "#2e9e5b", "#9a5fc0", "#c94f5d", "#8a8a2a", "#1f9aa0", "#b0659a")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 MOST_BARS = 24
+NARROW = 3.6  # inches
 
 
 def auroc_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
@@ -185,7 +187,7 @@ def recall_plot(outcomes: Sequence[Outcome], ink: str) -> Any | None:
     return figure
 
 
-def legend(axes: Any, names: Sequence[str], ink: str) -> None:
+def legend(axes: Any, names: Sequence[str], ink: str, columns: int = 3) -> None:
     """The models' marks above the plot, so that they cover nothing."""
     from matplotlib.lines import Line2D
 
@@ -193,10 +195,11 @@ def legend(axes: Any, names: Sequence[str], ink: str) -> None:
         Line2D([], [], color=PALETTE[i % len(PALETTE)], marker=SHAPES[i % len(SHAPES)], lw=2, ms=5)
         for i in range(len(names))
     ]
-    shown = [n.replace("$", r"\$") for n in names]
     axes.legend(
-        marks, shown, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9, labelcolor=ink
+        marks, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9, labelcolor=ink
     )
+    for text in axes.get_legend().get_texts():  # a $ in a name is no formula
+        text.set_parse_math(False)
 
 
 def plain(figure: Any, axes: Any, ink: str) -> None:
@@ -214,8 +217,24 @@ def plain(figure: Any, axes: Any, ink: str) -> None:
     axes.patch.set_alpha(0)
 
 
+def narrow(figure: Any) -> None:
+    """The same drawing for a window of a telephone's width: words beside and below it wrap, a model a line."""
+    figure.set_size_inches(NARROW, figure.get_figheight())
+    for axes in figure.axes:
+        beside = [_wrapped(label.get_text(), 20) for label in axes.get_yticklabels()]
+        axes.set_yticks(axes.get_yticks(), beside, linespacing=0.9)
+        axes.set_xlabel(_wrapped(axes.get_xlabel(), 44))
+        if axes.get_legend() is not None:
+            legend(axes, [text.get_text() for text in axes.get_legend().get_texts()], INK, 1)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width))
+
+
 def render(draw: Callable[[str], Any | None], png: Path) -> str | None:
-    """Draw twice: `png` on white, and an SVG string for the page. None where there is nothing to draw."""
+    """Draw `png` on white, and the HTML of the page's two drawings: of its own width, and `narrow`, of which page.css
+    shows one. None where there is nothing to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -228,13 +247,22 @@ def render(draw: Callable[[str], Any | None], png: Path) -> str | None:
         png.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(png, dpi=150, bbox_inches="tight", facecolor="white", metadata={"Software": None})
         plt.close(figure)
-        figure, out = draw(INK), io.StringIO()
+        figure = draw(INK)
         assert figure is not None
-        figure.savefig(out, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+        name = png.stem.replace("_", "-")
+        whole = _svg(figure, name)
+        narrow(figure)
+        small = _svg(figure, f"{name}-narrow")
         plt.close(figure)
+    return f'<div class="wide">{whole}</div><div class="narrow">{small}</div>'
+
+
+def _svg(figure: Any, prefix: str) -> str:
+    """In the colour of the page's text. prefix: of its ids, since those of two drawings in one page must not meet."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg, count=1)
-    prefix = png.stem.replace("_", "-")  # ids of two plots in one page must not meet
     svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', svg)
     return re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_zero_shot.attended import HEAD, has_head
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -105,21 +107,25 @@ def similarity(dual: Any, image: NDArray[np.float32], direction_D: NDArray[np.fl
     return cosine.cpu().numpy().reshape(grid)
 
 
-def attention(loaded: Any, image: NDArray[np.float32], direction_D: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Attention of a text (or of a text minus another) on each token, on the token grid ((D,) H, W), by the released
-    head `attended` (encoders.heads.attended): it was trained to find where an image shows a text. None without one."""
+def attention(
+    loaded: Any, image: NDArray[np.float32], text_D: NDArray[np.float64], minus_D: NDArray[np.float64] | None = None
+) -> NDArray[np.float64] | None:
+    """Attention of a text on each token, on the token grid ((D,) H, W), by the released head `attended`
+    (encoders.heads.attended): it was trained to find where an image shows a text. With another text, what the first
+    has more of than it: the head knows texts and no differences between them. None without a head."""
     import torch
 
     from eval_zero_shot.embedding import evaluating
 
-    head = getattr(loaded, "heads", {}).get("attended")
-    if head is None:
+    if not has_head(loaded):
         return None
+    head = loaded.heads[HEAD]
     with evaluating(loaded.model) as device:
         seen = loaded.model.encode_image(torch.from_numpy(image)[None].to(device), tokens=True)
-        text = torch.from_numpy(direction_D).float()[None].to(device)
-        text = torch.nn.functional.normalize(text, dim=-1)
-        return head.maps(seen.tokens_SND.float(), text)[0, 0].double().cpu().numpy().reshape(seen.grid)
+        texts = torch.from_numpy(np.stack([text_D] if minus_D is None else [text_D, minus_D])).float().to(device)
+        texts = torch.nn.functional.normalize(texts, dim=-1)
+        maps_UN = head.maps(seen.tokens_SND.float(), texts)[0].double().cpu().numpy()
+    return (maps_UN[0] if minus_D is None else maps_UN[0] - maps_UN[1]).reshape(seen.grid)
 
 
 def _forward(visual: Any, x: Tensor, leaf: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor] | None:

@@ -51,6 +51,7 @@
       if (!keep) slider.value = Planes.middle(item, plane, item.peak);
     }
     $("prompt").textContent = `“${item.prompt}” (AUROC of this finding ${item.auroc.toFixed(2)})`;
+    $("map-kind").textContent = `Map: ${item.maps[maps.value].name}`;
     draw();
     root.querySelector(".planes").classList.toggle("single", item.size[0] === 1);
     root.dataset.model = item.model;

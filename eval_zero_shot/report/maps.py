@@ -5,6 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+SHARE, ATTENTION, SIMILARITY = "share of the score", "attention of the text", "token–text similarity"
+SAYS = {  # of a map, what a reader sees
+    ATTENTION: "where the released head “attended”, which was trained to find what an image shows of a text, looks for "
+    "it. Orange: more than at the study's median token; blue: less. The plain cosine does not read this head.",
+    SHARE: "gradient of the score times what sets a token apart from the same place in ordinary studies. Orange adds "
+    "to the score, blue takes from it. No head was trained for it.",
+    SIMILARITY: "orange tokens are nearer to the text than the study's median token, blue ones farther. No head was "
+    "trained for it.",
+}
+
 
 def as_int8(values: NDArray, grey: NDArray[np.uint8]) -> bytes:
     """Values [d, h, w] scaled so that 127 is the largest magnitude where `grey` [D, H, W] holds more than air."""

@@ -192,7 +192,7 @@ def _curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def _training(drawn: Plots, metrics: Path | None) -> tuple[str, ...]:
     svg = drawn.draw("training", "", lambda ink: training_plot(metrics, ink)) if metrics else None
-    return () if svg is None else (f"<figure>{svg}</figure>", parts.soft(TRAINING))
+    return () if svg is None else (parts.drawing(svg, "training"), parts.soft(TRAINING))
 
 
 def _subtitle(outcomes: Sequence[Outcome]) -> str:

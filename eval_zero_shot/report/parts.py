@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from eval_zero_shot.outcome import Outcome
+from eval_zero_shot.report.maps import SAYS
 from eval_zero_shot.report.sweeps import ends_table
 from eval_zero_shot.report.tables import differences, esc, finding_table, metric_table, overview, provenance
 from eval_zero_shot.report.wording import audit_verdict, verdict
 
-CLASSES = {"FAIL": "fail", "WARN": "warning", "OK": "ok", "NOT CHECKED": "not"}
+# Severity, the worst first: what its checks are called together, and its class in page.css.
+CHECKS = {"FAIL": ("Failed", "fail"), "WARN": ("To look at", "warning"), "NOT CHECKED": ("Not checked", "not"),
+          "OK": ("Passed", "ok")}  # fmt: skip
 SELECT = '<label>{label} <select id="{id}"></select></label>'
 Plot = Callable[[str, Sequence[Outcome]], str | None]
 
@@ -35,23 +38,43 @@ def soft(text: str) -> str:
     return f'<p class="soft">{esc(text)}</p>'
 
 
+def drawing(svg: str, name: str) -> str:
+    """A plot in a box of its own."""
+    return f'<figure class="scroll" aria-label="{esc(name)}">{svg}</figure>'
+
+
 def audit(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
-    """The verdict in words, each sentence with its severity, and every measured value behind it."""
+    """The verdict in words, a line a model; folded under it the checks by severity, and every measured value.
+
+    What failed is unfolded where there is one audit: of several, it would push the numbers off the screen.
+    """
     heads, lines = audit_verdict(outcomes)
-    items = "".join(
-        f'<li><span class="severity {CLASSES[severity]}">{severity}</span> <span>{esc(sentence)}</span></li>'
-        for severity, sentence in lines
-    )
-    top = "".join(f"<p><b>{esc(head)}</b></p>" for head in heads)
-    worst = CLASSES[lines[0][0]] if lines else "not"
+    audits = [o for o in outcomes if o.protocol == "audit"]
+    top = _severities(heads, "b")
+    checks = ""
+    for severity, (title, _) in CHECKS.items():
+        own = [line for line in lines if line[0] == severity]
+        open_ = " open" if len(audits) < 2 and (severity == "FAIL" or not audits) else ""
+        if own:
+            checks += f"<details{open_}><summary>{title} ({len(own)})</summary>{_severities(own)}</details>"
     tables = "".join(
         metric_table(of, f"audit-{i}", task)
         for i, ((_, task), of) in enumerate(by_task(outcomes, "audit").items())
         if any(o.metrics for o in of)
     )
     more = f"<details><summary>What the audit measured</summary>{tables}</details>" if tables else ""
-    box = f'<section class="verdict audit {worst}">{top}<ul>{items}</ul>{more}</section>'
-    return section("audit", "Audit", box)
+    worst = CHECKS[min((severity for severity, _ in heads), key=list(CHECKS).index)][1]
+    return section("audit", "Audit", f'<section class="verdict audit {worst}">{top}{checks}{more}</section>')
+
+
+def _severities(lines: Sequence[tuple[str, str]], emphasis: str = "span") -> str:
+    """Sentences, each with its severity before it."""
+    items = "".join(
+        f'<li><span class="severity {CHECKS[severity][1]}">{severity}</span> '
+        f"<{emphasis}>{esc(sentence)}</{emphasis}></li>"
+        for severity, sentence in lines
+    )
+    return f"<ul>{items}</ul>"
 
 
 def found(outcomes: Sequence[Outcome], comparisons: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
@@ -115,7 +138,7 @@ def per_finding(outcomes: Sequence[Outcome], plot: Plot) -> tuple[str, str, str]
         if not here:
             continue
         svg = plot(task, here)
-        inner = f"<figure>{svg}</figure>" if svg else "<p>No finding can be scored.</p>"
+        inner = drawing(svg, f"AUROC of {task}") if svg else "<p>No finding can be scored.</p>"
         for j, o in enumerate(here):
             name = "findings" if (i, j) == (0, 0) else f"findings-{i}-{j}"
             rows = finding_table(o, name)
@@ -142,7 +165,7 @@ def by_metrics(
     protocol = {"questions": "vqa"}.get(name, name)
     for i, ((_, task), of) in enumerate(by_task(outcomes, protocol).items()):
         svg = plot(task, of)
-        figure = f"<figure>{svg}</figure>" if svg else ""
+        figure = drawing(svg, f"{title} of {task}") if svg else ""
         shown = metric_table(of, f"{name}-{i}", "", beside)
         shown = f"<details><summary>Every number</summary>{shown}</details>" if svg else shown
         body.append(f"<h3>{esc(task)}</h3>{figure}{shown}")
@@ -154,7 +177,7 @@ def interpolation(outcomes: Sequence[Outcome], plot: Plot) -> tuple[str, str, st
     body: list[str] = []
     for i, ((_, task), of) in enumerate(by_task(outcomes, "interpolation").items()):
         svg = plot(task, of)
-        figure = f"<figure>{svg}</figure>" if svg else ""
+        figure = drawing(svg, f"weight interpolation of {task}") if svg else ""
         whole = metric_table(of, f"interpolation-{i}")
         body.append(
             f"<h3>{esc(task)}</h3>{figure}{ends_table(of, f'ends-{i}')}"
@@ -205,23 +228,21 @@ def looked(cases: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
         f"<figcaption>{plane} <output></output></figcaption></figure>"
         for plane in ("axial", "coronal", "sagittal")
     )
+    kinds = dict.fromkeys(m["name"] for case in cases for m in case["maps"])
     note = (
-        "For the best and the weakest findings: the study with the finding that scored highest. Share of the score: "
-        "gradient times what sets a token apart from the same place in "
-        f"{cases[0]['ordinary']} studies; orange adds to the score (positive against negative prompts), blue takes "
-        "from it. Token–text similarity, where a model's tokens can be compared with texts: orange tokens are nearer "
-        "to the positive prompts than the study's median token, blue ones farther. No head was trained for either: "
-        "they show what a score rests on, not where a lesion ends."
+        "For the best and the weakest findings: the study with the finding that scored highest; positive against "
+        f"negative prompts; {cases[0]['ordinary']} studies are ordinary ones. No map shows where a lesion ends."
     )
+    said = "".join(f"<li>{esc(kind[0].upper() + kind[1:])}: {esc(SAYS[kind])}</li>" for kind in kinds)
     selects = "".join(
         SELECT.format(label=label, id=name)
         for label, name in (("model", "looked-model"), ("finding", "finding"), ("map", "map"), ("window", "window"))
     )
     return section(
-        "looked-part", "Where it looked", soft(note),
+        "looked-part", "Where it looked", soft(note), f'<ul class="soft">{said}</ul>',
         f'<div id="looked"><div class="controls">{selects}<label>overlay '
         '<input id="strength" type="range" min="0" max="100" value="60"></label></div>'
-        f'<p id="prompt"></p><div class="planes">{planes}</div></div>',
+        f'<p id="prompt"></p><p id="map-kind"></p><div class="planes">{planes}</div></div>',
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def overview(
     top = "".join(f'<th scope="col">{h}</th>' for h in head)
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="models and tasks">'
-        f'<table id="overview" class="wide"><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<table id="overview"><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
 
 
@@ -156,12 +156,14 @@ def finding_table(outcome: Outcome, name: str = "") -> str:
                                 *(m.of for m in outcome.metrics if m.of))))  # fmt: skip
     rules = [str(m.at["threshold"]) for m in outcome.metrics if m.of and set(m.at) == {"threshold"}]
     rule = min(rules, key=lambda r: RULES.index(r) if r in RULES else len(RULES)) if rules else None
+    beside = {"prompts"}, {"scores"}
     columns = [
         (m.name, _at(m)) for m in outcome.metrics
         if m.of and m.value is not None and (m.name != "auroc" or m.at)
-        and (not m.at or set(m.at) == {"prompts"} or (m.at == {"threshold": rule} and m.name in DECISIONS))
+        and (not m.at or set(m.at) in beside or (m.at == {"threshold": rule} and m.name in DECISIONS))
     ]  # fmt: skip
-    columns = list(dict.fromkeys(columns))
+    by_head = {_at(m) for m in outcome.metrics if set(m.at) == {"scores"}}
+    columns = sorted(dict.fromkeys(columns), key=lambda column: column[1] not in by_head)  # beside the AUROC
     parts = findings(outcome)
     main = any(m.name == "auroc" and m.of and not m.at for m in outcome.metrics)
     head = ["finding", *(("AUROC", "95 % interval") if main else ())]

@@ -37,39 +37,55 @@ def span(metric: Metric | None) -> str:
     return f"{metric.low:.3f} – {metric.high:.3f}"
 
 
-def audit_verdict(outcomes: Sequence[Outcome]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(headlines, [(severity, sentence)] with the worst first) of the audits among the outcomes.
+Said = tuple[str, str]  # severity, sentence
 
-    A note begins with its severity ("FAIL same patient: ..."); one that does not is the headline of its audit. Models
-    and tasks are named where audits of several say different things; models that no audit is of are named.
+
+def audit_verdict(outcomes: Sequence[Outcome]) -> tuple[list[Said], list[Said]]:
+    """(the verdict, a line a model; every check, the worst first) of the audits among the outcomes.
+
+    A note begins with its severity ("FAIL same patient: ..."); one that does not is the headline of its audit, and a
+    model's line has those of all its tasks, and its worst severity. Models and tasks are named where audits of several
+    say different things; models that no audit is of have a line too.
     """
     audits = [o for o in outcomes if o.protocol == "audit"]
     if not audits:
         return (
-            ["No audit was run: nothing here says that test studies or their prompts were kept out of training."],
+            [("NOT CHECKED", "No audit was run: nothing here says that test studies or their prompts were kept out of "
+              "training.")],
             [("NOT CHECKED", "Leaks, shortcuts and what text alone would score: python -m eval_zero_shot.audit")],
-        )
+        )  # fmt: skip
     several = len({o.model for o in audits}) > 1 or len({o.task for o in audits}) > 1
-    heads: list[str] = []
-    lines: dict[tuple[str, str], list[str]] = {}
+    heads: dict[str, dict[str, list[str]]] = {}  # model -> headline -> tasks
+    worst: dict[str, list[str]] = {}
+    lines: dict[Said, list[str]] = {}
     for audit in audits:
         whose = f"{audit.model}, {audit.task}"
         told = [_severity(note) for note in audit.notes]
+        checks = [(severity, sentence) for severity, sentence in told if severity is not None]
         said = [sentence for severity, sentence in told if severity is None]
-        said = said or [_headline_of([severity for severity, _ in told if severity is not None])]
-        heads.append(f"{whose}: {said[0]}" if several else said[0])
+        said = said or [_headline_of([severity for severity, _ in checks])]
+        heads.setdefault(audit.model, {}).setdefault(said[0], []).append(audit.task)
+        worst.setdefault(audit.model, []).extend(severity for severity, _ in checks)
         lines.update({("WARN", more): [whose] for more in said[1:]})
-        for severity, sentence in told:
-            if severity is not None:
-                lines.setdefault((severity, sentence), []).append(whose)
+        for check in checks:
+            lines.setdefault(check, []).append(whose)
+    verdicts = [
+        (_worst(worst[model]), " ".join(f"{model}, {', '.join(of)}: {said}" if several else said
+                                        for said, of in found.items()))
+        for model, found in heads.items()
+    ]  # fmt: skip
+    unaudited = dict.fromkeys(o.model for o in outcomes if o.model not in heads)
+    if unaudited:
+        verdicts.append(("NOT CHECKED", f"No audit was run of {', '.join(unaudited)}."))
     named = [
         (severity, f"{'; '.join(whose)}: {sentence}" if several and len(whose) < len(audits) else sentence)
         for (severity, sentence), whose in lines.items()
     ]
-    unaudited = dict.fromkeys(o.model for o in outcomes if o.model not in {a.model for a in audits})
-    if unaudited:
-        named.append(("NOT CHECKED", f"no audit was run of {', '.join(unaudited)}."))
-    return heads, sorted(named, key=lambda line: SEVERITIES.index(line[0]))
+    return verdicts, sorted(named, key=lambda line: SEVERITIES.index(line[0]))
+
+
+def _worst(severities: Sequence[str]) -> str:
+    return min(severities, key=SEVERITIES.index, default="NOT CHECKED")
 
 
 def _headline_of(severities: Sequence[str]) -> str:
@@ -157,6 +173,11 @@ def _classification(outcome: Outcome) -> list[str]:
     for m in outcome.metrics:
         if m.name == outcome.headline and not m.of and set(m.at) == {"prompts"} and m.value is not None:
             said.append(f"With the prompt set “{m.at['prompts']}” the {headline_words(outcome)} is {number(m.value)}.")
+    other = outcome.metric(outcome.headline, scores="attended")
+    by = outcome.metric(f"{outcome.headline}_difference", scores="attended")
+    if other is not None and other.value is not None:
+        told = "" if by is None or by.value is None else f", {by.value:+.3f} against the plain cosine{_within(by)}"
+        said.append(f"By the released head “attended” the {headline_words(outcome)} is {number(other.value)}{told}.")
     return said
 
 

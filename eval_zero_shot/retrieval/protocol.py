@@ -99,9 +99,10 @@ def score_retrieval(
     _require(pools, ks, repeats)
     ks, pools = sorted(set(ks)), tuple(dict.fromkeys(pools))
     told = told_studies(inputs.shards, rows, text)
-    if len(told.rows) < 2:
+    having, asked = (len(set(inputs.studies(some).tolist())) for some in (told.rows, rows))
+    if having < 2:  # all scans of a study have its text
         raise EvalError(
-            f"{len(told.rows)} of {len(rows)} studies have a text of kind {text!r}",
+            f"{having} of {asked} studies have a text of kind {text!r}",
             why="there is nothing to choose from",
             fix="name another kind with --text, or another split",
         )
@@ -117,13 +118,17 @@ def score_retrieval(
     kept: dict[Pool, dict[tuple[Direction, Ties], Array]] = {}
     reasons: dict[Pool, str] = {}
     for pool in pools:
-        size = len(told.rows) if pool == "full" else pool
-        within = [k for k in ks if k <= size]
+        size = min(len(told.rows), len(told.texts)) if pool == "full" else pool
+        # What a query chooses from: in the full pool images or texts, of which there may be more.
+        items: dict[Direction, int] = {"image_to_text": size, "text_to_image": size}
+        if pool == "full":
+            items = {"image_to_text": len(told.texts), "text_to_image": len(told.rows)}
+        within = {direction: [k for k in ks if k <= n] for direction, n in items.items()}
         if pool != "full" and not told.one_each:
             reasons[pool] = "studies with several texts are ranked in the full pool"
         elif size > len(told.rows):
             reasons[pool] = f"{len(told.rows)} {inputs.cases} do not fill one pool of {size}"
-        elif not within:
+        elif ks[0] > size:
             reasons[pool] = f"every k is more than the pool of {size}"
         elif pool == "full":
             both = rank_both(
@@ -133,13 +138,14 @@ def score_retrieval(
         else:
             number_N = np.unique(hashes, return_inverse=True)[1].reshape(-1)
             both_units = unit(images, "studies"), unit(texts, "reports")
-            hits = pool_hits(*both_units, number_N, pool, within, repeats, seed, short_pool)
-            kept[pool] = _pooled(scored, hits, pool, within)
-        missing = ks if pool in reasons else [k for k in ks if k > size]
+            ks_within = within["image_to_text"]
+            hits = pool_hits(*both_units, number_N, pool, ks_within, repeats, seed, short_pool)
+            kept[pool] = _pooled(scored, hits, pool, ks_within)
         scored.metrics += [
             Metric("recall", None, of=direction, at={"k": k, "pool": pool, "ties": ties},
-                   reason=reasons.get(pool, f"k {k} is more than the pool of {size}"))
-            for direction in DIRECTIONS for ties in TIES for k in missing
+                   reason=reasons.get(pool, f"k {k} is more than the pool of {items[direction]}"))
+            for direction in DIRECTIONS for ties in TIES for k in ks
+            if pool in reasons or k not in within[direction]
         ]  # fmt: skip
     name = _headline(scored, kept, pools, ks, reasons)
     return Outcome(
@@ -166,10 +172,11 @@ def _text_keys(keys: Sequence[str], told: Told) -> list[str]:
 
 
 def _full(
-    scored: _Scored, both: Mapping[tuple[Direction, Ties], Ranks], ks: Sequence[int]
+    scored: _Scored, both: Mapping[tuple[Direction, Ties], Ranks], within: Mapping[Direction, Sequence[int]]
 ) -> dict[tuple[Direction, Ties], Array]:
     out = {}
     for (direction, ties), ranks in both.items():
+        ks = within[direction]
         at: dict[str, Any] = {"pool": "full", "ties": ties}
         hits_QK, rank_Q = ranks.hits(ks), ranks.rank()
         names = [("recall", direction, {"k": k, **at}) for k in ks]

@@ -141,7 +141,7 @@ def score_vqa(
             "images_sha256": found.sha256,
             "geometry_sha256": inputs.loaded.geometry.identity,
             "view_sha256": inputs.loaded.view.identity,
-            "precision": inputs.precision,
+            "precision": inputs.arithmetic,
             "seed": seed,
             "missing_images": missing,
             "rejected_items": dict(sorted(file.rejected.items())),

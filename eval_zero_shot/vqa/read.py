@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from eval_zero_shot.errors import EvalError
+from eval_zero_shot.errors import EvalError, unreadable
 from eval_zero_shot.vqa.items import Item, ItemFile, Rejected, Rows
 from eval_zero_shot.vqa.mappings import MAPPINGS
 
@@ -56,9 +56,7 @@ def _rows(path: Path) -> tuple[Rows, str]:
         raw = path.read_bytes()
         text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise EvalError(
-            f"the items cannot be read ({type(error).__name__})", why="there is nothing to ask", fix="check --items"
-        ) from None
+        raise unreadable("file of items", path, error, why="there is nothing to ask", fix="check --items") from None
     digest = hashlib.sha256(raw).hexdigest()
     if path.suffix.lower() == ".csv":
         return list(csv.DictReader(io.StringIO(text, newline=""))), digest

@@ -45,5 +45,26 @@ def severe(browser: Any) -> list[Any]:
 
 
 def too_wide(browser: Any) -> int:
-    """Pixels by which the page is wider than its window."""
-    return browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+    """Pixels by which the page is wider than what a window shows of it."""
+    return browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+CUT = """
+const wide = document.documentElement.clientWidth, cut = [];
+for (const e of document.querySelectorAll("svg, canvas, img, table, pre, select, input, p, li")) {
+  if (!e.getClientRects().length) continue;
+  let seen = e, box = e.parentElement;
+  for (; box; box = box.parentElement) {
+    const how = getComputedStyle(box).overflowX;
+    if (how === "auto" || how === "scroll") { seen = box; break; }
+    if (how !== "visible" && e.getBoundingClientRect().right > box.getBoundingClientRect().right + 1) break;
+  }
+  if (box && seen === e || seen.getBoundingClientRect().right > wide + 1) cut.push(e.outerHTML.slice(0, 80));
+}
+return cut;
+"""
+
+
+def cut_off(browser: Any) -> list[str]:
+    """What reaches past the window or its box where nothing lets a reader scroll to it."""
+    return browser.execute_script(CUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -20,12 +21,14 @@ from data_shards.schema import Scan, Study, Texts
 from data_shards.shard_set import ShardSet, ShardWriter
 from eval_zero_shot import classify, compare, embed, retrieve, run
 from eval_zero_shot.cases import Scans
+from eval_zero_shot.errors import EvalError
 from eval_zero_shot.feature_cache import FeatureCache
 from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import Outcome, read_results
 from eval_zero_shot.probe import __main__ as probe
 from eval_zero_shot.probe import draws
 from eval_zero_shot.report import __main__ as report_command
+from eval_zero_shot.retrieval.protocol import score_retrieval
 from eval_zero_shot.statistics import Run, finding_interval
 
 from .conftest import TASK
@@ -176,6 +179,19 @@ def test_features_of_one_choice_are_never_taken_for_those_of_another(world: Path
     assert with_cache.metrics == without.metrics
 
 
+@pytest.mark.parametrize("scans", CHOICES)
+def test_inputs_may_be_replaced_in_part_whatever_a_case_is(world: Path, scans: Scans) -> None:
+    shards, loaded = ShardSet.open(world / "shards"), encoders.load(str(world / "ours"))
+    inputs = Inputs("toy", loaded, shards, None, scans=scans)
+    again = dataclasses.replace(inputs, name="other")
+    rows = inputs.rows("test")
+    assert again.name == "other" and again.rows("test").tolist() == rows.tolist()
+    assert again.features(rows[:3]).keys == inputs.features(rows[:3]).keys
+    assert again.counted(rows) == inputs.counted(rows)
+    first = dataclasses.replace(inputs, scans="first")
+    assert len(first.shards) == len(shards) and len(first.rows("test")) == 24
+
+
 def test_outcomes_of_different_choices_are_not_compared(world: Path, tmp_path: Path, capsys: Any) -> None:
     for scans in CHOICES:
         classified(world, tmp_path / scans, "--scans", scans)
@@ -190,6 +206,15 @@ def test_outcomes_of_different_choices_are_not_compared(world: Path, tmp_path: P
     (tmp_path / "first" / "results.json").write_text(json.dumps(plain))
     classified(world, tmp_path / "again", model="theirs")
     assert compare.main([str(tmp_path / "first"), str(tmp_path / "again")]) == 0
+
+
+def test_one_study_is_nothing_to_choose_from_however_many_scans_it_has(world: Path) -> None:
+    inputs = Inputs("toy", encoders.load(str(world / "ours")), ShardSet.open(world / "shards"), None, scans="every")
+    rows = inputs.rows("test")
+    of_one = rows[inputs.studies(rows) == next(s for s in inputs.studies(rows) if scans_of(int(s)) > 1)]
+    assert len(of_one) > 1
+    with pytest.raises(EvalError, match="1 of 1 studies have a text of kind 'report'"):
+        score_retrieval(inputs, of_one, split="test", pools=("full",), ks=(1,))
 
 
 def test_scans_of_one_study_are_right_for_its_report_unless_strictly(world: Path, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "0 won, 0 tied, 1 lost" in capsys.readouterr().out
     assert main([where, where, "--model-a", "weak", "--model-b", "strong", "--resamples", "10"]) == 1
     assert main([str(tmp_path / "gone"), where]) == 1
-    assert "no readable results.json" in capsys.readouterr().err
+    assert "there is no folder 'gone'" in capsys.readouterr().err
 
 
 def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -77,8 +77,9 @@ def test_a_finding_without_positives_has_reasons_and_no_numbers(found: list[Metr
 def test_thresholds_come_from_the_split_that_is_named(world: tuple, found: list[Metric]) -> None:
     scores, labels, _ = world
     for rule, part in (("validation", slice(0, 60)), ("test", slice(0, 120))):
-        at = find(found, "threshold", "a", threshold=rule).value
-        known = ~np.isnan(labels[:, 0])
+        fitted = find(found, "threshold", "a", threshold=rule)
+        at, known = fitted.value, ~np.isnan(labels[:, 0])
+        assert fitted.n == known[part].sum()
         false, true, tried = sk.roc_curve(labels[part, 0][known[part]], scores[part, 0][known[part]])
         assert at == tried[np.argmin((1 - true) ** 2 + false**2)]
         expected = sk.balanced_accuracy_score(labels[known, 0], scores[known, 0] >= at)

@@ -20,9 +20,10 @@ import encoders
 from data_shards.geometry import PlanarGeometry
 from data_shards.phantom.pacs import write_pacs
 from data_shards.shard_set import ShardSet
-from eval_zero_shot import embed, feature_cache, run, score
+from eval_zero_shot import embed, embedding, feature_cache, run, score
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.feature_cache import FeatureCache, identity_of
+from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.scans import find_scans, with_view
 
 from .conftest import GEOMETRY, TASK, VIEW
@@ -210,16 +211,30 @@ def test_features_are_kept_until_anything_changes(
 
 def test_identities_differ_in_everything_that_matters(release: Path, toy_shards: ShardSet, tmp_path: Path) -> None:
     loaded = encoders.load(str(release))
-    base: dict[str, Any] = {
-        "release_sha256": loaded.sha256, "geometry": loaded.geometry, "view": loaded.view, "shards": toy_shards,
-        "rows": [0, 1], "precision": "fp32",
-    }  # fmt: skip
+    base: dict[str, Any] = {"loaded": loaded, "shards": toy_shards, "rows": [0, 1], "precision": "fp32"}
     other_view = VIEW.__class__("centre", (4, 8, 4))
-    changes = {"release_sha256": "x", "geometry": GEOMETRY, "view": other_view, "rows": [1, 0], "precision": "bf16"}
+    changed = [{"sha256": "x"}, {"geometry": GEOMETRY}, {"view": other_view}]
+    changes = [{"loaded": dataclasses.replace(loaded, **one)} for one in changed]
+    changes += [{"rows": [1, 0]}, {"precision": "bf16"}]
     cache = FeatureCache(tmp_path)
-    paths = [cache.path(identity_of(**base)), *(cache.path(identity_of(**base | {k: v})) for k, v in changes.items())]
+    paths = [cache.path(identity_of(**base)), *(cache.path(identity_of(**base | change)) for change in changes)]
     assert len(set(paths)) == len(changes) + 1
     assert cache.get(identity_of(**base)) is None
+
+
+def test_what_auto_means_goes_by_the_device_the_model_is_on(
+    release: Path, toy_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU beside a model on the CPU changes nothing: "auto" is fp32 there, and one file serves both."""
+    inputs = Inputs("toy", encoders.load(str(release), device="cpu"), toy_shards, None, precision="auto")
+    plain = identity_of(inputs.loaded, toy_shards, [0], "fp32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert identity_of(inputs.loaded, toy_shards, [0], "auto") == plain
+    assert inputs.provenance([0], "test")["precision"] == "fp32"
+    monkeypatch.setattr(embedding, "_device", lambda model: torch.device("cuda"))
+    assert identity_of(inputs.loaded, toy_shards, [0], "auto")["precision"] == "bf16 cuda"
+    assert inputs.arithmetic == "bf16"
 
 
 def test_scans_are_found_by_what_they_are(folder: Path) -> None:

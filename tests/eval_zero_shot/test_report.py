@@ -32,7 +32,7 @@ from eval_zero_shot.report.wording import verdict
 from eval_zero_shot.retrieval.protocol import score_retrieval
 from eval_zero_shot.tasks import Task
 
-from .chromium import chromium, severe, too_wide
+from .chromium import chromium, cut_off, severe, too_wide
 from .conftest import GEOMETRY, TASK, VIEW, study
 from .toy_release import write_toy_release
 
@@ -82,7 +82,7 @@ def test_the_page_stands_alone_and_says_what_was_found(page: Path, evaluated: Pa
     for line in verdict(read_results(evaluated / "results")):
         assert line.replace("'", "&#x27;") in text
     assert "too few cases" in text and "treat it as patient data" in text
-    assert text.count("<svg") == 5  # findings, retrieval, training, and two that the script fills
+    assert text.count("<svg") == 8  # findings, retrieval, training in two widths each, and two that the script fills
     assert text.count('class="case"') == 6
     assert "No audit was run" in text
     ids = re.findall(r' id="([^"]+)"', text)
@@ -114,7 +114,7 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: Any) -> None:
     assert main(["--out", str(tmp_path / "x.html")]) == 1
     assert "neither --results nor --run" in capsys.readouterr().err
     assert main(["--results", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 1
-    assert "no readable results.json" in capsys.readouterr().err
+    assert "there is no results.json in" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
 
 
@@ -265,7 +265,7 @@ def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> Non
         assert pictures and all(int(p.get_property("naturalWidth")) > 0 for p in pictures)
         paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 200) == dark
-        assert too_wide(browser) <= 0  # nothing is cut off at the side
+        assert too_wide(browser) <= 0 and not cut_off(browser)
         assert not severe(browser)
 
 

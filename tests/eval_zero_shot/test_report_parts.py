@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.metrics import auc, roc_auc_score
 
 from encoders.dual import build_dual
 from eval_zero_shot.outcome import Metric, Outcome
+from eval_zero_shot.report import parts
 from eval_zero_shot.report.curves import (
     counts,
     finding_curves,
@@ -134,7 +136,7 @@ def test_a_verdict_on_several_models() -> None:
 
 def test_the_audit_comes_in_words_worst_first() -> None:
     heads, lines = audit_verdict([classification("a", classes=("x",), n=40)])
-    assert heads[0].startswith("No audit was run") and lines[0][0] == "NOT CHECKED"
+    assert heads[0][1].startswith("No audit was run") and lines[0][0] == "NOT CHECKED"
     notes = (
         "Do not report this.",
         "OK same image: fine.",
@@ -142,17 +144,34 @@ def test_the_audit_comes_in_words_worst_first() -> None:
         "FAIL same patient: 3.",
     )
     heads, lines = audit_verdict([audit("a", notes)])
-    assert heads == ["Do not report this."]
+    assert heads == [("FAIL", "Do not report this.")]
     assert lines == [
         ("FAIL", "same patient: 3."), ("NOT CHECKED", "captions: none given."), ("OK", "same image: fine."),
     ]  # fmt: skip
     heads, lines = audit_verdict([audit("a", ("OK: fine.",)), audit("b", ("WARN: hm.", "OK: fine."))])
-    assert heads[1] == "b, ct_rate_18: No check failed, but 1 warning should be looked at."
+    assert heads[1] == ("WARN", "b, ct_rate_18: No check failed, but 1 warning should be looked at.")
     assert lines == [("WARN", "b, ct_rate_18: hm."), ("OK", "fine.")]
-    _, lines = audit_verdict([audit("a", ("OK: fine.",)), classification("b", classes=("x",), n=40)])
-    assert ("NOT CHECKED", "no audit was run of b.") in lines
-    assert audit_verdict([audit("a", ("OK: fine.",))])[0] == ["Nothing was found against these scores."]
-    assert audit_verdict([audit("a", ())])[0] == ["Nothing could be checked."]
+    heads, _ = audit_verdict([audit("a", ("OK: fine.",)), classification("b", classes=("x",), n=40)])
+    assert heads[1] == ("NOT CHECKED", "No audit was run of b.")
+    assert audit_verdict([audit("a", ("OK: fine.",))])[0] == [("OK", "Nothing was found against these scores.")]
+    assert audit_verdict([audit("a", ())])[0] == [("NOT CHECKED", "Nothing could be checked.")]
+
+
+def test_a_verdict_of_several_models_is_a_line_each_and_checks_are_folded() -> None:
+    notes = ("Bad.", "FAIL same patient: 3 of {}.", "WARN sex: {}.", "OK same image: fine.")
+    several = [
+        dataclasses.replace(audit(model, tuple(n.format(model) for n in notes)), task=task)
+        for model in "abcd" for task in ("chest", "head")
+    ]  # fmt: skip
+    heads, lines = audit_verdict(several)
+    assert [said for _, said in heads] == [f"{model}, chest, head: Bad." for model in "abcd"] and len(lines) == 9
+    _, _, page = parts.audit(several)
+    shown = re.sub("<details>.*?</details>", "", page)
+    assert all(f"{model}, chest, head: Bad." in shown for model in "abcd") and shown.count("<li>") == 4
+    assert page.count("3 of a.") == 1 and "<details open" not in page
+    assert "<summary>Failed (4)</summary>" in page and "<summary>Passed (1)</summary>" in page
+    _, _, page = parts.audit(several[:1])
+    assert "<details open><summary>Failed (1)</summary>" in page
 
 
 def test_marks_are_of_default_prompts_and_the_others_are_told() -> None:

@@ -15,7 +15,7 @@ from eval_zero_shot.outcome import write_results
 from eval_zero_shot.report import write_report
 from eval_zero_shot.report.__main__ import main
 
-from .chromium import chromium, severe, too_wide
+from .chromium import chromium, cut_off, severe, too_wide
 from .outcomes import MODELS, PROVENANCE, classification, suite
 
 
@@ -55,7 +55,7 @@ def test_marks_come_from_a_comparison(tmp_path: Path, capsys: Any) -> None:
     text = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "Against biomed-clip-2d, ours-ct3d wins 1, ties 0 and loses 0 of 1 task" in text and "1 / 0 / 0" in text
     assert main([*words, "--comparison", str(tmp_path)]) == 1
-    assert "no readable comparison.json" in capsys.readouterr().err
+    assert "there is no comparison 'comparison.json'" in capsys.readouterr().err
 
 
 def test_an_ambiguous_table_is_refused(tmp_path: Path) -> None:
@@ -110,8 +110,25 @@ def test_a_suite_in_a_browser(tmp_path: Path, width: int) -> None:
         assert browser.find_element(By.ID, "differences").is_displayed()
         for fold in browser.find_elements(By.TAG_NAME, "details"):
             browser.execute_script("arguments[0].open = true", fold)
-        assert too_wide(browser) <= 0
+        assert too_wide(browser) <= 0 and not cut_off(browser)
+        (drawn, *_) = [d for d in browser.find_elements(By.CSS_SELECTOR, "figure > .wide, figure > .narrow")
+                       if d.is_displayed()]  # fmt: skip
+        assert drawn.get_attribute("class") == ("narrow" if width == 380 else "wide")
+        for box in browser.find_elements(By.CSS_SELECTOR, "figure.scroll"):  # plots fit, and need no scrolling
+            assert box.get_property("scrollWidth") <= box.get_property("clientWidth")
         assert not severe(browser)
+
+
+@pytest.mark.full
+def test_a_page_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
+    figure = "<svg width=900 height=9></svg>"
+    found = {}
+    with chromium(tmp_path, 380) as browser:
+        for overflow in ("visible", "hidden", "auto"):
+            (tmp_path / "x.html").write_text(f"<!doctype html><body><div style='overflow-x: {overflow}'>{figure}</div>")
+            browser.get((tmp_path / "x.html").as_uri())
+            found[overflow] = too_wide(browser) > 0, len(cut_off(browser))
+    assert found == {"visible": (True, 1), "hidden": (False, 1), "auto": (False, 0)}
 
 
 def test_results_of_other_studies_are_not_put_into_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

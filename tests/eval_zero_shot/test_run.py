@@ -22,7 +22,7 @@ from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import read_results
 from eval_zero_shot.run import main
 from eval_zero_shot.spreadsheet import COLUMNS
-from eval_zero_shot.suite_file import load_suite
+from eval_zero_shot.suite_read import load_suite
 
 from .conftest import TASK, study
 from .toy_release import write_toy_release
@@ -161,6 +161,51 @@ def test_mistakes_of_a_suite_are_named(suite: Path, change: dict[str, Any], said
         load_suite(suite)
 
 
+def test_everything_wrong_with_a_suite_is_told_at_once(suite: Path) -> None:
+    """Of form and of what entries name, whichever entries are right otherwise."""
+    body = yaml.safe_load(suite.read_text())
+    twice = body["entries"][0]
+    entries: list[dict[str, Any]] = [
+        {"protocol": "classification", "taks": "phantom"},
+        {"protocol": "classification", "task": "nonesuch"},
+        {"protocol": "vqa", "items": "lost.jsonl"},
+        {"protocol": "interpolation", "base": "b", "tasks": ["nowhere.yaml"], "validation_split": "test"},
+    ]
+    suite.write_text(yaml.safe_dump({"name": "x", "refrence": "y", "entries": entries}))
+    with pytest.raises(EvalError) as told:
+        load_suite(suite)
+    for said in (
+        "has 10 mistake(s)", "refrence: is no key here; did you mean reference?", "entries.0.taks: is no key here",
+        "entries.0.task: is missing", "entries.0: no data is named", "entries.1: no data is named",
+        "entries.1.task: no zero-shot task 'nonesuch'", "entries.2.items: there is no file 'lost.jsonl'",
+        "entries.3: no data is named", "entries.3: validation_split and split are both 'test'",
+        "entries.3.tasks: no zero-shot task",
+    ):  # fmt: skip
+        assert said in str(told.value), said
+    assert "entries.2: no data" not in str(told.value), "questions may be of images of their own"
+    suite.write_text(yaml.safe_dump({**body, "entries": [twice, twice, {"protocol": "audit", "task": "nonesuch"}]}))
+    with pytest.raises(EvalError) as told:
+        load_suite(suite)
+    for said in ("2 mistake(s)", "entries.1: two entries give classification of toy", "entries.2.task: no zero-shot"):
+        assert said in str(told.value)
+
+
+def test_every_place_that_is_not_there_is_told_at_once(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = yaml.safe_load(suite.read_text())
+    body["entries"][0]["split"] = "tset"
+    body["entries"][1]["data"] = "shrds"
+    suite.write_text(yaml.safe_dump(body))
+    assert main(["--model", "nowhere", "--suite", str(suite), "--reference", "zzz"]) == 1
+    told = capsys.readouterr().err
+    for said in (
+        "3 mistakes", "the reference 'zzz'", "no study in split 'tset'", "there is no folder or file 'shrds'",
+    ):  # fmt: skip
+        assert said in told
+    assert str(tmp_path) not in told
+
+
 def test_without_a_suite_the_command_line_is_one(
     release: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +226,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
         (["--task", "nonesuch", "--data", str(toy_folder)], "no zero-shot task 'nonesuch'"),
         (["--data", str(toy_folder)], "there is nothing to score"),
         (["--suite", str(suite), "--data", str(toy_folder)], "--suite beside --data"),
-        (["--suite", str(tmp_path / "gone.yaml")], "suite gone.yaml cannot be read"),
+        (["--suite", str(tmp_path / "gone.yaml")], "there is no suite 'gone.yaml'"),
         (["--suite", str(suite), "--reference", "zzz"], "the reference 'zzz' is no model here"),
         (["--task", "phantom", "--data", str(toy_folder), "--split", "tset"], "no study in split 'tset'"),
         (["--suite", str(suite), "--out", str(suite)], "--out is a file that exists"),

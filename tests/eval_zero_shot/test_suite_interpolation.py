@@ -23,9 +23,9 @@ from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.interpolation_outcomes import ends, points
 from eval_zero_shot.outcome import Outcome, read_results
-from eval_zero_shot.paired import cases_of, paired_difference
+from eval_zero_shot.paired import cases_of, paired_difference, require_comparable
 from eval_zero_shot.run import main
-from eval_zero_shot.suite_file import load_suite
+from eval_zero_shot.suite_read import load_suite
 from eval_zero_shot.tasks import load_task
 
 from .conftest import TASK, study
@@ -202,6 +202,10 @@ def test_models_are_compared_by_what_merging_makes_of_them(
     values = {model: one.main.value for (*_, model), one in by_name(out).items()}
     assert found["difference"] == pytest.approx(values["further"] - values["tuned"])
     assert compare([str(out), str(out), "--model-a", "tuned", "--model-b", "further"]) == 0
+    ours, theirs = (one for one in read_results(out) if one.protocol == "interpolation")
+    other = replace(theirs, provenance={**theirs.provenance, "base_sha256": "0" * 64})
+    with pytest.raises(EvalError, match="the two results differ in base_sha256"):
+        require_comparable(ours, other)
 
     path.write_text(yaml.safe_dump({**body, "entries": [{**entry, "base": "nobody"}]}))
     assert main([*words, "--no-cache"]) == 1

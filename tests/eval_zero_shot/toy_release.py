@@ -8,16 +8,19 @@ import torch
 
 from data_shards.preprocess import Geometry
 from encoders.dual import build_dual
+from encoders.heads import describe_head
+from encoders.heads.attended import AttendedPooling
 from encoders.release import write_release
 
 from .conftest import GEOMETRY, VIEW
 
 
 def write_toy_release(
-    folder: Path, pool: str = "mean", seed: int = 0, geometry: Geometry = GEOMETRY, tuned: float = 0.0
-) -> Path:
+    folder: Path, pool: str = "mean", seed: int = 0, geometry: Geometry = GEOMETRY, tuned: float = 0.0,
+    attended: bool = False,
+) -> Path:  # fmt: skip
     """A volume encoder of the smallest size, tokens pooled as said. tuned: noise on its weights, as if it were the same
-    model after more training."""
+    model after more training. attended: with a head of that name."""
     torch.manual_seed(seed)
     name = f"voxvit_tiny.p-2x4x4_i-4x8x8_c-1_o-{pool}_l-1"
     vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 8}
@@ -27,4 +30,10 @@ def write_toy_release(
     with torch.no_grad():
         for parameter in dual.parameters():
             parameter += tuned * torch.randn_like(parameter)
-    return write_release(folder, dual.clip.state_dict(), config, geometry, VIEW)
+    if not attended:
+        return write_release(folder, dual.clip.state_dict(), config, geometry, VIEW)
+    head = AttendedPooling(dual.clip.visual.trunk.num_features, 8, heads=2)
+    return write_release(
+        folder, dual.clip.state_dict(), config, geometry, VIEW, heads={"attended": describe_head(head)},
+        head_weights={f"attended.{name}": weight for name, weight in head.state_dict().items()},
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,6 +138,18 @@ def test_captions_are_queries_each_and_a_study_has_several_right_answers(inputs:
     assert found.metric("chance", "image_to_text", k=1, pool="full", ties="strict").value == pytest.approx(expected)
     assert "several texts" in found.metric("recall", "text_to_image", k=1, pool=8, ties="strict").reason
     assert len(found.scores[found.scores["variant"] == ""].groupby(["key", "of"])) == texts + 40
+
+
+def test_k_is_held_against_what_a_query_chooses_from(inputs: Inputs) -> None:
+    """Four studies with seven captions: among five an image's caption may be, and not a caption's image."""
+    found = score(inputs, rows=inputs.rows("test")[:4], text="captions", pools=("full",), ks=(1, 5, 8))
+    at = {"pool": "full", "ties": "strict"}
+    value = found.metric("recall", "image_to_text", k=5, **at)
+    assert value.value is not None and value.n == 4
+    chance = found.metric("chance", "image_to_text", k=5, **at).value
+    assert chance == pytest.approx(np.mean([1 - math.comb(7 - c, 5) / math.comb(7, 5) for c in (1, 2, 3, 1)]))
+    for direction, k, size in (("text_to_image", 5, 4), ("text_to_image", 8, 4), ("image_to_text", 8, 7)):
+        assert found.metric("recall", direction, k=k, **at).reason == f"k {k} is more than the pool of {size}"
 
 
 def test_results_are_of_the_published_form_and_read_back(inputs: Inputs, tmp_path: Path, repo: Path) -> None:
