@@ -56,7 +56,7 @@ def _timed(job: Job, folder: Path) -> float:
     if not (folder / "release").is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = [word for item in job.overrides for word in ("--" + item.partition("=")[0], item.partition("=")[2])]
-        words += ["--train.steps", str(STEPS), "--evaluate.task", "null"]
+        words += ["--train.steps", str(STEPS), "--optim.warmup_steps", "0", "--evaluate.task", "null"]
         words += ["--output.root", str(folder.parent), "--output.run", folder.name]
         log = folder.with_suffix(".log")
         with log.open("wb") as out:

@@ -98,10 +98,13 @@ def make_job(
         ConfigError: the recipe or an override is wrong.
     """
     rates = () if rate is None else (f"optim.lr={rate!r}",)
-    lengths = () if steps is None else (f"train.steps={steps}",)
     config = sweep.arms[arm].config
-    overrides = (*sweep.common, *extra, *sweep.arms[arm].overrides, *lengths, *rates, f"seed={seed}")
+    overrides = (*sweep.common, *extra, *sweep.arms[arm].overrides, *rates, f"seed={seed}")
     recipe = load_recipe(config, overrides, smoke=smoke)
+    if steps is not None:
+        warmup = min(recipe.optim.warmup_steps, steps // 6)  # or short runs would never reach their rate
+        overrides = (*overrides, f"train.steps={steps}", f"optim.warmup_steps={warmup}")
+        recipe = load_recipe(config, overrides, smoke=smoke)
     identity = hashlib.sha256(f"{dump(recipe)}\0{code}".encode()).hexdigest()[:10]
     label = ("" if rate is None else f"-lr{rate:g}") + ("" if steps is None else f"-{steps}")
     return Job(arm, seed, rate, config, overrides, smoke, root, f"{arm}{label}-s{seed}-{identity}")
