@@ -25,6 +25,17 @@ def test_pages_are_well_formed_and_links_lead_somewhere(page: Path) -> None:
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
+def test_every_objective_is_in_the_table_with_its_options() -> None:
+    from pretrain.schema_objectives import OBJECTIVE_OPTIONS, ViewOptions
+
+    lines = (REPO / "docs" / "objectives.md").read_text(encoding="utf-8").splitlines()
+    rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    assert rows.keys() == OBJECTIVE_OPTIONS.keys()
+    for name, options in OBJECTIVE_OPTIONS.items():
+        told = set(options.model_fields) - set(ViewOptions.model_fields)
+        assert not [key for key in told if f"`{key}`" not in rows[name]], name
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_run(page: Path, tmp_path: Path) -> None:
