@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Sweep:
     rates: tuple[float, ...] = ()
     systems: bool = False
 
+    def only(self, names: Collection[str]) -> Sweep:
+        """Some of the arms, what they are ablations of, and the differences that are left."""
+        names = {*names, *(like for name in names if (like := self.arms[name].like) is not None)}
+        pairs = tuple(pair for pair in self.differences if set(pair) <= names)
+        return replace(self, arms={name: arm for name, arm in self.arms.items() if name in names}, differences=pairs)
+
 
 # What fits two cores: the quickstart's grid, batch and text tower for all, about 4,000 studies to train on.
 PHANTOM = (
@@ -57,6 +64,15 @@ GRID = (
 MERLIN = Arm(
     "merlin.yaml",
     (*GRID, "model.image.name=i3d_resnet26.i-56x64x80_c-1_w-16", "model.image.grad_checkpointing=false"),
+)
+# What is left of the difference when both have the tower that trains fastest here.
+MERLIN_OUR_TOWER = Arm(
+    "merlin.yaml",
+    (
+        *GRID,
+        "model.image.name=voxvit_tiny.p-8x8x8_i-56x64x80_c-1_s-extremes_o-grid_l-0",
+        "model.image.grad_checkpointing=false",
+    ),
 )
 # Our tower on 64^3 in place of a Swin, whose windows of 343 tokens take 65 CPU-seconds a pass of 32 however narrow it
 # is, three passes a step. It has one map, so sentences and words are held against that one.
@@ -90,8 +106,8 @@ SWEEPS = {
         (("sentence", "infonce"),),
     ),
     "systems": Sweep(
-        {"ours": Arm("ct3d.yaml"), "merlin": MERLIN, "velvet_med": VELVET},
-        (("ours", "merlin"), ("ours", "velvet_med")),
+        {"ours": Arm("ct3d.yaml"), "merlin": MERLIN, "merlin_our_tower": MERLIN_OUR_TOWER, "velvet_med": VELVET},
+        (("ours", "merlin"), ("ours", "merlin_our_tower"), ("ours", "velvet_med")),
         common=PHANTOM,
         seconds=240.0,
         rates=(3e-4, 1e-3, 3e-3),

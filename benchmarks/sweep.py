@@ -220,6 +220,8 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
     systems = [arm for arm, its in sweep.arms.items() if its.like is None]
     if seconds is not None:
         budget |= step_budget({arm: job(arm, 0, None) for arm in systems}, seconds, root, code)
+    sweep = sweep.only(args.arms or list(sweep.arms))
+    systems = [arm for arm in systems if arm in sweep.arms]
     rates = args.rates or list(sweep.rates) or [None]
     trials = {arm: [job(arm, 0, rate) for rate in rates] for arm in systems}
     if len(rates) > 1 and (status := go(trials)):
@@ -263,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("name", choices=sorted(SWEEPS), metavar="NAME", help=", ".join(SWEEPS))
     add("--out", metavar="DIR", help="folder of the runs and of summary.json (default: runs/sweeps/NAME)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at a time; the cores are shared out (default: 1)")
+    add("--arms", nargs="+", metavar="ARM", help="these arms alone, with the steps that were timed beside all others")
     add("--seeds", type=int, metavar="N", help="seeds of each arm (default: the comparison's own)")
     add("--steps", type=int, metavar="N", help="optimiser steps of every arm (default: the budget's, or the recipe's)")
     add(
@@ -276,6 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     sweep = SWEEPS[args.name]
     args.out, args.seeds = args.out or f"runs/sweeps/{args.name}", args.seeds or sweep.seeds
+    unknown = sorted(set(args.arms or ()) - set(sweep.arms))
+    if unknown:
+        parser.error(f"--arms: {', '.join(unknown)} is none of {', '.join(sweep.arms)}")
     if args.parallel < 1 or args.seeds < 1:
         parser.error("--parallel and --seeds must be at least 1")
     try:

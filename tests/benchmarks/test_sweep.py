@@ -63,6 +63,12 @@ def test_a_budget_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         step_budget(jobs, 240.0, tmp_path, "other code")
 
 
+def test_some_arms_bring_what_they_are_ablations_of() -> None:
+    arms = {"a": Arm("ct3d.yaml"), "b": Arm("merlin.yaml"), "c": Arm("ct3d.yaml", like="a")}
+    found = Sweep(arms, (("a", "b"), ("a", "c"))).only(["c"])
+    assert list(found.arms) == ["a", "c"] and found.differences == (("a", "c"),)
+
+
 def test_differences_at_equal_steps_stand_beside_those_of_the_budget() -> None:
     sweep = Sweep({"ours": Arm("ct3d.yaml"), "theirs": Arm("merlin.yaml")}, (("ours", "theirs"),))
     again = at_steps_of("ours", "theirs")
