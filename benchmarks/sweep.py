@@ -248,8 +248,8 @@ def at_steps_of(arm: str, other: str) -> str:
 
 
 def differences_of(sweep: Sweep, arms: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of a sweep, and those at equal steps."""
-    pairs = list(sweep.differences)
+    """The pairs of a sweep that were run, and those at equal steps."""
+    pairs = [pair for pair in sweep.differences if set(pair) <= set(arms)]
     for a, b in sweep.differences:
         pairs += [(x, y) for x, y in ((at_steps_of(a, b), b), (a, at_steps_of(b, a))) if {x, y} <= set(arms)]
     return pairs

@@ -72,6 +72,7 @@ def test_some_arms_bring_what_they_are_ablations_of() -> None:
 def test_differences_at_equal_steps_stand_beside_those_of_the_budget() -> None:
     sweep = Sweep({"ours": Arm("ct3d.yaml"), "theirs": Arm("merlin.yaml")}, (("ours", "theirs"),))
     again = at_steps_of("ours", "theirs")
+    assert differences_of(sweep, ["ours"]) == []
     assert differences_of(sweep, ["ours", "theirs"]) == [("ours", "theirs")]
     assert differences_of(sweep, ["ours", "theirs", again]) == [("ours", "theirs"), (again, "theirs")]
 
