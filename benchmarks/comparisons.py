@@ -90,6 +90,37 @@ VELVET = Arm(
     ),
 )
 
+# One part at a time on top of plain contrast of whole reports, by the quickstart's tower.
+PLAIN = "objectives=[{name: contrastive, units: [report]}]"
+PARTS = {
+    "plain": Arm("ct3d.yaml", (PLAIN, "data.units.sentences=false")),
+    "sections": Arm(
+        "ct3d.yaml",
+        (
+            "objectives=[{name: contrastive, units: [report, section]}]",
+            "data.units.sentences=false",
+            "data.units.report_text=findings",
+            "data.units.alternate=anatomy",
+        ),
+    ),
+    "hierarchical": Arm("ct3d.yaml", ("objectives=[{name: contrastive, units: [report]}, {name: hierarchical}]",)),
+    "self_supervision": Arm(
+        "ct3d.yaml",
+        (
+            "objectives=[{name: contrastive, units: [report]}, {name: simclr}, {name: inpainting}]",
+            "data.units.sentences=false",
+        ),
+    ),
+    "sentences": Arm("ct3d.yaml"),
+    "sentences_one_window": Arm(
+        "ct3d.yaml",
+        (
+            "data.geometry.windows=[[-1000, 1000]]",
+            "model.image.name=voxvit_tiny.p-8x8x8_i-56x64x80_c-1_s-extremes_o-grid_l-0",
+        ),
+    ),
+}
+
 SWEEPS = {
     "infonce_vs_sentence": Sweep(
         {
@@ -111,6 +142,19 @@ SWEEPS = {
         common=PHANTOM,
         seconds=240.0,
         rates=(3e-4, 1e-3, 3e-3),
+        systems=True,
+    ),
+    "parts": Sweep(
+        PARTS,
+        (
+            ("sections", "plain"),
+            ("hierarchical", "plain"),
+            ("self_supervision", "plain"),
+            ("sentences", "plain"),
+            ("sentences", "sentences_one_window"),
+        ),
+        seeds=3,
+        common=(*PHANTOM, "train.steps=300"),
         systems=True,
     ),
 }
