@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.sweep_summary import loss_clock
+from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from benchmarks.sweep import Job
@@ -30,7 +32,7 @@ def step_budget(jobs: Mapping[str, Job], seconds: float, root: Path, code: str) 
     Measured once for a code and its recipes: the steps name the runs, so they must not change on the way.
 
     Raises:
-        RuntimeError: a timing run failed; its log says why.
+        ConfigError: a timing run failed; its log says why.
     """
     file = root / "budget.json"
     names = "\0".join(job.name for job in jobs.values())
@@ -54,6 +56,7 @@ def step_budget(jobs: Mapping[str, Job], seconds: float, root: Path, code: str) 
 def _timed(job: Job, folder: Path) -> float:
     """Mean seconds a step of a short run of a job, the first step and the scores left out."""
     if not (folder / "release").is_dir():
+        shutil.rmtree(folder, ignore_errors=True)  # of one that was stopped
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = [word for item in job.overrides for word in ("--" + item.partition("=")[0], item.partition("=")[2])]
         words += ["--train.steps", str(STEPS), "--optim.warmup_steps", "0", "--evaluate.task", "null"]
@@ -63,7 +66,11 @@ def _timed(job: Job, folder: Path) -> float:
             command = [sys.executable, "-m", "pretrain.fit", "--config", job.config, *words]
             done = subprocess.run(command, stdout=out, stderr=out, check=False)
         if done.returncode:
-            raise RuntimeError(f"timing {job.arm} failed with {done.returncode}: see {log}")
+            raise ConfigError(
+                f"timing {job.arm} ended with {done.returncode}",
+                why="its steps in the budget would be a guess",
+                fix=f"see {log}",
+            )
     clock = loss_clock(folder)
     (first, began), (last, ended) = clock[0], clock[-1]
     return (ended - began) / (last - first)

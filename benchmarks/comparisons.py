@@ -53,6 +53,7 @@ PHANTOM = (
     "model.embed_dim=256",
     "train.batch_size=32",
     "checkpoint.keep_top=0",
+    "evaluate.every_steps=1000000",  # scored once, after the last step: no arm has the best of several
 )
 GRID = (
     "data.geometry.spacing_mm=[7.0, 4.7, 4.7]",

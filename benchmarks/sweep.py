@@ -202,7 +202,7 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
     code, root = code_hash(), Path(args.out)
     runner = Runner(args.parallel, code)
     seconds = None if args.smoke or args.steps else sweep.seconds
-    budget: dict[str, int | None] = dict.fromkeys(sweep.arms)
+    budget: dict[str, int | None] = dict.fromkeys(sweep.arms, args.steps)
 
     def job(arm: str, seed: int, rate: float | None, steps: int | None = None) -> Job:
         return make_job(sweep, arm, seed, rate, extra, args.smoke, root, code, steps or budget[arm])
@@ -237,7 +237,8 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
     for pair in sweep.differences if seconds is not None else ():
         fewer, more = sorted(pair, key=lambda arm: budget[arm] or 0)
         if budget[fewer] != budget[more]:
-            again = [job(more, s, rate_of[more], budget[fewer]) for s in range(args.seeds)]
+            both = min(len(arms[fewer]), len(arms[more]))
+            again = [job(more, s, rate_of[more], budget[fewer]) for s in range(both)]
             arms[at_steps_of(more, fewer)] = again
     return go(arms) or arms
 
@@ -285,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.parallel < 1 or args.seeds < 1:
         parser.error("--parallel and --seeds must be at least 1")
     try:
-        extra = [*split_argv(rest).overrides, *([f"train.steps={args.steps}"] if args.steps else [])]
+        extra = split_argv(rest).overrides
         runs = sweep_runs(sweep, args, extra)
         if isinstance(runs, int):
             return runs

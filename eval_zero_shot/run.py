@@ -228,10 +228,11 @@ def _studies(suite: Suite, models: Sequence[str], opened: Opened, found: Sequenc
             if not isinstance(entry, Classification) or entry.name:
                 continue
             task = load_task(entry.task)
+            if task.kind != "findings" or (model_name(model), task.name, task.identity) not in known:
+                continue  # no pictures, or it could not be scored
             inputs = opened(model, suite.data_of(entry), entry.scans)
-            if task.kind == "findings" and (inputs.name, task.name, task.identity) in known:
-                rows = inputs.rows(entry.split, entry.max_studies)
-                yield Shown(inputs.name, inputs.loaded, inputs.shards, rows, task)
+            rows = inputs.rows(entry.split, entry.max_studies)
+            yield Shown(inputs.name, inputs.loaded, inputs.shards, rows, task)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def _of_entries(raw: Any, folder: Path) -> list[str]:
     told = []
     entries = raw.get("entries") if isinstance(raw, dict) else None
     for i, entry in enumerate(entries if isinstance(entries, list) else []):
-        if not isinstance(entry, dict) or entry.get("protocol") not in PROTOCOLS:
+        if not isinstance(entry, dict) or str(entry.get("protocol")) not in PROTOCOLS:
             continue
         form = PROTOCOLS[entry["protocol"]].model_fields
         if not entry.get("data") and not raw.get("data") and entry["protocol"] != "vqa":

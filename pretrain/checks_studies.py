@@ -36,9 +36,9 @@ def check_studies(data: DataSection, model: ModelSection, objectives: Sequence[O
         if objective.name == "inpainting":
             what = f"inpainting restores one volume from its tokens, and model.image.name has {volumes}"
             yield Problem(at, what, "leave it out, or v- out of model.image.name")
-        elif scans > 1 and objective.name in LOCAL and _asked(objective):
-            what = f"{objective.name} reads tokens by themselves, also those of scans that a study lacks"
-            yield Problem(at, what, "leave it out, or train on one scan a study")
+        elif objective.name in LOCAL and _asked(objective):
+            what = f"{objective.name} reads tokens by themselves, also those of volumes that are absent or empty"
+            yield Problem(at, what, "leave it out, or v- out of model.image.name")
 
 
 def _asked(objective: ObjectiveSection) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -33,9 +34,9 @@ class Facts:
 
     study_S: which study a scan is of. exact_S2: exact hash, zeros for a scan of one value. bits_SW: perceptual bits;
     clear_S: whether they mean anything (a scan of the model's kind, with contrast). border_NB, acquisition_NA: of the
-    first scan. report_N: hash of the whole report (0: none), words_N its length. whole_T, sentence_T: sorted hashes of
-    distinct captions, reports and sections, and of the sentences in them; whole_count_T, sentence_count_T: in how many
-    studies.
+    first scan of that kind, the latter with how many there are. report_N: hash of the whole report (0: none), words_N
+    its length. whole_T, sentence_T: sorted hashes of distinct captions, reports and sections, and of the sentences in
+    them; whole_count_T, sentence_count_T: in how many studies.
     """
 
     study_S: NDArray[np.int64]
@@ -93,6 +94,7 @@ def _read(shards: Any, rows: Sequence[int] | NDArray, kind: str, label: str) -> 
     sentence: Counter[np.uint64] = Counter()
     for n, row in enumerate(track((int(r) for r in rows), len(rows), label)):
         info = shards.json(row)
+        count = 0
         for i in range(len(info["scans"])):
             source, meta = shards.scan(row, i, info)
             pixels = pixels_of(source, meta)
@@ -102,9 +104,11 @@ def _read(shards: Any, rows: Sequence[int] | NDArray, kind: str, label: str) -> 
             exact.append(np.frombuffer(exact_hash(pixels.stored), dtype=np.uint64))
             bits.append(np.zeros(WORDS[kind], np.uint64) if seen is None else seen)
             clear.append(seen is not None)
-            if i == 0:
-                border.append(border_features(pixels))
-                acquisition.append(acquisition_facts(pixels, source, meta))
+            if i == 0 or (own and not count):  # of the first scan that the model reads, where there is one
+                edges, facts = border_features(pixels), acquisition_facts(pixels, source, meta)
+            count += own
+        border.append(edges)
+        acquisition.append(np.append(facts, np.float32(math.log1p(count))))
         told = normalised(study_texts({**info["texts"], "captions": ()}))
         report.append(text_hash(told) if told else NO_TEXT)
         words.append(len(told.split()))

@@ -109,13 +109,13 @@ class Studies:
             if found is None:
                 name, found = SIMILARITY, similarity(loaded.model, image, direction)
             if found is not None:
+                found = on_picture(found, loaded)
                 found = found - np.median(found)
-            else:
-                name, ordinary = SHARE, self._mean_tokens()
-                found = None if ordinary is None else contributions(loaded.model, image, direction, ordinary)
+            elif (ordinary := self._mean_tokens()) is not None:
+                name, found = SHARE, contributions(loaded.model, image, direction, ordinary)
+                found = None if found is None else on_picture(found, loaded)
             if found is None:
                 return {"name": None}
-            found = on_picture(found, loaded)
             grey = self._picture(study).grey[-1]
         return {
             "name": name,

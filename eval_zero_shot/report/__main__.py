@@ -69,16 +69,19 @@ def _require_of_one_kind(outcomes: Sequence[Outcome]) -> None:
     """Raise EvalError where results of one task are of other studies, scans or words: they would share a row."""
     from eval_zero_shot.paired import require_comparable
 
-    first: dict[tuple[str, str], Outcome] = {}
+    before: dict[tuple[str, str], list[Outcome]] = {}
     for one in outcomes:
+        others = before.setdefault((one.protocol, one.task), [])
         try:
-            require_comparable(first.setdefault((one.protocol, one.task), one), one)
+            for other in others:  # each: scans `together` go with `first` and with `mean`, these two do not
+                require_comparable(other, one)
         except EvalError as error:
             raise EvalError(
                 f"{str(error).splitlines()[0]} ({one.model})",
                 why="they would stand in one row of the page, as if they could be compared",
                 fix="write a page for each, or score all models by one suite (eval_zero_shot.run)",
             ) from None
+        others.append(one)
 
 
 def _compared(folder: Path) -> list[dict[str, Any]]:

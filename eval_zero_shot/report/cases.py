@@ -120,11 +120,9 @@ def looked(shown: Shown, outcome: Outcome) -> list[dict[str, Any]]:
             SIMILARITY: similarity(loaded.model, image, direction),
         }
         seen = picture(shards, row, loaded)
-        drawn = {
-            kind: on_picture(values if kind == SHARE else values - np.median(values), loaded)
-            for kind, values in found.items()
-            if values is not None
-        }
+        # Of the scan that is drawn: tokens of scans that a study lacks are no part of what is ordinary in it.
+        drawn = {kind: on_picture(values, loaded) for kind, values in found.items() if values is not None}
+        drawn = {kind: grid if kind == SHARE else grid - np.median(grid) for kind, grid in drawn.items()}
         maps = [
             {"name": kind, "values": base64.b64encode(as_int8(values, seen.grey[-1])).decode()}
             for kind, values in drawn.items()

@@ -53,9 +53,11 @@ def model_input(shards: Any, row: int, loaded: Loaded) -> NDArray[np.float32]:
 def picture(shards: Any, row: int, loaded: Loaded) -> Picture:
     """A study in lung and soft-tissue windows (CT), in the model's own first window (other volumes), or as it is."""
     from data_shards.preprocess import apply_planar, apply_view
+    from data_shards.study_images import study_scans
 
-    source, meta = shards.scan(row, 0)
     geometry: Any = loaded.geometry
+    several = getattr(geometry, "scans_per_study", 1) > 1  # it reads volumes, wherever they stand among images
+    source, meta = shards.scan(row, study_scans(shards, row, 1)[0] if several else 0)
     if geometry.kind == "image":
         x = apply_planar(source, geometry, one_view(loaded))
         x = x * np.reshape(geometry.std, (-1, 1, 1)) + np.reshape(geometry.mean, (-1, 1, 1))

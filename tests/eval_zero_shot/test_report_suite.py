@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -138,4 +139,17 @@ def test_results_of_other_studies_are_not_put_into_one_row(tmp_path: Path, capsy
     words = ["--results", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "x.html")]
     assert main(words) == 1
     assert "the two results differ in split (CT-CLIP)" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("together", "first", "mean"))), ids="-".join)
+def test_ways_of_reading_a_study_share_a_row_only_where_each_pair_compares(
+    tmp_path: Path, order: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in order:
+        provenance = {**PROVENANCE, "scan_choice": name}
+        write_results(tmp_path / name, [dataclasses.replace(classification(name), provenance=provenance)])
+    words = ["--results", *(str(tmp_path / name) for name in order), "--out", str(tmp_path / "x.html")]
+    assert main(words) == 1
+    assert "one result is of" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()

@@ -147,6 +147,7 @@ def test_two_entries_of_one_name_are_refused(
         ({"entries": []}, "entries: "),
         ({"entires": 1}, "entires: "),
         ({"entries": [{"protocol": "telepathy"}]}, "entries.0: needs protocol: one of classification"),
+        ({"entries": [{"protocol": ["classification"]}]}, "entries.0: "),
         (
             {"entries": [{"protocol": "classification", "taks": "phantom"}]},
             r"entries.0.taks: is no key here; did you mean task\?",

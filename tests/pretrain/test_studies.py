@@ -94,7 +94,9 @@ def test_series_of_a_study_are_its_volumes(trained: Any, series: Path) -> None:
     seen = images(data.eval_view, *map(Draw, rows))
     assert seen.shape == (4, 3, 16, 32, 32)
     there = present_volumes(torch.from_numpy(seen), 3)
-    assert there.sum(1).tolist() == [1, 2, 3, 3] and (seen[~there.numpy()] == -1).all()
+    assert there.sum(1).tolist() == [1, 2, 3, 3]
+    for count, study in zip((1, 2, 3, 3), seen, strict=True):
+        assert (study[count:] == -1).all() and (study[:count].reshape(count, -1).max(1) > -1).all()
     for row, study in zip(rows, seen, strict=True):  # in evaluation the first, each as it is alone
         loaded = encoders.load(trained.folder("run") / "release")
         for j in range(min(3, counts[row])):
@@ -185,7 +187,12 @@ def test_volumes_one_above_another() -> None:
         (
             ["data.geometry.scans_per_study=2", "c-4_v-2", 'objectives=[{"name": "attended"}]'],
             "objectives.0.name",
-            "also those of scans",
+            "also those of volumes",
+        ),
+        (
+            ["c-3_v-3", 'objectives=[{"name": "attended"}]'],
+            "objectives.0.name",
+            "absent or empty",
         ),
         (
             ["data.geometry.scans_per_study=2", "c-4_v-2", "data.eval_view={kind: sliding, size: [56, 64, 80]}"],
