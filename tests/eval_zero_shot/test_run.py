@@ -127,6 +127,19 @@ def test_what_cannot_be_scored_is_told_and_the_rest_goes_on(
     assert [o.task for o in read_results(tmp_path / "out")] == ["toy", "retrieval_report"]
 
 
+def test_an_entry_that_a_model_cannot_read_fails_alone_and_the_page_is_written(
+    suite: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "again.yaml").write_text(json.dumps({**TOY, "name": "again"}))
+    body = yaml.safe_load(suite.read_text())
+    body["entries"][1] = {**body["entries"][0], "task": "again.yaml", "scans": "together"}
+    suite.write_text(yaml.safe_dump(body))
+    assert run(suite, tmp_path / "out", release) == 1
+    assert "together" in capsys.readouterr().err
+    assert [o.task for o in read_results(tmp_path / "out")] == ["toy"]
+    assert "toy" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_two_entries_of_one_name_are_refused(
     suite: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
