@@ -24,7 +24,7 @@ from pretrain.centring import bias_of, follow
 from pretrain.gathering import Scalars, global_batch
 from pretrain.grad_cache import touch
 from pretrain.objectives.base import NoUnits, Objective
-from pretrain.optim import clipped, freeze, learning_rate, optimizers
+from pretrain.optim import clipped, forget_zeros, freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
 from pretrain.reports import keep_read
 from pretrain.schema import Recipe
@@ -258,7 +258,7 @@ class Pretraining(L.LightningModule):
 
             reduce_replicated(self)
         if self.is_resting:
-            _forget_zeros(parameters)
+            forget_zeros(parameters)
         bound = self.recipe.optim.clip_norm
         norm = clipped(parameters, math.inf if bound is None else bound)
         finite = _all_agree(self._finite and math.isfinite(norm), self.device)
@@ -311,18 +311,6 @@ class Pretraining(L.LightningModule):
                 f"  fix: look at these studies, lower optim.lr or use train.precision fp32: {keys}"
             )
         print(f"warning: {what}. Studies of this batch: {keys}", file=sys.stderr, flush=True)
-
-
-def _forget_zeros(parameters: list[nn.Parameter]) -> None:
-    """Parameters that nothing reached are neither decayed nor moved by what is left of their momentum. Where ranks wait
-    for them they have gradients of zero, in one process none: the same for both."""
-    reached = [p for p in parameters if p.grad is not None]
-    # Sums, because a rank may have no row of a sharded weight, and nothing has no greatest.
-    sizes = [p.grad.detach().abs().sum() for p in reached]  # type: ignore[union-attr]
-    sizes = [size.full_tensor() if hasattr(size, "full_tensor") else size for size in sizes]
-    for parameter, zero in zip(reached, (torch.stack(sizes) == 0).tolist() if sizes else [], strict=True):
-        if zero:
-            parameter.grad = None
 
 
 def _distinct(names: list[str]) -> list[str]:

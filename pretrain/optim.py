@@ -132,3 +132,15 @@ def clipped(parameters: Sequence[nn.Parameter], bound: float) -> float:
     for each in kinds.values():
         nn.utils.clip_grads_with_norm_(each, bound, total)
     return float(total)
+
+
+def forget_zeros(parameters: list[nn.Parameter]) -> None:
+    """Parameters that nothing reached are neither decayed nor moved by what is left of their momentum. Where ranks wait
+    for them they have gradients of zero, in one process none: the same for both."""
+    reached = [p for p in parameters if p.grad is not None]
+    # Sums, because a rank may have no row of a sharded weight, and nothing has no greatest.
+    sizes = [p.grad.detach().abs().sum() for p in reached]  # type: ignore[union-attr]
+    sizes = [size.full_tensor() if hasattr(size, "full_tensor") else size for size in sizes]
+    for parameter, zero in zip(reached, (torch.stack(sizes) == 0).tolist() if sizes else [], strict=True):
+        if zero:
+            parameter.grad = None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from data_shards.preprocess import Geometry, View
@@ -104,3 +105,18 @@ def toy_shards(toy_folder: Path) -> ShardSet:
 @pytest.fixture
 def toy_encoder() -> ToyEncoder:
     return ToyEncoder()
+
+
+@pytest.fixture
+def suite(toy_folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "toy.yaml").write_text(TASK.model_dump_json())
+    body = {
+        "name": "toys",
+        "data": str(toy_folder),
+        "entries": [
+            {"protocol": "classification", "task": "toy.yaml", "resamples": 200},
+            {"protocol": "retrieval", "pools": [8, "full"], "ks": [1, 5], "repeats": 5, "resamples": 200},
+        ],
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(body))
+    return tmp_path / "suite.yaml"

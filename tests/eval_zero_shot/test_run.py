@@ -7,7 +7,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import numpy as np
@@ -17,12 +16,10 @@ import yaml
 
 from data_shards.shard_set import ShardWriter
 from eval_zero_shot.audit.__main__ import main as audit
-from eval_zero_shot.errors import EvalError
 from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.outcome import read_results
 from eval_zero_shot.run import main
 from eval_zero_shot.spreadsheet import COLUMNS
-from eval_zero_shot.suite_read import load_suite
 
 from .conftest import TASK, study
 from .toy_release import write_toy_release
@@ -39,21 +36,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same kind of model with other weights."""
     return write_toy_release(tmp_path_factory.mktemp("release") / "second", seed=1)
-
-
-@pytest.fixture
-def suite(toy_folder: Path, tmp_path: Path) -> Path:
-    (tmp_path / "toy.yaml").write_text(json.dumps(TOY))
-    body = {
-        "name": "toys",
-        "data": str(toy_folder),
-        "entries": [
-            {"protocol": "classification", "task": "toy.yaml", "resamples": 200},
-            {"protocol": "retrieval", "pools": [8, "full"], "ks": [1, 5], "repeats": 5, "resamples": 200},
-        ],
-    }
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(body))
-    return tmp_path / "suite.yaml"
 
 
 def run(suite: Path, out: Path, *models: Path, more: tuple[str, ...] = ()) -> int:
@@ -152,56 +134,6 @@ def test_two_entries_of_one_name_are_refused(
     suite.write_text(yaml.safe_dump(body))
     assert run(suite, tmp_path / "out", release, more=("--no-cases",)) == 0
     assert {o.task for o in read_results(tmp_path / "out")} >= {"toy", "again"}
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"entries": []}, "entries: "),
-        ({"entires": 1}, "entires: "),
-        ({"entries": [{"protocol": "telepathy"}]}, "entries.0: needs protocol: one of classification"),
-        ({"entries": [{"protocol": ["classification"]}]}, "entries.0: "),
-        (
-            {"entries": [{"protocol": "classification", "taks": "phantom"}]},
-            r"entries.0.taks: is no key here; did you mean task\?",
-        ),
-        ({"data": None}, "entries.0: no data is named"),
-        ({"entries": [{"protocol": "retrieval", "pools": ["all"]}]}, "entries.0.pools"),
-    ],
-)
-def test_mistakes_of_a_suite_are_named(suite: Path, change: dict[str, Any], said: str) -> None:
-    suite.write_text(yaml.safe_dump({**yaml.safe_load(suite.read_text()), **change}))
-    with pytest.raises(EvalError, match=said):
-        load_suite(suite)
-
-
-def test_everything_wrong_with_a_suite_is_told_at_once(suite: Path) -> None:
-    """Of form and of what entries name, whichever entries are right otherwise."""
-    body = yaml.safe_load(suite.read_text())
-    twice = body["entries"][0]
-    entries: list[dict[str, Any]] = [
-        {"protocol": "classification", "taks": "phantom"},
-        {"protocol": "classification", "task": "nonesuch"},
-        {"protocol": "vqa", "items": "lost.jsonl"},
-        {"protocol": "interpolation", "base": "b", "tasks": ["nowhere.yaml"], "validation_split": "test"},
-    ]
-    suite.write_text(yaml.safe_dump({"name": "x", "refrence": "y", "entries": entries}))
-    with pytest.raises(EvalError) as told:
-        load_suite(suite)
-    for said in (
-        "has 10 mistake(s)", "refrence: is no key here; did you mean reference?", "entries.0.taks: is no key here",
-        "entries.0.task: is missing", "entries.0: no data is named", "entries.1: no data is named",
-        "entries.1.task: no zero-shot task 'nonesuch'", "entries.2.items: there is no file 'lost.jsonl'",
-        "entries.3: no data is named", "entries.3: validation_split and split are both 'test'",
-        "entries.3.tasks: no zero-shot task",
-    ):  # fmt: skip
-        assert said in str(told.value), said
-    assert "entries.2: no data" not in str(told.value), "questions may be of images of their own"
-    suite.write_text(yaml.safe_dump({**body, "entries": [twice, twice, {"protocol": "audit", "task": "nonesuch"}]}))
-    with pytest.raises(EvalError) as told:
-        load_suite(suite)
-    for said in ("2 mistake(s)", "entries.1: two entries give classification of toy", "entries.2.task: no zero-shot"):
-        assert said in str(told.value)
 
 
 def test_every_place_that_is_not_there_is_told_at_once(
