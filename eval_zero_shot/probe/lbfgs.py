@@ -83,8 +83,8 @@ class Solver:
         import torch
 
         problems = w.shape[1]
-        out, done = w.clone(), torch.zeros(problems, dtype=torch.int64)
-        size = torch.full((problems,), torch.inf, dtype=torch.float64)
+        out, done = w.clone(), torch.zeros(problems, dtype=torch.int64, device=w.device)
+        size = torch.full((problems,), torch.inf, dtype=torch.float64, device=w.device)
         live = torch.arange(problems, device=w.device)
         z = self.logits(w)
         g, inverse = self.gradient(w, self.residual(z)), self.inverse(self.probabilities(z))
@@ -99,7 +99,7 @@ class Solver:
                 g = self.gradient(w, self.residual(z))
                 largest = self.largest(g)
                 finished = largest <= tolerance
-            out[:, live], done[live.cpu()], size[live.cpu()] = w, iteration, largest.double().cpu()
+            out[:, live], done[live], size[live] = w, iteration, largest.double()
             if bool(finished.all()) or iteration == max_iterations:
                 break
             if bool(finished.any()):

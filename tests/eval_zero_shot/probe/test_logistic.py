@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from eval_zero_shot import EvalError
@@ -125,3 +126,26 @@ def test_a_fit_that_was_cut_short_says_so() -> None:
     x = features(100, 10)
     fits = fit_labels(prepare(x), (x[:, :1] > 0.3).astype(float), [10.0], max_iterations=2)
     assert not fits.converged and fits.gradient_SP.max() > 1e-9
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_every_tensor_of_a_fit_is_made_where_its_features_are(start: bool) -> None:
+    """In place of a GPU: a tensor made without saying where lands on another device, and mixing the two is an error."""
+    x, rng = features(60, 5), np.random.default_rng(4)
+    labels, classes = rng.integers(0, 2, (60, 2)).astype(float), rng.integers(0, 3, 60)
+    labels[::7, 0] = NAN
+    begin = {kind: (rng.normal(size=(n, 5)), np.zeros(n)) for kind, n in (("labels", 2), ("classes", 3))}
+    more = [{"start": begin[kind]} if start else {} for kind in ("labels", "classes")]
+    wanted = [fit_labels(prepare(x), labels, [0.1, 1.0], **more[0]), fit_classes(prepare(x), classes, [1.0], **more[1])]
+    torch.set_default_device("meta")
+    try:
+        with pytest.raises((RuntimeError, NotImplementedError)):  # so a forgotten device would not go unseen
+            torch.ones(3, device="cpu") + torch.ones(3)
+        found = [
+            fit_labels(prepare(x), labels, [0.1, 1.0], **more[0]),
+            fit_classes(prepare(x), classes, [1.0], **more[1]),
+        ]
+    finally:
+        torch.set_default_device(None)
+    for one, other in zip(found, wanted, strict=True):
+        assert np.array_equal(one.weights_SKD, other.weights_SKD)
