@@ -222,9 +222,9 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
         budget |= step_budget({arm: job(arm, 0, None) for arm in systems}, seconds, root, code)
     sweep = sweep.only(args.arms or list(sweep.arms))
     systems = [arm for arm in systems if arm in sweep.arms]
-    rates = args.rates or list(sweep.rates) or [None]
-    trials = {arm: [job(arm, 0, rate) for rate in rates] for arm in systems}
-    if len(rates) > 1 and (status := go(trials)):
+    rates = {arm: args.rates or list(sweep.arms[arm].rates or sweep.rates) or [None] for arm in systems}
+    trials = {arm: [job(arm, 0, rate) for rate in rates[arm]] for arm in systems}
+    if any(len(some) > 1 for some in rates.values()) and (status := go(trials)):
         return status
     rate_of = {arm: max(jobs, key=validation_score).rate for arm, jobs in trials.items()}
     for arm, its in sweep.arms.items():
