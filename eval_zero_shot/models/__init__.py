@@ -25,6 +25,7 @@ KINDS = {
         "ARCH/TAG | ARCH/FILE | local-dir:DIR | hf-hub:NAME",
         "any open_clip model: a pretrained tag, a weights file (.safetensors, weights-only .pt), a folder, a hub name",
     ),
+    "report": Kind("of_report", "RELEASE", "a release of this package whose texts its report transformer reads (VELVET-Med)"),
     "hf": Kind("of_transformers", "FOLDER | NAME", "a transformers CLIP or SigLIP (config, safetensors, tokenizer)"),
     "timm": Kind("of_timm", "NAME | FOLDER", "a pretrained timm model: image features alone, for probes"),
     "merlin": Kind("of_merlin", "FILE[,TEXT_FOLDER]", "Stanford's Merlin (CT), its checkpoint and Clinical-Longformer"),
@@ -44,6 +45,9 @@ def split_spec(spec: str) -> tuple[str, str] | None:
 def short_name(kind: str, rest: str) -> str:
     """How tables call it: no folder of this machine in it, stable, and different for different weights of one model."""
     rest = rest.partition("@")[0]
+    if kind == "report":
+        path = Path(rest)
+        return f"{kind}:{path.parent.name if path.name == 'release' else path.name}"
     if rest.startswith(("local-dir:", "hf-hub:")):
         rest = rest.partition(":")[2]
     if kind == "open_clip" and "/" in rest and not Path(rest).is_dir():
