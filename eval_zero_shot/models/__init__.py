@@ -25,7 +25,7 @@ KINDS = {
         "ARCH/TAG | ARCH/FILE | local-dir:DIR | hf-hub:NAME",
         "any open_clip model: a pretrained tag, a weights file (.safetensors, weights-only .pt), a folder, a hub name",
     ),
-    "report": Kind("of_report", "RELEASE", "a release of this package whose texts its report transformer reads (VELVET-Med)"),
+    "report": Kind("of_report", "RELEASE", "a release of ours whose texts its report transformer reads (VELVET-Med)"),
     "hf": Kind("of_transformers", "FOLDER | NAME", "a transformers CLIP or SigLIP (config, safetensors, tokenizer)"),
     "timm": Kind("of_timm", "NAME | FOLDER", "a pretrained timm model: image features alone, for probes"),
     "merlin": Kind("of_merlin", "FILE[,TEXT_FOLDER]", "Stanford's Merlin (CT), its checkpoint and Clinical-Longformer"),

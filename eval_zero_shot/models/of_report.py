@@ -52,7 +52,7 @@ class ByReport(nn.Module):
 
     def encode_text(self, text: PackedTexts) -> TextFeatures:
         """Features of packed texts whose sentences are BREAK apart."""
-        reports = [_split(ids) for ids in _rows(text)]
+        reports = [_split(ids.tolist()) for ids in text.tokens_T.split(list(text.lengths))]
         laid = self.report.lay_out(reports, lone=True)
         return text_features(self.report.levels(self.report.read(laid), laid, ["report"])["report"], text)
 
@@ -89,11 +89,6 @@ def by_sentence(tokenize: Callable[[str], list[int]]) -> Callable[[str], list[in
         return [i for n, part in enumerate(parts) for i in ([BREAK] if n else []) + list(part)]
 
     return ids
-
-
-def _rows(text: PackedTexts) -> list[list[int]]:
-    ids, ends = text.tokens_T.tolist(), text.cu_seqlens_U1.tolist()
-    return [ids[start:end] for start, end in zip(ends, ends[1:], strict=False)]
 
 
 def _split(ids: list[int]) -> list[list[int]]:
