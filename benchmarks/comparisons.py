@@ -102,6 +102,27 @@ VELVET = Arm(
     ),
 )
 
+# The same systems on real head-and-neck CTs (benchmarks.real_data makes shards/ct): 229 scans to train on, no split to
+# choose anything by, so every arm has the rate it chose on the phantom.
+REAL = (
+    "data.source={kind: shards, path: shards/ct}",
+    "evaluate.task=head_neck_ct",
+    *(word for word in PHANTOM if not word.startswith("data.source")),
+)
+MERLIN_REAL = Arm(
+    "merlin.yaml",
+    (
+        READER,
+        "optim.lr=1e-3",
+        "data.geometry.spacing_mm=[12.0, 12.0, 12.0]",
+        "data.train_view.size=[32, 32, 56]",
+        "data.eval_view.size=[32, 32, 56]",
+        "model.image.name=i3d_resnet26.i-32x32x56_c-1_w-32",
+        "model.image.image_size=56",
+        "model.image.grad_checkpointing=false",
+    ),
+)
+
 # One part at a time on top of plain contrast of whole reports, by the quickstart's tower.
 PLAIN = "objectives=[{name: contrastive, units: [report]}]"
 PARTS = {
@@ -159,6 +180,17 @@ SWEEPS = {
         common=PHANTOM,
         seconds=240.0,
         rates=(3e-4, 1e-3, 3e-3),
+        systems=True,
+    ),
+    "systems_real": Sweep(
+        {
+            "ours": Arm("ct3d_real.yaml"),
+            "merlin": MERLIN_REAL,
+            "velvet_med": Arm(VELVET.config, (*VELVET.overrides, "optim.lr=1e-3")),
+        },
+        (("ours", "merlin"), ("ours", "velvet_med")),
+        common=REAL,
+        seconds=90.0,  # 120 steps of ours, the recipe's own length
         systems=True,
     ),
     "parts": Sweep(

@@ -234,6 +234,8 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
         arm: [job(arm, s, rate_of[arm]) for s in range(min(args.seeds, its.seeds or args.seeds))]
         for arm, its in sweep.arms.items()
     }
+    if status := go(arms):
+        return status
     for pair in sweep.differences if seconds is not None else ():
         fewer, more = sorted(pair, key=lambda arm: budget[arm] or 0)
         if budget[fewer] != budget[more]:
