@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path as FilePath
@@ -243,6 +244,8 @@ def _shrink(data: dict[str, Any]) -> None:
     text, usual = locate(data, ("model", "text")), TextTower()
     if isinstance(text, dict) and isinstance(text.get("width"), int) and text["width"] > usual.width:
         text |= {"width": usual.width, "heads": usual.heads, "layers": usual.layers}
+    if isinstance(model := locate(data, ("model",)), dict):
+        model.pop("pretrained", None)  # weights that have to be fetched, and are those of larger towers
     report = locate(data, ("model", "report"))
     if isinstance(report, dict):
         report |= {"width": 48, "heads": 2, "layers": 1, "feedforward": 96}
@@ -250,6 +253,8 @@ def _shrink(data: dict[str, Any]) -> None:
     image = locate(data, ("model", "image"))
     if isinstance(image, dict) and isinstance(image.get("name"), str):
         image["name"] = _small_tower(image["name"])
+        if isinstance(image.get("pretrained"), str):
+            image["pretrained"] = False
         if image["name"].startswith("swin3d"):  # its attention scores of one study at 96^3 are gigabytes: one at a time
             data["train"]["chunk"] = 1
         if image.get("inflate"):  # whose weights do not fit a smaller tower; fixed statistics would be those of none
@@ -258,7 +263,10 @@ def _shrink(data: dict[str, Any]) -> None:
 
 
 def _small_tower(name: str) -> str:
-    """Same patch, size and channels, smallest width, as few blocks as there can be, two at most (in every stage)."""
+    """Of towers for volumes the same patch, size and channels, smallest width, as few blocks as there can be, two at
+    most (in every stage); of open_clip's ViTs the small one."""
+    if re.fullmatch(r"ViT-[BLHg]-\d+(-\d+)?(-quickgelu)?", name):
+        return "ViT-S-16"
     try:
         tag = parse(name) if is_volumetric(name) else None
     except ValueError:
