@@ -85,7 +85,7 @@ def _open(source: ShardSource | TarSource | MixtureEntry, recipe: Recipe) -> Sha
     if isinstance(source, TarSource) or (isinstance(source, MixtureEntry) and source.layout):
         from data_shards.foreign import ForeignShards
 
-        asked: dict[str, Any] = {"layout": source.layout}
+        asked: dict[str, Any] = {"layout": source.layout, "modality": source.modality}
         if isinstance(source, TarSource):
             fractions = {"val_fraction": source.val_fraction, "test_fraction": source.test_fraction}
             asked |= {"patient_field": source.patient_field, **fractions}
