@@ -18,7 +18,7 @@ from pretrain.objectives.base import Objective
 from pretrain.reports import report_transformer
 from pretrain.schema import Recipe
 from pretrain.schema_objectives import SigmoidOptions
-from pretrain.starting import inflate_image, start_from, start_image_from
+from pretrain.starting import inflate_image, start_from, start_from_published, start_image_from
 from pretrain.studies import Data
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
     else:
         cfg["vision_cfg"] = {
             "timm_model_name": with_group_norm(image.name) if image.batch_norm == "group" else image.name,
-            "timm_model_pretrained": image.pretrained,
+            "timm_model_pretrained": image.pretrained is True,
             "timm_pool": "",
             "timm_proj": "linear",
             "image_size": image.image_size,
@@ -151,6 +151,8 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
         dual.report = report_transformer(recipe, dual, tokenizer(recipe).marks())
     if recipe.model.init and with_init:
         start_from(dual, recipe.model.init)
+    if with_init:
+        start_from_published(dual, recipe.model)
     if recipe.model.image.inflate and with_init:
         inflate_image(dual, recipe.model.image.inflate)
     if recipe.model.image.pretrained_file and with_init:

@@ -16,9 +16,9 @@ from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
 from pretrain.checks_report import check_report
 from pretrain.checks_source import check_source, check_stratified
-from pretrain.checks_start import check_start
+from pretrain.checks_start import check_pretrained, check_start
 from pretrain.checks_studies import check_studies
-from pretrain.checks_terms import check_alternation, check_labels, check_schedules
+from pretrain.checks_terms import check_alternation, check_labels, check_positives, check_schedules
 from pretrain.checks_token_dropout import check_token_dropout
 from pretrain.checks_views import check_image_views
 from pretrain.schema import (
@@ -216,8 +216,9 @@ def check_frozen_text(model: ModelSection, optim: OptimSection) -> Iterator[Prob
     at = ("model", "text", "cached")
     if optim.lr_multipliers.text != 0:
         yield Problem(at, "embeddings are kept, but the text tower is trained", "set optim.lr_multipliers.text to 0")
-    if model.init is None and model.text.hf_name is None:
-        yield Problem(at, "a frozen tower of random weights says nothing", "name model.init or model.text.hf_name")
+    if model.init is None and model.pretrained is None and model.text.hf_name is None:
+        fix = "name model.init, model.pretrained or model.text.hf_name"
+        yield Problem(at, "a frozen tower of random weights says nothing", fix)
 
 
 def check_pretrained_file(model: ModelSection) -> Iterator[Problem]:
@@ -273,6 +274,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_volume_model,
     check_studies,
     check_start,
+    check_pretrained,
     check_text,
     check_frozen_text,
     check_pretrained_file,
@@ -281,6 +283,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_image_views,
     check_alternation,
     check_labels,
+    check_positives,
     check_schedules,
     check_report,
     check_token_dropout,

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path as FilePath
@@ -211,6 +212,7 @@ def smoke(recipe: Recipe) -> Recipe:
     return small
 
 
+STRATIFIED = 32  # most studies of a stratified batch: groups of 2 % and more are in it
 _SMOKE: dict[tuple[str, ...], Any] = {
     ("data", "source", "studies"): 24,
     ("data", "workers"): 0,
@@ -232,7 +234,7 @@ def _shrink(data: dict[str, Any]) -> None:
     whole = {key: locate(data, ("train", key)) or field.default for key, field in TrainSection.model_fields.items()}
     for path, value in _SMOKE.items():
         if path == ("train", "batch_size") and stratified:  # it has to hold every group, on one rank as well
-            value = whole["batch_size"] * whole["devices"]
+            value = min(whole["batch_size"] * whole["devices"], STRATIFIED)
         if path == ("data", "source", "studies") and (locate(data, ("data", "source")) or {}).get("kind") != "phantom":
             continue
         parent = locate(data, path[:-1])
@@ -241,8 +243,13 @@ def _shrink(data: dict[str, Any]) -> None:
         if isinstance(parent, dict):
             parent[path[-1]] = value
     text, usual = locate(data, ("model", "text")), TextTower()
+    if isinstance(text, dict) and isinstance(name := text.get("hf_name"), str) and not FilePath(name).is_dir():
+        for key in [key for key in text if key.startswith("hf_")]:  # it would have to be fetched
+            text.pop(key)
     if isinstance(text, dict) and isinstance(text.get("width"), int) and text["width"] > usual.width:
         text |= {"width": usual.width, "heads": usual.heads, "layers": usual.layers}
+    if isinstance(model := locate(data, ("model",)), dict):
+        model.pop("pretrained", None)  # weights that have to be fetched, and are those of larger towers
     report = locate(data, ("model", "report"))
     if isinstance(report, dict):
         report |= {"width": 48, "heads": 2, "layers": 1, "feedforward": 96}
@@ -250,6 +257,8 @@ def _shrink(data: dict[str, Any]) -> None:
     image = locate(data, ("model", "image"))
     if isinstance(image, dict) and isinstance(image.get("name"), str):
         image["name"] = _small_tower(image["name"])
+        if isinstance(image.get("pretrained"), str):
+            image["pretrained"] = False
         if image["name"].startswith("swin3d"):  # its attention scores of one study at 96^3 are gigabytes: one at a time
             data["train"]["chunk"] = 1
         if image.get("inflate"):  # whose weights do not fit a smaller tower; fixed statistics would be those of none
@@ -258,7 +267,10 @@ def _shrink(data: dict[str, Any]) -> None:
 
 
 def _small_tower(name: str) -> str:
-    """Same patch, size and channels, smallest width, as few blocks as there can be, two at most (in every stage)."""
+    """Of towers for volumes the same patch, size and channels, smallest width, as few blocks as there can be, two at
+    most (in every stage); of open_clip's ViTs the small one."""
+    if re.fullmatch(r"ViT-[BLHg]-\d+(-\d+)?(-quickgelu)?", name):
+        return "ViT-S-32"
     try:
         tag = parse(name) if is_volumetric(name) else None
     except ValueError:

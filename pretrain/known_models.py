@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.util
+import json
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 _FILE = "known_models.txt"
 
@@ -37,6 +40,16 @@ def is_current() -> bool:
 def is_known(name: str) -> bool:
     """Whether timm or open_clip has this model; `vit_base_patch16_224.augreg_in21k` counts by its stem."""
     return name in names() or name.partition(".")[0] in names()
+
+
+def open_clip_config(name: str) -> dict[str, Any] | None:
+    """The sizes of an open_clip model, as the installed package states them; None for a name that it has not."""
+    package = importlib.util.find_spec("open_clip")  # found, not imported
+    for root in (package.submodule_search_locations or ()) if package else ():
+        file = Path(root, "model_configs", f"{name}.json")
+        if file.parent == Path(root, "model_configs") and file.is_file():
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+    return None
 
 
 def suggest(name: str, also: tuple[str, ...] = ()) -> str:

@@ -33,7 +33,9 @@ class ImageTower(Section):
         0.0, lt=1.0, description="share of the run's steps, the last ones, that drop none"
     )
     grad_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
-    pretrained: bool = Field(False, description="start from published weights (needs a network connection)")
+    pretrained: bool | str = Field(
+        False, description="start from weights: true for timm's own; an open_clip name's tag, or a file of its weights"
+    )
     inflate: str | None = Field(
         None, min_length=1, description="start a tower for volumes from 2D weights: a file, or a timm name"
     )
@@ -92,6 +94,9 @@ class ModelSection(Section):
     )
     centred: bool = Field(False, description="subtract the batch mean from embeddings in training (pretrain.centring)")
     init: str | None = Field(None, description="release folder to start from")
+    pretrained: str | None = Field(
+        None, min_length=1, description="both towers from open_clip's weights for image.name: a tag of it, or a file"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- objectives

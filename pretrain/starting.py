@@ -1,10 +1,11 @@
-"""Weights that a model starts from: a release, or those of a 2D network."""
+"""Weights that a model starts from: a release, those of an open_clip model, or those of a 2D network."""
 
 from __future__ import annotations
 
 from encoders.dual import DualEncoder
 from pretrain import launch
 from pretrain.errors import ConfigError
+from pretrain.schema import ModelSection
 
 
 def start_from(dual: DualEncoder, folder: str) -> None:
@@ -22,6 +23,31 @@ def start_from(dual: DualEncoder, folder: str) -> None:
             why="part of the weights would stay random",
             fix="copy model.* from the recipe of that release",
         ) from error
+
+
+def start_from_published(dual: DualEncoder, model: ModelSection) -> None:
+    """Fill both towers (`model.pretrained`), or the image tower (`model.image.pretrained`), with weights of the
+    open_clip model that `model.image.name` is, and say in a line what became of them.
+
+    Raises:
+        ConfigError: they cannot be had, or do not fit.
+    """
+    from encoders.errors import ReleaseError
+    from encoders.open_clip_start import Towers, start_from_open_clip
+
+    wanted: tuple[tuple[str, str | bool | None, Towers], ...] = (
+        ("model.pretrained", model.pretrained, "both"),
+        ("model.image.pretrained", model.image.pretrained, "image"),
+    )
+    for key, source, towers in wanted:
+        if not isinstance(source, str):
+            continue
+        try:
+            told = start_from_open_clip(dual.clip, model.image.name, source, towers)
+        except ReleaseError as error:
+            raise ConfigError(f"{key}: {error.what}", why=error.why, fix=error.fix) from error
+        if launch.rank() == 0:
+            print(f"start    {source}: {told}")
 
 
 def inflate_image(dual: DualEncoder, source: str) -> None:

@@ -78,10 +78,10 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     data = studies.build_data(recipe)
     if evaluation is not None:
         evaluation.check(data)
+    for objective in objectives:
+        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels, data.train_captions))
     if first and not resume:
         runs.create(folder, recipe)
-    for objective in objectives:
-        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels))
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
     weights = trained_weights(checkpoint, state) if checkpoint and state else None
     cache = text_cache(recipe, dual, data, tokenize, weights)
