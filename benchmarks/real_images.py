@@ -1,10 +1,10 @@
-"""Public real images of three kinds as shard sets: `python -m benchmarks.real_images --data ROOT [--out shards/images]`.
+"""Public real images of three kinds as shard sets: `python -m benchmarks.real_images --data ROOT`.
 
 - `xray`: Hannover chest radiographs, each with a report of its facts (benchmarks.real_data).
 - `pneumonia`: PneumoniaMNIST, 28 x 28, a label an image and no text.
 - `slices`: axial slices of OpenKBP's head-and-neck CTs, ten a scan, lung, soft tissue and bone as red, green and blue;
-  labels say which organs are in the slice, from the label maps beside the scans. An organ that nobody contoured in a scan is
-  unknown in all its slices.
+  labels say which organs are in the slice, from the label maps beside the scans. An organ that nobody contoured in a
+  scan is unknown in all its slices.
 
 Labels become captions at load time (`benchmarks/real_images_captions.yaml`); `benchmarks/real_images.yaml` is the task
 of all labels together. Splits are by patient: OpenKBP's 33 validation scans are `test`, every seventh of its training
@@ -58,8 +58,8 @@ def slices(root: Path, folder: Path) -> Iterator[Row]:
         scans = [(row["volume"], row["split"] == "train") for row in csv.DictReader(file)]
     for number, (name, trained) in enumerate(scans):
         split = "test" if not trained else "val" if number % 7 == 0 else "train"
-        hu = np.asarray(nib.as_closest_canonical(nib.load(base / "ct" / f"{name}.nii.gz")).dataobj)  # type: ignore[attr-defined]
-        seg = np.asarray(nib.as_closest_canonical(nib.load(base / "seg" / f"{name}.nii.gz")).dataobj) % 16  # type: ignore[attr-defined]
+        hu = np.asarray(nib.as_closest_canonical(nib.load(base / "ct" / f"{name}.nii.gz")).dataobj)
+        seg = np.asarray(nib.as_closest_canonical(nib.load(base / "seg" / f"{name}.nii.gz")).dataobj) % 16
         known = set(np.unique(seg).tolist())
         for z in np.linspace(0, hu.shape[2] - 1, SLICES + 2)[1:-1].round().astype(int):
             plane = np.flip(hu[:, :, z].T, 0).astype(np.float32)  # anterior up, the patient's right on the left
