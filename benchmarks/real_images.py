@@ -6,8 +6,9 @@
   labels say which organs are in the slice, from the label maps beside the scans. An organ that nobody contoured in a
   scan is unknown in all its slices.
 
-Labels become captions at load time (`benchmarks/real_images_captions.yaml`); `benchmarks/real_images.yaml` is the task
-of all labels together. Splits are by patient: OpenKBP's 33 validation scans are `test`, every seventh of its training
+Labels become captions at load time (`public_images` of data_shards.caption_templates, a sentence a label;
+`benchmarks/real_images_captions.yaml`, one caption for some of them, as UniMed-CLIP's); `public_images` is the task of all
+labels together. Splits are by patient: OpenKBP's 33 validation scans are `test`, every seventh of its training
 scans is `val`.
 """
 

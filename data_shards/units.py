@@ -29,9 +29,9 @@ class UnitPolicy:
     report: the whole report (or findings and impression joined) as one unit; with `report_text` "findings" the findings
     alone, where there are any. alternate: every other batch has one anatomical section of the findings in place of all
     the others (data_shards.alternation), as a unit of kind section. sections: findings and impression, a unit
-    each. sentences: every distinct sentence of findings and impression, at most `max_sentences` drawn per visit.
-    captions: one stored caption per visit, drawn by weight. templates: a caption per visit made of the study's labels,
-    beside a stored one where both are asked for. shuffle_sentences: in the report unit, the sentences of FINDINGS
+    each. captions: one stored caption per visit, drawn by weight. templates: a caption per visit made of the study's
+    labels, beside a stored one where both are asked for. sentences: every distinct sentence of findings, impression and
+    the visit's captions, at most `max_sentences` drawn per visit. shuffle_sentences: in the report unit, the sentences of FINDINGS
     in a new order per visit (its identity stays that of the original). drop_words: chance of each word to be left out
     of a visit's text, of every kind (its identity stays that of the whole): a tower that must do without any one word
     has to learn what each of them says (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2). Words that turn a
@@ -103,8 +103,14 @@ def study_units(
         units += _report(whole, findings, impression, rng if policy.shuffle_sentences else None)
     if policy.sections:
         units += [_unit("section", text) for text in (findings, impression) if text.strip()]
+    captions = [made] if made else []
+    if policy.captions and (stored := [c for c in texts.get("captions") or () if c["text"].strip()]):
+        weights = np.array([c["weight"] for c in stored], np.float64)
+        at = int(weights.argmax()) if rng is None else int(rng.choice(len(stored), p=weights / weights.sum()))
+        captions.insert(0, stored[at]["text"])
     if policy.sentences:
         every = sentences(findings) + sentences(impression) if findings or impression else sentences(report)
+        every += [sentence for caption in captions for sentence in sentences(caption)]
         first: dict[int, str] = {}
         for text in every:
             first.setdefault(text_identity(text), text)
@@ -114,12 +120,7 @@ def study_units(
             keep = range(n) if rng is None else sorted(rng.choice(len(distinct), n, replace=False))
             distinct = [distinct[i] for i in keep]
         units += [_unit("sentence", text) for text in distinct]
-    if policy.captions and (captions := [c for c in texts.get("captions") or () if c["text"].strip()]):
-        weights = np.array([c["weight"] for c in captions], np.float64)
-        at = int(weights.argmax()) if rng is None else int(rng.choice(len(captions), p=weights / weights.sum()))
-        units.append(_unit("caption", captions[at]["text"]))
-    if made:
-        units.append(_unit("caption", made))
+    units += [_unit("caption", text) for text in captions]
     return _thinned(list({(u.kind, u.identity): u for u in units}.values()), policy, rng)
 
 

@@ -134,7 +134,7 @@ class UnitSection(Section):
     alternate: Literal["anatomy"] | None = Field(
         None, description="anatomy: every other batch has one anatomical section of the findings in place of the others"
     )
-    sentences: bool = Field(False, description="every sentence as a unit of its own")
+    sentences: bool = Field(False, description="every sentence of report and captions as a unit of its own")
     sections: bool = Field(False, description="findings and impression as units")
     captions: bool = Field(False, description="stored captions as units")
     templates: str | None = Field(

@@ -52,6 +52,6 @@ def test_a_thumbnail_tells_bright_from_dark(tmp_path: Path, capsys: Any) -> None
     assert "a class is missing" in said
 
 
-@pytest.mark.parametrize("name", ["head_neck_ct", "hannover_cxr"])
+@pytest.mark.parametrize("name", ["head_neck_ct", "hannover_cxr", "public_images"])
 def test_packaged_tasks_load(name: str) -> None:
     assert load_task(name).classes

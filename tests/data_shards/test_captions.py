@@ -92,7 +92,7 @@ def test_too_many_to_list_can_still_be_drawn() -> None:
 
 
 def test_shipped_files_are_valid() -> None:
-    assert template_names() == ["radiographs"]
+    assert template_names() == ["public_images", "radiographs"]
     shipped = load_templates("radiographs")
     assert len(shipped.classes) == 14
     assert captions_of({"pneumonia": None}, "DX", shipped)[0].text == "A chest radiograph."

@@ -35,8 +35,21 @@ def test_units_of_a_study() -> None:
         ("sentence", "Heart is normal."),
         ("sentence", "A cyst of 1.5 cm."),
         ("sentence", "Cyst."),
+        ("sentence", "common"),
         ("caption", "common"),
     ]
+
+
+def test_a_caption_is_also_its_sentences() -> None:
+    made = "The larynx. No mandible. The larynx."
+    policy = UnitPolicy(report=False, sentences=True)
+    units = study_units({}, policy, None, made)
+    assert [(UNIT_KINDS[u.kind], u.text) for u in units] == [
+        ("sentence", "The larynx."),
+        ("sentence", "No mandible."),
+        ("caption", made),
+    ]
+    assert [u.text for u in study_units({}, UnitPolicy(), None, made)] == [made]
 
 
 def test_sentences_can_be_limited_and_drawn() -> None:

@@ -27,7 +27,7 @@ from tests.data_shards.sources import test_presets as presets
 REPO = Path(__file__).resolve().parents[2]
 load_task = cache(tasks.load_task)
 # Written for data of this repository, with rules of their own (tests of phantom and of real data).
-OURS = ("hannover_cxr", "head_neck_ct", "phantom")
+OURS = ("hannover_cxr", "head_neck_ct", "phantom", "public_images")
 CATALOGUE = [name for name in packaged_tasks() if name not in OURS]
 UNIMED = [name for names in unimed_groups().values() for name in names]
 

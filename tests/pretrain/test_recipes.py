@@ -20,7 +20,9 @@ from PIL import Image
 
 import encoders
 from data_shards import build
-from data_shards.shard_set import ShardSet
+from data_shards.captions import load_templates
+from data_shards.schema import Scan, Study, Texts
+from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.loading import Loaded
 from pretrain import fit
 from pretrain.config import load_recipe, packaged
@@ -34,7 +36,7 @@ FULL_SIZE = ("ct3d_base.yaml", "ct3d_large.yaml")
 
 
 def test_every_packaged_recipe_is_tried_here() -> None:
-    assert set(packaged()) == {*PHANTOM, *REAL, *TARS, *FULL_SIZE}
+    assert set(packaged()) == {*PHANTOM, *REAL, *TARS, *FULL_SIZE, "biomed2d.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,28 @@ def test_unimed_clip_on_tars_like_its_own(
     words += ["--data.source.mix", "proportional", "--data.source.temperature", "null", "--data.source.by", "source"]
     words += ["--data.source.batches", "mixed", "--objectives", original, "--train.batch_size", "4"]
     assert fit.main(words) == 0
+
+
+def test_biomed2d_on_reports_and_labels_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = list(load_templates("public_images").classes)
+    of_source = {"xray": labels[:2], "pneumonia": labels[2:3], "slices": labels[3:]}
+    for number, (source, names) in enumerate(of_source.items()):
+        with ShardWriter(tmp_path / "shards" / "images" / source) as writer:
+            for i in range(24):
+                scan = Scan(image=picture(100 * number + i), modality="OT", ext="jpg", unit="arbitrary")
+                texts = Texts(report="A film. No lines." if source == "xray" else "")
+                key, split = f"{number:08x}{i:08x}", ("train", "val", "test")[i // 8]
+                told = {name: (i + k) % 2 for k, name in enumerate(names)}
+                writer.write(Study(key, key, split, (scan,), texts, told))
+    assert fit.main(["--config", "biomed2d.yaml", "--smoke", "--output.run", "run"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{label} " in said for label in labels), "every finding is scored, on the images that know it"
+    logged = Path("runs/run/metrics.csv").read_text()
+    assert all(f"loss/{term}," in logged for term in ("contrastive0", "sentence", "contrastive2"))
+    _load_as_told(said, encoders_first=False, size=(3, 64, 64))
 
 
 JOINS = {
