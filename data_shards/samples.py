@@ -26,19 +26,20 @@ NAMED = 5  # damaged samples that an error lists
 @dataclass
 class Samples:
     """Draws -> Batch. A damaged sample is an error, or with `max_damaged` above 0 replaced by another of its pool.
-    `alternation` says which batches are about one anatomical section; there studies may be without a text."""
+    `alternation` says which batches are about one anatomical section; there studies may be without a text. Without
+    `units` nobody reads texts."""
 
     shards: Shards
     geometry: Geometry | PlanarGeometry
     view: View
     tokenize: Tokenize
-    units: UnitPolicy
+    units: UnitPolicy | None
     label_names: tuple[str, ...] = ()
     max_damaged: int = 0
     alternation: Alternation | None = None
 
     def __post_init__(self) -> None:
-        if self.units.templates is not None:
+        if self.units is not None and self.units.templates is not None:
             self.units.templates.check_labels(self.shards.label_names)
         self._labels = self.shards.labels(self.label_names) if self.label_names else np.empty((len(self.shards), 0))
         self._patient = np.array([hash64(self.shards.patient(r)) for r in range(len(self.shards))], np.int64)
@@ -105,9 +106,7 @@ class Samples:
         except DataError as error:
             raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
         units = self.units_of(row, seed, info, section)
-        if section is not None:
-            return units
-        if not units:
+        if section is None and self.units is not None and not units:
             raise DataError(
                 f"sample {key} has no text of the kinds asked for ({self.units})",
                 "an image without a text has no positive pair",
@@ -146,7 +145,9 @@ class Samples:
         self, row: int, seed: tuple[int, int] | None, info: dict[str, Any] | None = None, section: str | None = None
     ) -> list[Unit]:
         """The text units of one visit (seed, epoch) of a sample, or what it says of one anatomical section; none where
-        it has no such text."""
+        it has no such text, or nobody reads any."""
+        if self.units is None:
+            return []
         info = self.shards.json(row) if info is None else info
         if seed is not None and self.units.variants is not None:
             seed = (seed[0], seed[1] % self.units.variants)
@@ -162,7 +163,7 @@ class Samples:
         Everything else of a sample is drawn by (seed, epoch, row). Within one shard set that is as good: a row is one
         key, in any process. A key also stays when studies are added and rows are numbered anew.
         """
-        if self.units.templates is None:
+        if self.units is None or self.units.templates is None:
             return None
         rng = None
         if seed is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
+from pretrain.checks_images import check_images_alone
 from pretrain.checks_report import check_report
 from pretrain.checks_source import check_source, check_stratified
 from pretrain.checks_start import check_start
@@ -167,7 +168,7 @@ def check_objectives(objectives: Sequence[ObjectiveSection]) -> Iterator[Problem
         yield Problem(("objectives",), "every weight is 0: nothing would be learnt", "give one a weight above 0")
 
 
-def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
+def check_units(data: DataSection, model: ModelSection, objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
     have = {
         "report": data.units.report,
         "sentence": data.units.sentences,
@@ -182,7 +183,7 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
             load_templates(data.units.templates)
         except DataError as error:
             yield Problem(("data", "units", "templates"), error.what, error.fix)
-    if not any(have.values()):
+    if not any(have.values()) and model.text is not None:
         yield Problem(("data", "units"), "no kind of text is switched on", "set report or sentences to true")
     have["section"] |= data.units.alternate is not None
     switch = {"report": "report", "sentence": "sentences", "section": "sections", "caption": "captions"}
@@ -202,16 +203,16 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
 
 def check_text(model: ModelSection) -> Iterator[Problem]:
     text = model.text
-    if text.hf_name is None and text.width % text.heads:
+    if text is not None and text.hf_name is None and text.width % text.heads:
         yield Problem(("model", "text", "heads"), f"{text.heads} heads do not divide width {text.width}")
-    if model.init is not None and not (Path(model.init).expanduser() / "open_clip_config.json").is_file():
-        yield Problem(
-            ("model", "init"), f"'{model.init}' is not a release folder", "name a folder made by encoders.release"
-        )
+    config = "config.json" if text is None else "open_clip_config.json"
+    if model.init is not None and not (Path(model.init).expanduser() / config).is_file():
+        kind = "a release folder" + (" of an image tower alone" if text is None else "")
+        yield Problem(("model", "init"), f"'{model.init}' is not {kind}", "name a folder made by encoders.release")
 
 
 def check_frozen_text(model: ModelSection, optim: OptimSection) -> Iterator[Problem]:
-    if model.text.cached is None:
+    if model.text is None or model.text.cached is None:
         return
     at = ("model", "text", "cached")
     if optim.lr_multipliers.text != 0:
@@ -278,6 +279,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_pretrained_file,
     check_objectives,
     check_units,
+    check_images_alone,
     check_image_views,
     check_alternation,
     check_labels,

@@ -84,7 +84,9 @@ class ModelSection(Section):
     """The dual encoder."""
 
     image: ImageTower = Field(description="image tower")
-    text: TextTower = Field(TextTower(), description="text tower")
+    text: TextTower | None = Field(
+        TextTower(), description="text tower; null for none: the image tower is trained alone and released for timm"
+    )
     report: ReportSection | None = Field(None, description="transformer that reads whole reports; null for none")
     embed_dim: int = Field(256, gt=0, description="dimension of the joint space")
     init_logit_scale: float = Field(

@@ -13,6 +13,9 @@ def start_from(dual: DualEncoder, folder: str) -> None:
 
     try:
         released = encoders.load(folder)
+        if "text_cfg" not in dual.model_cfg:  # an image tower alone
+            dual.clip.visual.trunk.load_state_dict(released.model.state_dict(), strict=True)
+            return
         dual.clip.load_state_dict(released.model.clip.state_dict(), strict=True)
         if dual.report is not None and "report" in released.heads:  # what it was not trained for starts afresh
             dual.report.load_state_dict(released.heads["report"].state_dict(), strict=False)

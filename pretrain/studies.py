@@ -143,7 +143,8 @@ def build_data(recipe: Recipe) -> Data:
         return rows if chosen is None else rows[np.isin(rows, chosen)]
 
     train = rows_of(splits.train)
-    if len(train) and recipe.data.units.templates is None:  # which may say something of every sample
+    reads_texts = recipe.model.text is not None
+    if len(train) and reads_texts and recipe.data.units.templates is None:  # which may say something of every sample
         train = with_text(shards, train)
         if not len(train):
             raise ConfigError(
