@@ -14,7 +14,17 @@ from data_shards.batch import Batch, Skipped, TextBatch
 from data_shards.captions import draw_caption
 from data_shards.errors import DamagedError, DataError, UndecodableError
 from data_shards.order import SCANS, TEMPLATES, Draw, replacement_generator
-from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view, stacked
+from data_shards.preprocess import (
+    AnyGeometry,
+    Geometry,
+    PlanarGeometry,
+    SliceGeometry,
+    View,
+    apply_planar,
+    apply_slice,
+    apply_view,
+    stacked,
+)
 from data_shards.shards import Shards
 from data_shards.study_images import study_scans
 from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, section_units, study_units
@@ -30,7 +40,7 @@ class Samples:
     `units` nobody reads texts."""
 
     shards: Shards
-    geometry: Geometry | PlanarGeometry
+    geometry: AnyGeometry
     view: View
     tokenize: Tokenize
     units: UnitPolicy | None
@@ -46,7 +56,7 @@ class Samples:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        size = self.geometry.size if isinstance(self.geometry, PlanarGeometry) else self.view.size
+        size = self.view.size if isinstance(self.geometry, Geometry) else self.geometry.size
         return (self.geometry.channels, *size)
 
     def batch(self, step: int, draws: Sequence[Draw]) -> Batch:
@@ -120,15 +130,17 @@ class Samples:
         which = next((i for i, s in enumerate(info["scans"]) if s.get("role") == "primary"), 0)
         source, meta = self.shards.scan(row, which, info)
         planar = isinstance(source, bytes)
-        if planar != isinstance(self.geometry, PlanarGeometry):
+        if planar != (self.geometry.source == "image"):
             raise DataError(
                 f"it is {'an image' if planar else 'a volume'}, the geometry is for the other kind",
                 "no encoder reads both",
-                'set data.geometry.kind to "volume" or "image"',
+                'set data.geometry.kind to "volume" (or "slice") or "image"',
             )
         image_rng = _of_pixels(seed, row)
         if isinstance(self.geometry, PlanarGeometry):
             out[...] = apply_planar(source, self.geometry, self.view, image_rng)
+        elif isinstance(self.geometry, SliceGeometry):
+            out[...] = apply_slice(source, meta, self.geometry, self.view, image_rng)
         else:
             apply_view(source, meta, self.geometry, self.view, image_rng, out)
 

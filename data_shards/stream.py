@@ -24,7 +24,7 @@ from data_shards.batch import Batch, Skipped
 from data_shards.errors import DataError
 from data_shards.mixture import Mixture
 from data_shards.order import Draw, Layout, Order
-from data_shards.preprocess import Geometry, PlanarGeometry, View
+from data_shards.preprocess import AnyGeometry, View
 from data_shards.samples import Samples, over_budget
 from data_shards.shards import Shards
 from data_shards.union import ShardUnion
@@ -80,7 +80,7 @@ class Stream:
         self,
         shards: Shards,
         rows: np.ndarray,
-        geometry: Geometry | PlanarGeometry,
+        geometry: AnyGeometry,
         view: View,
         tokenize: Tokenize,
         units: UnitPolicy | None,
@@ -101,7 +101,9 @@ class Stream:
             raise DataError("a stream needs rows, batch_size >= 1, steps, seed and workers >= 0, and 0 <= rank < world")
         if max_damaged < 0:
             raise DataError(f"max_damaged is {max_damaged}", fix="use 0 or more")
-        alternation = Alternation.measured(shards, rows, seed, batch_size * world) if units and units.alternate else None
+        alternation = None
+        if units is not None and units.alternate:
+            alternation = Alternation.measured(shards, rows, seed, batch_size * world)
         self.samples = Samples(shards, geometry, view, tokenize, units, tuple(label_names), max_damaged, alternation)
         layout = Layout.plain(rows)
         if mixture is not None:
@@ -229,7 +231,7 @@ def _divided(size: int, ranks: int) -> str:
 def ordered_pass(
     shards: Shards,
     rows: np.ndarray,
-    geometry: Geometry | PlanarGeometry,
+    geometry: AnyGeometry,
     view: View,
     tokenize: Tokenize,
     units: UnitPolicy,

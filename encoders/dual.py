@@ -35,8 +35,9 @@ class DualEncoder(nn.Module):
     """Image and text tower with one embedding space.
 
     `clip` is an `open_clip.CustomTextCLIP`; its state dict is exactly the released weights file. Images go through its
-    image tower, texts through its text tower in packed form; an `encoders.image_only.ImageOnly` has none. `report`, where there is one, reads whole reports beside
-    them (encoders.report_transformer); it is released as a head.
+    image tower, texts through its text tower in packed form; an `encoders.image_only.ImageOnly` in its place has none.
+    `report`, where there is one, reads whole reports beside them (encoders.report_transformer); it is released as a
+    head.
 
     Args:
         clip: the open_clip model.

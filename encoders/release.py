@@ -22,7 +22,7 @@ from encoders.release_config import check_input, our_keys, preprocess_cfg, relea
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from data_shards.preprocess import Geometry, PlanarGeometry, View
+    from data_shards.preprocess import AnyGeometry, View
 
 METADATA = {"format": "pt"}  # what timm and transformers expect in the header
 # What a checkpoint's model.json says beyond the model itself, and the release repeats.
@@ -33,7 +33,7 @@ def write_release(
     out: str | Path,
     weights: Mapping[str, Tensor],
     model_cfg: dict[str, Any],
-    geometry: Geometry | PlanarGeometry,
+    geometry: AnyGeometry,
     view: View,
     *,
     heads: Mapping[str, Mapping[str, Any]] | None = None,
@@ -77,7 +77,7 @@ def write_timm_release(
     out: str | Path,
     weights: Mapping[str, Tensor],
     architecture: str,
-    geometry: Geometry | PlanarGeometry,
+    geometry: AnyGeometry,
     view: View,
     *,
     model_args: dict[str, Any] | None = None,

@@ -25,6 +25,7 @@ from pretrain.studies import Data
 
 OF_TEXTS = ("text:", "report:", "report_", "logit_", "image:global.pooled")  # what a run without texts does not have
 
+
 def training_stream(
     recipe: Recipe, data: Data, tokenize: Any, rank: int, world: int, first_batch: int, labels: bool = False
 ) -> Stream:
@@ -67,8 +68,8 @@ def tokenizer(recipe: Recipe) -> BPE | HFTokenizer:
 
 
 def model_cfg(recipe: Recipe) -> dict[str, Any]:
-    """open_clip's `model_cfg` dict of a recipe: what the release's open_clip_config.json will hold. Without a text tower
-    `vision_cfg` alone (encoders.image_only)."""
+    """open_clip's `model_cfg` dict of a recipe: what the release's open_clip_config.json will hold. Without a text
+    tower it is `vision_cfg` alone (encoders.image_only)."""
     import open_clip
 
     image, text = recipe.model.image, recipe.model.text

@@ -32,6 +32,7 @@ from pretrain.schema import (
 from pretrain.schema_data import (
     PERCENTILES,
     DataSection,
+    SliceGeometry,
     VolumeGeometry,
 )
 from pretrain.schema_objectives import OBJECTIVE_OPTIONS
@@ -65,7 +66,7 @@ def check_volume_model(data: DataSection, model: ModelSection) -> Iterator[Probl
     if not is_volumetric(name):
         if isinstance(geometry, VolumeGeometry) and known_models.is_known(name):
             what = f"'{name}' takes images, data.geometry makes volumes"
-            yield Problem(_IMAGE_NAME, what, "use voxvit_*, i3d_* or swin3d_*, or kind: image")
+            yield Problem(_IMAGE_NAME, what, "use voxvit_*, i3d_* or swin3d_*, or kind: image, or kind: slice")
         return
     if not isinstance(geometry, VolumeGeometry):
         yield Problem(
@@ -102,9 +103,19 @@ def check_views(data: DataSection) -> Iterator[Problem]:
     for key, view in (("train_view", data.train_view), ("eval_view", data.eval_view)):
         if len(view.size) != (3 if volume else 2):
             yield Problem(("data", key, "size"), f"{len(view.size)} numbers for {'D H W' if volume else 'H W'}")
-    if data.train_view.kind in ("sliding", "multi"):
+    if data.train_view.kind in ("sliding", "multi", "slices"):
         yield Problem(("data", "train_view", "kind"), "training reads one region a study, not several crops", "random")
-    if data.eval_view.kind == "sliding" and not volume:
+    sliced = isinstance(data.geometry, SliceGeometry)
+    for key, view in (("train_view", data.train_view), ("eval_view", data.eval_view)):
+        if view.kind == "slices" and not sliced:
+            what = "slices are of a volume that is seen slice by slice (data.geometry.kind: slice)"
+            yield Problem(("data", key, "kind"), what, "use centre, resize, sliding or multi")
+        if view.kind != "slices" and view.slices != 1:
+            yield Problem(("data", key, "slices"), f"would be ignored: kind is {view.kind}", "write kind: slices")
+    if sliced and data.eval_view.kind in ("sliding", "multi"):
+        what = f"{data.eval_view.kind} crops are for volumes and images"
+        yield Problem(("data", "eval_view", "kind"), what, "use centre, resize or slices")
+    elif data.eval_view.kind == "sliding" and not volume:
         yield Problem(("data", "eval_view", "kind"), "sliding crops are for volumes", "use multi")
     if data.eval_view.merge == "max":
         yield Problem(("data", "eval_view", "merge"), "features of crops are averaged; max is for scores", "use mean")
@@ -112,7 +123,7 @@ def check_views(data: DataSection) -> Iterator[Problem]:
         yield Problem(
             ("data", "eval_view", "kind"), "scores would depend on where the crop falls", "use centre, sliding or multi"
         )
-    if isinstance(data.geometry, VolumeGeometry):
+    if isinstance(data.geometry, VolumeGeometry | SliceGeometry):
         for i, (low, high) in enumerate(data.geometry.windows):
             if not low < high:
                 yield Problem(
@@ -124,13 +135,21 @@ def check_views(data: DataSection) -> Iterator[Problem]:
                     f"({low:g}, {high:g}) are not percentiles that are stored with volumes",
                     "use " + ", ".join(f"{p:g}" for p in PERCENTILES),
                 )
+    if isinstance(data.geometry, VolumeGeometry):
         if not all(s > 0 for s in data.geometry.spacing_mm or ()):
             yield Problem(("data", "geometry", "spacing_mm"), "spacings must be positive millimetres")
         return
-    channels = len(data.geometry.mode)
+    if isinstance(data.geometry, SliceGeometry):
+        if len(data.geometry.windows) not in (1, 3):
+            what = f"{len(data.geometry.windows)} windows for the three channels of an image"
+            yield Problem(("data", "geometry", "windows"), what, "one for all of them, or three")
+        if not data.geometry.span[0] < data.geometry.span[1]:
+            yield Problem(("data", "geometry", "span"), "the first number must be below the second")
+    mode = "RGB" if isinstance(data.geometry, SliceGeometry) else data.geometry.mode
+    channels = len(mode)
     for key in ("mean", "std"):
         if len(getattr(data.geometry, key)) != channels:
-            yield Problem(("data", "geometry", key), f"needs {channels} numbers for mode {data.geometry.mode}")
+            yield Problem(("data", "geometry", key), f"needs {channels} numbers for mode {mode}")
     if len(data.eval_view.size) == 2 and data.eval_view.size != data.geometry.size:
         yield Problem(
             ("data", "eval_view", "size"),

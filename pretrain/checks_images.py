@@ -47,7 +47,8 @@ def check_images_alone(
         yield Problem(("model", "centred"), what, "set it to false")
     if evaluate.task is not None:
         what = "zero-shot scores compare images with texts, and model.text is null"
-        yield Problem(("evaluate", "task"), what, "set it to null, and probe the release: python -m eval_zero_shot.probe")
+        fix = "set it to null, and probe the release: python -m eval_zero_shot.probe"
+        yield Problem(("evaluate", "task"), what, fix)
     name = model.image.name
     if known_models.is_known(name) and name != name.lower():  # timm writes all names in lower case
         what = f"'{name}' is open_clip's own tower, and without a text tower a release is for timm"

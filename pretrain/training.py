@@ -155,7 +155,7 @@ def finish(recipe: Recipe, folder: Path, data: studies.Data, evaluation: Evaluat
     release_run(folder, release, checkpoint="best", overwrite=True)
     if evaluation is not None and recipe.evaluate.final and len(data.test_rows):
         evaluation.test(release, data, precision, folder / runs.RESULTS)
-    planar = recipe.data.geometry.kind == "image"
+    planar = recipe.data.geometry.kind != "volume"
     print(f"\nrun      {folder}\nrelease  {release}")
     if (folder / runs.REPORT).is_file():
         print(f"report   {folder / runs.REPORT}")

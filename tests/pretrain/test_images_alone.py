@@ -121,10 +121,103 @@ def test_what_needs_texts_is_refused(alone: Any, words: list[str], says: str) ->
 
 def test_somebody_elses_objective_that_reads_texts_is_refused(alone: Any, plugins: None) -> None:
     recipe = load_recipe(str(alone.recipe), ['objectives=[{"name": "pretrain.objectives.sigmoid:Sigmoid"}]'])
-    with pytest.raises(ConfigError, match="Sigmoid reads image:global.pooled, and model.text is null"):
+    with pytest.raises(ConfigError, match=r"Sigmoid reads image:global\.pooled, and model.text is null"):
         build.build_objectives(recipe)
 
 
 def test_a_tower_that_nobody_knows_is_refused(alone: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit.main(alone.argv("run", model__image__name="vit_tiny_patch16_999")) == 1
     assert "no model is called 'vit_tiny_patch16_999'" in capsys.readouterr().err
+
+
+SLICE = {"kind": "slice", "plane": "coronal", "size": [32, 32], "windows": [[-1000, 200], [-160, 240], [-450, 1050]]}
+
+
+@pytest.fixture
+def sliced(make_fit: Callable[..., Any], tmp_path: Path) -> Any:
+    """Coronal slices of volumes; scored with a text tower."""
+    return make_fit(
+        tmp_path,
+        data={
+            "geometry": SLICE,
+            "train_view": {"kind": "random", "size": [32, 32], "scale": [0.5, 1.0]},
+            "eval_view": {"kind": "slices", "size": [32, 32], "slices": 3},
+        },
+        model={"image": {"name": "resnet10t", "image_size": 32}},
+        objectives=[{"name": "contrastive"}],
+        train={"steps": 3},
+    )
+
+
+def test_a_tower_of_images_trains_on_slices_of_volumes(sliced: Any, shards: Path, tmp_path: Path) -> None:
+    """The release says how they were cut; its slices are those of the stream; several are averaged by evaluators."""
+    import numpy as np
+
+    from data_shards.preprocess import crops_of
+    from data_shards.shard_set import ShardSet
+    from eval_zero_shot import embed
+    from eval_zero_shot.embedding import embed_images
+
+    assert sliced("run") == 0
+    release = encoders.load(sliced.folder("run") / "release")
+    assert release.kind == "clip" and release.geometry.kind == "slice" and release.view.slices == 3
+    studies = ShardSet.open(shards)
+    source, meta = studies.scan(20, 0)
+    crops = release.preprocess.crops(np.asarray(source), spacing_mm=meta["spacing_mm"])
+    assert crops.shape == (3, 3, 32, 32)
+    assert np.array_equal(crops.numpy(), crops_of(source, meta, release.geometry, release.view))
+    found = embed_images(release.model, studies, [20], release.geometry, release.view)
+    with torch.no_grad():
+        each = torch.nn.functional.normalize(release.model.eval().encode_image(crops).study_BD, dim=1)
+    mean = torch.nn.functional.normalize(each.mean(0), dim=0)
+    torch.testing.assert_close(torch.from_numpy(found.features_ND[0]), mean, rtol=1e-4, atol=1e-5)
+    out = tmp_path / "features.parquet"
+    assert embed.main(["--model", str(release_folder(sliced)), "--input", str(shards), "--out", str(out)]) == 0
+
+
+def release_folder(runs: Any) -> Path:
+    return runs.folder("run") / "release"
+
+
+def test_batches_of_slices_are_the_same_for_any_number_of_workers(sliced: Any) -> None:
+    """Which slice and which part of it depends on seed, epoch and row alone."""
+    from pretrain.studies import build_data
+
+    recipe = load_recipe(str(sliced.recipe))
+    data, seen = build_data(recipe), []
+    for workers in (0, 2):
+        told = load_recipe(str(sliced.recipe), [f"data.workers={workers}", "train.steps=6"])
+        stream = build.training_stream(told, data, build.tokenizer(told), 0, 1, 0)
+        seen.append([batch.images_BCDHW.clone() for batch in stream])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    assert not torch.equal(seen[0][0], seen[0][4])  # the second epoch has other slices
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("data.geometry.windows=[[0, 1], [0, 1]]", "2 windows for the three channels"),
+        ("data.geometry.span=[0.6, 0.4]", "the first number must be below the second"),
+        ("data.geometry.plane=oblique", "oblique"),
+        ("data.geometry.windows=[[1, 0]]", "low must be below high"),
+        ("data.eval_view={kind: multi, size: [32, 32]}", "multi crops are for volumes and images"),
+        ("data.train_view={kind: slices, size: [32, 32]}", "training reads one region a study"),
+        ("data.eval_view={kind: centre, size: [32, 32], slices: 3}", "would be ignored: kind is centre"),
+        ("data.eval_view={kind: centre, size: [64, 64]}", "differs from data.geometry.size"),
+        ("model.image.name=voxvit_tiny.p-8x16x16_i-16x32x32_c-3", "takes volumes, data.geometry makes images"),
+    ],
+)
+def test_recipes_of_slices_that_cannot_be_are_refused(sliced: Any, word: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_recipe(str(sliced.recipe), [word])
+    assert says in str(refused.value)
+
+
+def test_slices_are_of_volumes(sliced: Any, tiny: Any, tmp_path: Path, radiographs: Path) -> None:
+    with pytest.raises(ConfigError, match="slices are of a volume that is seen slice by slice"):
+        load_recipe(str(tiny.recipe), ["data.eval_view={kind: slices, size: [16, 32, 32]}"])
+    from pretrain.studies import build_data
+
+    recipe = load_recipe(str(sliced.recipe), [f"data.source={{kind: shards, path: {radiographs}}}"])
+    with pytest.raises(ConfigError, match="the shard set holds images"):
+        build_data(recipe)
