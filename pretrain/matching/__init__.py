@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pretrain.matching import foreign
 from pretrain.matching.exhaustive import MOST, exhaustive
-from pretrain.matching.problem import Problem
 from pretrain.matching.frank_wolfe import assign, search
+from pretrain.matching.problem import Problem
 
 __all__ = ["SOLVERS", "Problem", "assign", "solve"]
 SOLVERS: dict[str, Callable[[Problem], Tensor]] = {"pylibmgm": foreign.libmgm, "pygmtools": foreign.pygmtools}
@@ -22,7 +22,8 @@ def solve(problem: Problem, solver: str = "search", paths: int = PATHS) -> Tenso
     """Permutations [G, N]: node i of a first graph is node `p[i]` of the second.
 
     Args:
-        solver: "search" (ours: graphs of up to 6 nodes exactly, larger ones nearly), "pylibmgm" or "pygmtools" (optional packages).
+        solver: "search" (ours: graphs of up to 6 nodes exactly, larger ones nearly), or an optional package:
+            "pylibmgm" or "pygmtools".
         paths: of ours; more are slower and better.
 
     Raises:

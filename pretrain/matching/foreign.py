@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError
-from pretrain.matching.problem import Problem
 from pretrain.matching.frank_wolfe import assign
+from pretrain.matching.problem import Problem
 
 
 def package(name: str) -> Any:

@@ -98,9 +98,10 @@ def _descend(vertex_GX: Tensor, symmetric_GXX: Tensor, perm_GMN: Tensor, swaps: 
         to_i, to_j = perm_BN[:, i_P], perm_BN[:, j_P]
         added = i_P * n + to_j, j_P * n + to_i
         taken = i_P * n + to_i, j_P * n + to_j
-        gain_BP = sum(slope_BX.gather(1, one) for one in added) - sum(slope_BX.gather(1, one) for one in taken)
+        gain_BP = slope_BX.gather(1, added[0]) + slope_BX.gather(1, added[1])
+        gain_BP -= slope_BX.gather(1, taken[0]) + slope_BX.gather(1, taken[1])
         for one, other in (added, taken):
-            gain_BP = gain_BP + flat[(row_B[:, None] + one) * cells + other]
+            gain_BP += flat[(row_B[:, None] + one) * cells + other]
         best_B, which_B = gain_BP.max(1)
         moving = best_B > IMPROVED
         if not bool(moving.any()):

@@ -14,6 +14,7 @@ NAMES = {
     "simclr": "pretrain.objectives.simclr:SimCLR",
     "rotation": "pretrain.objectives.rotation:Rotation",
     "inpainting": "pretrain.objectives.inpainting:Inpainting",
+    "graph_matching": "pretrain.objectives.graph_matching:GraphMatching",
     "labels": "pretrain.objectives.labels:Labels",
     "report_contrastive": "pretrain.objectives.report_contrastive:ReportContrastive",
     "matching": "pretrain.objectives.matching:Matching",
