@@ -11,7 +11,7 @@ H, W pixels, P cells of a map, F its channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,19 @@ def _blurred(image: Tensor, sigma: float) -> Tensor:
     return F.conv2d(x, kernel.view(1, 1, -1, 1))[:, 0]
 
 
+def images_of(part: Part, told: CropOptions) -> Iterator[tuple[Tensor, Tensor, Boxes]]:
+    """The large crops of a part's images, then the small ones: [n, C, H, W], whose each is, and where it lies."""
+    images, (height, width) = part.images, part.images.shape[-2:]
+    kinds = [(LARGE, told.scale, (height, width))]
+    if told.small:
+        small = (told.small_size, told.small_size) if told.small_size else (height, width)
+        kinds.append((told.small, told.small_scale, small))
+    for count, scale, size in kinds:
+        owner = part.study_b.repeat(count)
+        boxes = draw_boxes(len(owner), scale, told.flip, images.device)
+        yield jittered(cut(images.repeat(count, 1, 1, 1), boxes, size), told.jitter, told.blur), owner, boxes
+
+
 @dataclass(frozen=True)
 class Crops:
     """Pass: `trunk` [n, F] of every crop, `maps` [n, P, F] its feature map (averaged to at most `cells` rows and
@@ -110,34 +123,21 @@ class Crops:
     options: CropOptions
 
     def __call__(self, dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
-        told, images = self.options, part.images
         found: dict[str, list[Tensor]] = {field: [] for field in sorted(fields)}
         owners = []
-        for count, scale, size in self._kinds(images):
-            owner = part.study_b.repeat(count)
-            boxes = draw_boxes(len(owner), scale, told.flip, images.device)
-            crops = jittered(cut(images.repeat(count, 1, 1, 1), boxes, size), told.jitter, told.blur)
+        for crops, owner, boxes in images_of(part, self.options):
             wanted = frozenset({"trunk"} & fields) | ({"tokens"} if fields & {"maps", "places"} else frozenset())
             rows = image_rows(dual, crops, owner, wanted)
             if "trunk" in fields:
                 found["trunk"].append(rows["trunk"].values)
             if fields & {"maps", "places"}:
-                maps, grid = averaged(rows["tokens"], told.cells)
+                maps, grid = averaged(rows["tokens"], self.options.cells)
                 if "maps" in fields:
                     found["maps"].append(maps)
                 if "places" in fields:
                     found["places"].append(boxes.places(grid))
             owners.append(owner)
         return {field: Rows(torch.cat(values), torch.cat(owners)) for field, values in found.items()}
-
-    def _kinds(self, images: Tensor) -> list[tuple[int, tuple[float, float], tuple[int, int]]]:
-        """Number, scale and size of the large and the small crops."""
-        told, (height, width) = self.options, images.shape[-2:]
-        kinds = [(LARGE, told.scale, (height, width))]
-        if told.small:
-            size = (told.small_size, told.small_size) if told.small_size else (height, width)
-            kinds.append((told.small, told.small_scale, size))
-        return kinds
 
 
 def averaged(tokens: Rows, cells: int) -> tuple[Tensor, tuple[int, int]]:

@@ -90,6 +90,32 @@ class RotationOptions(ViewOptions):
     """Which quarter turn an image was given."""
 
 
+class VICRegOptions(PairOptions):
+    """Variance, invariance and covariance of the projections of two views, over all ranks."""
+
+    dim: int = Field(2048, gt=0, description="width of the projection; published: 8192")
+    hidden: int = Field(2048, gt=0, description="width of its two hidden layers; published: 8192")
+    invariance: float = Field(25.0, ge=0.0, description="weight of the distance of two views")
+    variance: float = Field(25.0, ge=0.0, description="weight of the hinge on deviations")
+    covariance: float = Field(1.0, ge=0.0, description="weight of the squared covariances")
+
+
+class BarlowTwinsOptions(PairOptions):
+    """The cross-correlation of the projections of two views is the identity, over all ranks."""
+
+    dim: int = Field(2048, gt=0, description="width of the projection; published: 8192")
+    hidden: int = Field(2048, gt=0, description="width of its two hidden layers; published: 8192")
+    redundancy: float = Field(0.0051, ge=0.0, description="weight of what is off the diagonal")
+
+
+class BYOLOptions(PairOptions):
+    """A view predicts what a moving average of tower and projector makes of another one."""
+
+    dim: int = Field(256, gt=0, description="width of the projection")
+    hidden: int = Field(4096, gt=0, description="hidden width of projector and predictor")
+    momentum: float = Field(0.996, ge=0.0, lt=1.0, description="of the moving average at the start; 1 at the end")
+
+
 class GraphMatchingOptions(Section):
     """Groups of images as graphs, one of each view; which node is which, by second-order matching (LVM-Med)."""
 
@@ -199,6 +225,9 @@ OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "rotation": RotationOptions,
     "inpainting": InpaintingOptions,
     "graph_matching": GraphMatchingOptions,
+    "vicreg": VICRegOptions,
+    "barlow_twins": BarlowTwinsOptions,
+    "byol": BYOLOptions,
     "labels": LabelsOptions,
     "report_contrastive": ReportContrastiveOptions,
     "matching": MatchingOptions,

@@ -32,8 +32,8 @@ class Graphs:
 
 @torch.no_grad()
 def nearest(z_GNF: Tensor, k: int) -> Tensor:
-    """Edges from every node to its k nearest others by cosine, to half of the others at most: [G, N k, 2]. In a complete
-    graph message passing makes all nodes equal, and nothing could be matched or learnt."""
+    """Edges from every node to its k nearest others by cosine, to half of the others at most: [G, N k, 2]. In a
+    complete graph message passing makes all nodes equal, and nothing could be matched or learnt."""
     groups, n = z_GNF.shape[:2]
     unit = F.normalize(z_GNF.float(), dim=-1)
     cosine = (unit @ unit.mT).masked_fill(torch.eye(n, dtype=torch.bool, device=unit.device), float("-inf"))
