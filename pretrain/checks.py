@@ -244,10 +244,14 @@ def check_pretrained_file(model: ModelSection) -> Iterator[Problem]:
     image, at = model.image, ("model", "image", "pretrained_file")
     if image.pretrained_file is None:
         return
-    if not image.name.startswith("swin3d"):
-        yield Problem(at, f"'{image.name}' cannot start from a file", "use swin3d_tiny, or model.init: a release")
+    others = image.name != image.name.lower() and known_models.is_known(image.name)  # open_clip's own
+    if others or (is_volumetric(image.name) and not image.name.startswith("swin3d")):
+        fix = "use swin3d_tiny or a timm tower of images, or model.init: a release"
+        yield Problem(at, f"'{image.name}' cannot start from a file", fix)
     elif not Path(image.pretrained_file).expanduser().is_file():
-        yield Problem(at, f"no file '{image.pretrained_file}'", "download MONAI's model_swinvit.pt (docs/encoders.md)")
+        yield Problem(at, f"no file '{image.pretrained_file}'", "which files there are: docs/encoders.md")
+    if image.pretrained:
+        yield Problem(at, "would overwrite the published weights of pretrained: true", "leave one of them out")
     if model.init is not None:
         yield Problem(at, "would overwrite part of the release in model.init", "leave one of them out")
 

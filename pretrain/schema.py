@@ -40,7 +40,9 @@ class ImageTower(Section):
     batch_norm: Literal["batch", "frozen", "group"] = Field(
         "batch", description="BatchNorm: as it is, with fixed statistics, or GroupNorm in its place (i3d)"
     )
-    pretrained_file: str | None = Field(None, description="swin3d: start from a file, MONAI's model_swinvit.pt")
+    pretrained_file: str | None = Field(
+        None, description="start from a file: timm's towers of images, and swin3d (MONAI's)"
+    )
     image_size: int = Field(224, gt=0, description="number open_clip stores; the real volume size is in the tag")
 
 

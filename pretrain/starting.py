@@ -45,8 +45,18 @@ def inflate_image(dual: DualEncoder, source: str) -> None:
 
 
 def start_image_from(dual: DualEncoder, path: str) -> None:
-    """Fill the image tower with a file of weights that were made for it. Raises ConfigError where they do not fit."""
+    """Fill the image tower with a file of weights that were made for it, and of towers of images say in a line what
+    became of them. Raises ConfigError where they do not fit."""
+    from encoders.image_weights import load_image_weights
+
+    trunk = dual.clip.visual.trunk
     try:
-        dual.clip.visual.trunk.load_pretrained_file(path)
+        if hasattr(trunk, "load_pretrained_file"):
+            trunk.load_pretrained_file(path)
+            return
+        told, resampled = load_image_weights(trunk, path)
     except ValueError as error:
         raise ConfigError(f"model.image.pretrained_file: {error}") from error
+    if launch.rank() == 0:
+        sizes = f"; resampled to this size: {len(resampled)} tables of positions" if resampled else ""
+        print(f"start    {path}: {told}{sizes}")

@@ -24,6 +24,7 @@ from pretrain.passes import Part, Rows
 from pretrain.schema_objectives import BarlowTwinsOptions, BYOLOptions, CropOptions, SimCLROptions, VICRegOptions
 from tests.pretrain.test_grad_cache import cached, fixed_seed, in_one_graph
 from tests.pretrain.test_views import Tower, nt_xent, of_views
+from tests.pretrain.two_ranks import ranks_and_one
 
 assert fixed_seed  # a fixture of this module as well
 STUDIES, WIDTH = 6, 5
@@ -353,3 +354,17 @@ def test_settings_that_nobody_reads_are_refused(films: Any, objectives: str, say
 def test_volumes_have_no_crops(tiny: Any) -> None:
     with pytest.raises(ConfigError, match="this tower takes volumes"):
         load_recipe(str(tiny.recipe), ['objectives=[{"name": "graph_matching", "alpha": 1}]'])
+
+
+@pytest.mark.full
+def test_two_ranks_have_the_gradients_of_one_process(films: Any, tmp_path: Path) -> None:
+    """Two studies on one rank and three on the other, groups and statistics over all five."""
+    recipe = tmp_path / "still.yaml"
+    recipe.write_text(films.recipe.read_text().replace("resnet10t", "vit_tiny_patch16_224"))
+    first, second, one = ranks_and_one("two_ranks_crops", recipe, tmp_path)
+    assert first.keys() == second.keys() == one.keys() and len(one) > 50
+    assert any(name.startswith("objectives.0.layers.1") for name in one)
+    for name, gradient in one.items():
+        assert torch.equal(first[name], second[name])
+        atol = 1e-5 * float(gradient.abs().max() + 1)
+        torch.testing.assert_close(first[name], gradient, rtol=1e-3, atol=atol, msg=name)

@@ -221,3 +221,27 @@ def test_slices_are_of_volumes(sliced: Any, tiny: Any, tmp_path: Path, radiograp
     recipe = load_recipe(str(sliced.recipe), [f"data.source={{kind: shards, path: {radiographs}}}"])
     with pytest.raises(ConfigError, match="the shard set holds images"):
         build_data(recipe)
+
+
+@pytest.mark.parametrize("text", [None, {"width": 32, "layers": 1, "heads": 2, "context_length": 64}])
+def test_a_tower_starts_from_a_file(alone: Any, text: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a text tower beside it or without, and not again where a run is resumed."""
+    from safetensors.torch import save_file
+
+    state = timm.create_model("resnet10t", num_classes=5).state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    words = ["model.image.name=resnet10t", f"model.image.pretrained_file={tmp_path / 'model.safetensors'}"]
+    words += [f"model.text={json.dumps(text)}"]
+    if text:
+        words += ["data.units.report=true", 'objectives=[{"name": "contrastive"}]']
+    recipe = load_recipe(str(alone.recipe), words)
+    trunk = build.build_model(recipe).clip.visual.trunk
+    assert all(torch.equal(state[k], v) for k, v in trunk.state_dict().items())
+    assert "left aside: fc (2); still random: none" in capsys.readouterr().out
+    resumed = build.build_model(recipe, with_init=False).clip.visual.trunk
+    assert not torch.equal(resumed.conv1[0].weight, state["conv1.0.weight"])
+    other = load_recipe(str(alone.recipe), [*words, "model.image.name=resnet18"])
+    with pytest.raises(ConfigError, match="does not fit this tower: .* missing from the file"):
+        build.build_model(other)
+    with pytest.raises(ConfigError, match="would overwrite the published weights"):
+        load_recipe(str(alone.recipe), [*words, "model.image.pretrained=true"])
