@@ -30,30 +30,44 @@ def package(name: str) -> Any:
         ) from error
 
 
+class MgmModels:
+    """Problems as pylibmgm's models, built once. The package is under the GPL.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        lib, n = package("pylibmgm"), problem.nodes
+        self.device, self.vertex = problem.vertex_GNN.device, problem.vertex_GNN.double().cpu().numpy()
+        self.models = []
+        symmetric = problem.symmetric_GXX().cpu().numpy()
+        for vertex_NN, symmetric_XX in zip(self.vertex, symmetric, strict=True):
+            first, second = np.nonzero(np.triu(symmetric_XX, 1))
+            model = lib.GmModel(lib.Graph(0, n), lib.Graph(1, n), n * n, len(first))
+            for x, weight in enumerate((-vertex_NN).ravel().tolist()):
+                model.add_assignment(*divmod(x, n), weight)
+            weights = (-symmetric_XX[first, second]).tolist()
+            for x, y, weight in zip(first.tolist(), second.tolist(), weights, strict=True):
+                model.add_edge(x, y, weight)
+            self.models.append(model)
+
+    def solve(self) -> Tensor:
+        """Permutations [G, N], one graph after another."""
+        solver = package("pylibmgm.solver")
+        labels = (np.array(solver.solve_gm(model).labeling()) for model in self.models)
+        found = [_completed(label_N, vertex_NN) for label_N, vertex_NN in zip(labels, self.vertex, strict=True)]
+        return torch.from_numpy(np.stack(found)).to(self.device)
+
+
 def libmgm(problem: Problem) -> Tensor:
-    """Fusion moves (Hutschenreiter et al., ICCV 2021) by pylibmgm, one graph after another: near the optimum, tens of
-    times slower than ours. The package is under the GPL. Permutations [G, N]."""
-    lib, n = package("pylibmgm"), problem.nodes
-    solver = package("pylibmgm.solver")
-    symmetric = problem.symmetric_GXX().cpu().numpy()
-    # libmgm may leave nodes without a partner, which costs nothing; above 0 a match always pays.
-    vertex = problem.vertex_GNN.double().cpu().numpy()
-    found = []
-    for vertex_NN, symmetric_XX in zip(vertex, symmetric, strict=True):
-        first, second = np.nonzero(np.triu(symmetric_XX, 1))
-        model = lib.GmModel(lib.Graph(0, n), lib.Graph(1, n), n * n, len(first))
-        for i in range(n):
-            for a in range(n):
-                model.add_assignment(i, a, -float(vertex_NN[i, a]))
-        weights = (-symmetric_XX[first, second]).tolist()
-        for x, y, weight in zip(first.tolist(), second.tolist(), weights, strict=True):
-            model.add_edge(x, y, weight)
-        found.append(_completed(np.array(solver.solve_gm(model).labeling()), vertex_NN))
-    return torch.from_numpy(np.stack(found)).to(problem.vertex_GNN.device)
+    """Fusion moves (Hutschenreiter et al., ICCV 2021) by pylibmgm: near the optimum, tens of times slower than ours.
+    Permutations [G, N]."""
+    return MgmModels(problem).solve()
 
 
 def _completed(label_N: np.ndarray, vertex_NN: np.ndarray) -> np.ndarray:
-    """Nodes without a partner (-1) get one of those that are left, by the vertices."""
+    """libmgm may leave nodes without a partner (-1): these get one of those that are left, by the vertices."""
     free = label_N < 0
     left = np.setdiff1d(np.arange(len(label_N)), label_N[~free])
     if len(left):

@@ -241,7 +241,7 @@ def test_a_tower_starts_from_a_file(alone: Any, text: Any, tmp_path: Path, capsy
     resumed = build.build_model(recipe, with_init=False).clip.visual.trunk
     assert not torch.equal(resumed.conv1[0].weight, state["conv1.0.weight"])
     other = load_recipe(str(alone.recipe), [*words, "model.image.name=resnet18"])
-    with pytest.raises(ConfigError, match="does not fit this tower: .* missing from the file"):
+    with pytest.raises(ConfigError, match=r"does not fit this tower: .* missing from the file"):
         build.build_model(other)
     with pytest.raises(ConfigError, match="would overwrite the published weights"):
         load_recipe(str(alone.recipe), [*words, "model.image.pretrained=true"])
