@@ -25,7 +25,7 @@ from pretrain.matching.problem import Problem
 STEPS = 8  # of Frank-Wolfe
 COOLED = 0.75  # share of them after which λ is 0
 SPREAD = 4.0  # λ of the last path, in deviations of the first gradient
-ROOM = 1 << 26  # most numbers in S at once
+ROOM = {"cpu": 1 << 21, "cuda": 1 << 28}  # numbers in S at once: what a processor's cache holds, a share of a GPU
 IMPROVED = 1e-5  # a smaller gain is rounding
 
 
@@ -40,7 +40,7 @@ def assign(score_GNN: Tensor) -> Tensor:
 def search(problem: Problem, paths: int, swaps: int | None = None) -> Tensor:
     """Good permutations [G, N]. swaps: at most so many a path; None: 2N."""
     graphs, n = len(problem), problem.nodes
-    together = max(1, ROOM // n**4)
+    together = max(1, ROOM.get(problem.vertex_GNN.device.type, ROOM["cpu"]) // n**4)
     if graphs > together:
         parts = (problem.part(slice(start, start + together)) for start in range(0, graphs, together))
         return torch.cat([search(part, paths, swaps) for part in parts])

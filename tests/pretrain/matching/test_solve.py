@@ -13,7 +13,7 @@ from torch import Tensor
 from pretrain.errors import ConfigError
 from pretrain.matching import Problem, assign, solve
 from pretrain.matching.foreign import package
-from pretrain.matching.frank_wolfe import _descend, search
+from pretrain.matching.frank_wolfe import ROOM, _descend, search
 
 
 def random_problem(graphs: int, n: int, edges: int, seed: int = 0, own: bool = False) -> Problem:
@@ -151,7 +151,7 @@ def test_graphs_of_a_batch_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch
     together = solve(problem)
     alone = torch.cat([solve(problem.part(slice(g, g + 1))) for g in range(12)])
     assert torch.equal(together, alone)
-    monkeypatch.setattr("pretrain.matching.frank_wolfe.ROOM", 5 * 16**4)
+    monkeypatch.setitem(ROOM, "cpu", 5 * 16**4)
     assert torch.equal(solve(problem), together)
 
 
