@@ -245,3 +245,25 @@ def test_a_tower_starts_from_a_file(alone: Any, text: Any, tmp_path: Path, capsy
         build.build_model(other)
     with pytest.raises(ConfigError, match="would overwrite the published weights"):
         load_recipe(str(alone.recipe), [*words, "model.image.pretrained=true"])
+
+
+def test_a_run_goes_on_from_a_checkpoint_with_the_moving_average_of_byol(
+    alone: Any, monkeypatch: pytest.MonkeyPatch, equal: Any
+) -> None:
+    byol = {"name": "byol", "views": "crops", "dim": 8, "hidden": 16, "crops": {"small": 1}}
+    settings = {"objectives": [byol], "train__steps": 4, "optim__ema_decay": 0.5, "checkpoint__every_steps": 2}
+    monkeypatch.setattr("pretrain.checkpoint.prune", lambda *_: None)
+    assert alone("whole", **settings) == 0 and alone("cut", **settings) == 0
+    root = alone.folder("cut") / "checkpoints"
+    shutil.rmtree(alone.checkpoint("cut"))
+    for name in ("last", "best"):
+        (root / name).unlink()
+        (root / name).symlink_to("step-00000002")
+    assert not equal(alone.weights("cut"), alone.weights("whole"))
+    assert alone.resume("cut") == 0
+    assert equal(alone.weights("cut"), alone.weights("whole"))
+    own = [
+        torch.load(alone.checkpoint(name) / "trainer.ckpt", weights_only=True)["objectives"]
+        for name in ("cut", "whole")
+    ]
+    assert equal(*own) and any("target_head" in key for key in own[0])
