@@ -262,8 +262,6 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_moving_average_of_byol(
     assert not equal(alone.weights("cut"), alone.weights("whole"))
     assert alone.resume("cut") == 0
     assert equal(alone.weights("cut"), alone.weights("whole"))
-    own = [
-        torch.load(alone.checkpoint(name) / "trainer.ckpt", weights_only=True)["objectives"]
-        for name in ("cut", "whole")
-    ]
+    files = (alone.checkpoint(name) / "trainer.ckpt" for name in ("cut", "whole"))
+    own = [torch.load(file, weights_only=True)["objectives"] for file in files]
     assert equal(*own) and any("target_head" in key for key in own[0])
