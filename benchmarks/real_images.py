@@ -7,8 +7,8 @@
   scan is unknown in all its slices.
 
 Labels become captions at load time (`public_images` of data_shards.caption_templates, a sentence a label;
-`benchmarks/real_images_captions.yaml`, one caption for some of them, as UniMed-CLIP's); `public_images` is the task of all
-labels together. Splits are by patient: OpenKBP's 33 validation scans are `test`, every seventh of its training
+`benchmarks/real_images_captions.yaml`, one caption for some of them, as UniMed-CLIP's); `public_images` is the task of
+all labels together. Splits are by patient: OpenKBP's 33 validation scans are `test`, every seventh of its training
 scans is `val`.
 """
 

@@ -21,7 +21,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class _Record:
-    """Canonical JSON and identity for the frozen dataclasses below: sorted keys, no spaces, shortest exact floats."""
+    """Canonical JSON and identity for the frozen dataclasses below: sorted keys, no spaces, shortest exact floats.
+    `source` of a geometry is what is read of a study: "volume" or "image"."""
 
     _floats: ClassVar[tuple[str, ...]] = ()  # fields whose numbers are floats whichever way they were written
     _ints: ClassVar[tuple[str, ...]] = ()
@@ -101,6 +102,7 @@ class Geometry(_Record):
     _floats = ("spacing_mm", "pad_hu", "windows")
     _ints = ("scans_per_study",)
     _later = ("windows_in", "scans_per_study")
+    source: ClassVar[str] = "volume"
 
     @property
     def channels(self) -> int:
@@ -113,12 +115,7 @@ class Geometry(_Record):
             raise DataError(f"spacing_mm {self.spacing_mm} is not three positive numbers", fix="give z, y, x in mm")
         if self.scans_per_study < 1:
             raise DataError(f"scans_per_study {self.scans_per_study} is below 1", fix="1: each study by one scan")
-        if not self.windows or any(len(w) != 2 or not w[0] < w[1] for w in self.windows):
-            raise DataError(f"windows {self.windows} are not (low, high) pairs with low < high")
-        if self.windows_in == "percentile" and (strange := {p for w in self.windows for p in w} - set(PERCENTILES)):
-            raise DataError(
-                f"percentiles {sorted(strange)} are not stored with volumes", fix=f"use some of {PERCENTILES}"
-            )
+        _check_windows(self.windows, self.windows_in)
 
 
 @dataclass(frozen=True)
@@ -138,6 +135,7 @@ class PlanarGeometry(_Record):
     resize_mode: str = "shortest"
     mode: str = "RGB"
     deep_percentiles: tuple[float, float] = (0.5, 99.5)
+    source: ClassVar[str] = "image"
     _floats = ("mean", "std", "deep_percentiles")
     _ints = ("size",)
 
@@ -157,7 +155,56 @@ class PlanarGeometry(_Record):
             raise DataError(f"deep_percentiles {self.deep_percentiles} are not two rising percentages")
 
 
-SEVERAL = ("sliding", "multi")  # kinds of view that give several crops of a study
+@dataclass(frozen=True)
+class SliceGeometry(_Record):
+    """How one slice of a volume becomes C,H,W for an encoder of images (data_shards.slices).
+
+    plane: "axial", "coronal" or "sagittal". size: height and width in pixels.
+    spacing_mm: millimetres a pixel; None scales each slice, its proportions kept, so that the whole of it fits.
+    windows: one (low, high) pair, the same in all three channels, or three, a channel each. windows_in, pad_hu,
+        interpolation, antialias, rounding: as for a volume.
+    mean, std: subtracted and divided by per channel, of windows scaled to [0, 1]: those that a tower was trained with.
+    span: part of the volume along the plane's axis that slices are taken from (first, last), 0 at the feet, the back
+        and the left.
+    """
+
+    kind: str = "slice"
+    plane: str = "axial"
+    size: tuple[int, int] = (224, 224)
+    spacing_mm: float | None = None
+    windows: tuple[tuple[float, float], ...] = (LUNG, SOFT_TISSUE, BONE)
+    windows_in: str = "unit"
+    pad_hu: float = AIR_HU
+    interpolation: str = "linear"
+    antialias: bool = True
+    rounding: str = "none"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    span: tuple[float, float] = (0.0, 1.0)
+    channels: ClassVar[int] = 3
+    source: ClassVar[str] = "volume"
+    scans_per_study: ClassVar[int] = 1
+    _floats = ("spacing_mm", "windows", "pad_hu", "mean", "std", "span")
+    _ints = ("size",)
+
+    def _check(self) -> None:
+        _one_of(self, kind=("slice",), plane=PLANES, interpolation=("linear", "nearest"))
+        _one_of(self, rounding=("none", "nearest"), windows_in=("unit", "percentile"))
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise DataError(f"size {self.size} is not (height, width)")
+        if self.spacing_mm is not None and self.spacing_mm <= 0:
+            raise DataError(f"spacing_mm {self.spacing_mm} is not positive", fix="give millimetres a pixel, or null")
+        if len(self.windows) not in (1, 3):
+            raise DataError(f"{len(self.windows)} windows for the three channels of an image", fix="give one, or three")
+        _check_windows(self.windows, self.windows_in)
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise DataError("mean and std need three numbers, std above 0")
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise DataError(f"span {self.span} is not a rising pair within 0 and 1")
+
+
+PLANES = ("axial", "coronal", "sagittal")  # across the axes D, H, W
+SEVERAL = ("sliding", "multi", "slices")  # kinds of view that give several crops of a study
 
 
 @dataclass(frozen=True)
@@ -166,7 +213,8 @@ class View(_Record):
 
     kind: "random" crop | "centre" crop, padded where the study is smaller | "resize" the whole study |
         "sliding" crops that cover all of a volume | "multi": the corners and the middle (nine crops of a volume, five
-        of an image, whose crops are 7/8 of its shorter side).
+        of an image, whose crops are 7/8 of its shorter side) | "slices": `slices` evenly spaced ones of a volume that
+        is seen slice by slice, where "centre" is the middle one.
     size: D,H,W voxels after resampling; H,W for images (empty: the geometry's size).
     jitter: where a study is smaller than a random crop, shift it by up to this many voxels.
     scale: part of a planar image that a random crop covers (least, most).
@@ -179,8 +227,10 @@ class View(_Record):
     scale: tuple[float, float] = (0.8, 1.0)
     overlap: float = 0.25
     merge: str = "mean"
+    slices: int = 1
     _floats = ("scale", "overlap")
-    _ints = ("size", "jitter")
+    _ints = ("size", "jitter", "slices")
+    _later = ("slices",)
 
     def _check(self) -> None:
         _one_of(self, kind=("random", "centre", "resize", *SEVERAL), merge=("mean", "max"))
@@ -188,16 +238,30 @@ class View(_Record):
             raise DataError(f"view size {self.size} is not D,H,W or H,W")
         if not 0 <= self.overlap < 1 or self.jitter < 0 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise DataError("a view needs 0 <= overlap < 1, jitter >= 0 and 0 < scale <= 1")
+        if self.slices < 1:
+            raise DataError(f"a view of {self.slices} slices shows nothing", fix="use 1 or more")
 
 
-def geometry_from_dict(data: dict[str, Any]) -> Geometry | PlanarGeometry:
-    """The geometry that `data["kind"]` names: "volume" or "image"."""
+AnyGeometry = Geometry | PlanarGeometry | SliceGeometry
+
+
+def geometry_from_dict(data: dict[str, Any]) -> AnyGeometry:
+    """The geometry that `data["kind"]` names: "volume", "image" or "slice"."""
     kind = data.get("kind")
     if kind == "volume":
         return Geometry.from_dict(data)
     if kind == "image":
         return PlanarGeometry.from_dict(data)
-    raise DataError(f"geometry kind {kind!r} is unknown", fix='use "volume" or "image"')
+    if kind == "slice":
+        return SliceGeometry.from_dict(data)
+    raise DataError(f"geometry kind {kind!r} is unknown", fix='use "volume", "image" or "slice"')
+
+
+def _check_windows(windows: tuple[tuple[float, float], ...], windows_in: str) -> None:
+    if not windows or any(len(w) != 2 or not w[0] < w[1] for w in windows):
+        raise DataError(f"windows {windows} are not (low, high) pairs with low < high")
+    if windows_in == "percentile" and (strange := {p for w in windows for p in w} - set(PERCENTILES)):
+        raise DataError(f"percentiles {sorted(strange)} are not stored with volumes", fix=f"use some of {PERCENTILES}")
 
 
 def _one_of(record: Any, **allowed: tuple[str, ...]) -> None:

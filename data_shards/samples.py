@@ -14,7 +14,17 @@ from data_shards.batch import Batch, Skipped, TextBatch
 from data_shards.captions import draw_caption
 from data_shards.errors import DamagedError, DataError, UndecodableError
 from data_shards.order import SCANS, TEMPLATES, Draw, replacement_generator
-from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view, stacked
+from data_shards.preprocess import (
+    AnyGeometry,
+    Geometry,
+    PlanarGeometry,
+    SliceGeometry,
+    View,
+    apply_planar,
+    apply_slice,
+    apply_view,
+    stacked,
+)
 from data_shards.shards import Shards
 from data_shards.study_images import study_scans
 from data_shards.units import Tokenize, Unit, UnitPolicy, captions_identity, hash64, section_units, study_units
@@ -27,26 +37,27 @@ NAMED = 5  # damaged samples that an error lists
 @dataclass
 class Samples:
     """Draws -> Batch. A damaged sample is an error, or with `max_damaged` above 0 replaced by another of its pool.
-    `alternation` says which batches are about one anatomical section; there studies may be without a text."""
+    `alternation` says which batches are about one anatomical section; there studies may be without a text. Without
+    `units` nobody reads texts."""
 
     shards: Shards
-    geometry: Geometry | PlanarGeometry
+    geometry: AnyGeometry
     view: View
     tokenize: Tokenize
-    units: UnitPolicy
+    units: UnitPolicy | None
     label_names: tuple[str, ...] = ()
     max_damaged: int = 0
     alternation: Alternation | None = None
 
     def __post_init__(self) -> None:
-        if self.units.templates is not None:
+        if self.units is not None and self.units.templates is not None:
             self.units.templates.check_labels(self.shards.label_names)
         self._labels = self.shards.labels(self.label_names) if self.label_names else np.empty((len(self.shards), 0))
         self._patient = np.array([hash64(self.shards.patient(r)) for r in range(len(self.shards))], np.int64)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        size = self.geometry.size if isinstance(self.geometry, PlanarGeometry) else self.view.size
+        size = self.view.size if isinstance(self.geometry, Geometry) else self.geometry.size
         return (self.geometry.channels, *size)
 
     def batch(self, step: int, draws: Sequence[Draw]) -> Batch:
@@ -109,9 +120,7 @@ class Samples:
         except DataError as error:
             raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
         units, listed = self.units_of(row, seed, info, section), captions_identity(info["texts"])
-        if section is not None:
-            return units, listed
-        if not units:
+        if section is None and self.units is not None and not units:
             raise DataError(
                 f"sample {key} has no text of the kinds asked for ({self.units})",
                 "an image without a text has no positive pair",
@@ -125,15 +134,17 @@ class Samples:
         which = next((i for i, s in enumerate(info["scans"]) if s.get("role") == "primary"), 0)
         source, meta = self.shards.scan(row, which, info)
         planar = isinstance(source, bytes)
-        if planar != isinstance(self.geometry, PlanarGeometry):
+        if planar != (self.geometry.source == "image"):
             raise DataError(
                 f"it is {'an image' if planar else 'a volume'}, the geometry is for the other kind",
                 "no encoder reads both",
-                'set data.geometry.kind to "volume" or "image"',
+                'set data.geometry.kind to "volume" (or "slice") or "image"',
             )
         image_rng = _of_pixels(seed, row)
         if isinstance(self.geometry, PlanarGeometry):
             out[...] = apply_planar(source, self.geometry, self.view, image_rng)
+        elif isinstance(self.geometry, SliceGeometry):
+            out[...] = apply_slice(source, meta, self.geometry, self.view, image_rng)
         else:
             apply_view(source, meta, self.geometry, self.view, image_rng, out)
 
@@ -150,7 +161,9 @@ class Samples:
         self, row: int, seed: tuple[int, int] | None, info: dict[str, Any] | None = None, section: str | None = None
     ) -> list[Unit]:
         """The text units of one visit (seed, epoch) of a sample, or what it says of one anatomical section; none where
-        it has no such text."""
+        it has no such text, or nobody reads any."""
+        if self.units is None:
+            return []
         info = self.shards.json(row) if info is None else info
         if seed is not None and self.units.variants is not None:
             seed = (seed[0], seed[1] % self.units.variants)
@@ -166,7 +179,7 @@ class Samples:
         Everything else of a sample is drawn by (seed, epoch, row). Within one shard set that is as good: a row is one
         key, in any process. A key also stays when studies are added and rows are numbered anew.
         """
-        if self.units.templates is None:
+        if self.units is None or self.units.templates is None:
             return None
         rng = None
         if seed is not None:

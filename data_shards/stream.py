@@ -24,7 +24,7 @@ from data_shards.batch import Batch, Skipped
 from data_shards.errors import DataError
 from data_shards.mixture import Mixture
 from data_shards.order import Draw, Layout, Order
-from data_shards.preprocess import Geometry, PlanarGeometry, View
+from data_shards.preprocess import AnyGeometry, View
 from data_shards.samples import Samples, over_budget
 from data_shards.shards import Shards
 from data_shards.union import ShardUnion
@@ -65,6 +65,7 @@ class Stream:
         shards: a shard set, or a ShardUnion of several.
         rows: row numbers to train on (for instance `shards.rows("train")`).
         tokenize: text -> token ids including start and end, already truncated.
+        units: which texts; None for none at all, and then studies need not have any.
         batch_size: samples per rank. steps: batches of the whole run. start_step: batches already consumed.
         workers: processes that decode; 0 decodes in this one. The batches are the same.
         mixture: weights of the sources of a union, and what a batch is made of. None: all rows in one order.
@@ -79,10 +80,10 @@ class Stream:
         self,
         shards: Shards,
         rows: np.ndarray,
-        geometry: Geometry | PlanarGeometry,
+        geometry: AnyGeometry,
         view: View,
         tokenize: Tokenize,
-        units: UnitPolicy,
+        units: UnitPolicy | None,
         batch_size: int,
         seed: int,
         steps: int,
@@ -100,7 +101,9 @@ class Stream:
             raise DataError("a stream needs rows, batch_size >= 1, steps, seed and workers >= 0, and 0 <= rank < world")
         if max_damaged < 0:
             raise DataError(f"max_damaged is {max_damaged}", fix="use 0 or more")
-        alternation = Alternation.measured(shards, rows, seed, batch_size * world) if units.alternate else None
+        alternation = None
+        if units is not None and units.alternate:
+            alternation = Alternation.measured(shards, rows, seed, batch_size * world)
         self.samples = Samples(shards, geometry, view, tokenize, units, tuple(label_names), max_damaged, alternation)
         layout = Layout.plain(rows)
         if mixture is not None:
@@ -228,7 +231,7 @@ def _divided(size: int, ranks: int) -> str:
 def ordered_pass(
     shards: Shards,
     rows: np.ndarray,
-    geometry: Geometry | PlanarGeometry,
+    geometry: AnyGeometry,
     view: View,
     tokenize: Tokenize,
     units: UnitPolicy,

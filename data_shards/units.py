@@ -31,12 +31,12 @@ class UnitPolicy:
     the others (data_shards.alternation), as a unit of kind section. sections: findings and impression, a unit
     each. captions: one stored caption per visit, drawn by weight. templates: a caption per visit made of the study's
     labels, beside a stored one where both are asked for. sentences: every distinct sentence of findings, impression and
-    the visit's captions, at most `max_sentences` drawn per visit. shuffle_sentences: in the report unit, the sentences of FINDINGS
-    in a new order per visit (its identity stays that of the original). drop_words: chance of each word to be left out
-    of a visit's text, of every kind (its identity stays that of the whole): a tower that must do without any one word
-    has to learn what each of them says (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2). Words that turn a
-    statement into its opposite (NEGATIONS) always stay. variants: a study's texts take only so many forms, one an epoch
-    in turn (None: another at every visit), so that their embeddings can be kept.
+    the visit's captions, at most `max_sentences` drawn per visit. shuffle_sentences: in the report unit, the sentences
+    of FINDINGS in a new order per visit (its identity stays that of the original). drop_words: chance of each word to
+    be left out of a visit's text, of every kind (its identity stays that of the whole): a tower that must do without
+    any one word has to learn what each of them says (word dropout, arXiv 1511.06349 §3.1; 1901.11196 §2). Words that
+    turn a statement into its opposite (NEGATIONS) always stay. variants: a study's texts take only so many forms, one
+    an epoch in turn (None: another at every visit), so that their embeddings can be kept.
     """
 
     report: bool = True

@@ -43,6 +43,10 @@ _VOLUME = "`open_clip`'s and `timm`'s own transforms are for photographs: they n
 _PLANAR = (
     "`open_clip`'s own transform equals it for images of 8 bits. Deeper images are scaled by their percentiles first."
 )
+_SLICE = (
+    "It takes slices out of a volume. `open_clip`'s and `timm`'s own transforms are for pictures of such slices, in "
+    "the window of the geometry, front or head above."
+)
 _HF = (
     "The text tower is a Hugging Face model. Plain open_clip needs its absolute path: "
     "`python -m encoders.release --relocate DIR`."
@@ -55,7 +59,7 @@ def model_card(
 ) -> str:
     """The text of README.md. `name` is the folder's name; the other arguments are what the config file holds."""
     volume, package = geometry["kind"] == "volume", "open_clip" if kind == "clip" else "timm"
-    example = '"ct.nii.gz"' if volume else '"image.png"'
+    example = '"image.png"' if geometry["kind"] == "image" else '"ct.nii.gz"'
     if geometry.get("scans_per_study", 1) > 1:
         example = '["series1.nii.gz", "series2.nii.gz"]'
     load = (_CLIP if kind == "clip" else _TIMM).format(
@@ -64,9 +68,10 @@ def model_card(
         register=" (`import encoders` makes its image tower known)" if volume else "",
         imports=f"encoders, {package}" if volume else package,
     )
+    told = _VOLUME if volume else _SLICE if geometry["kind"] == "slice" else _PLANAR
     lines = [f"# {provenance.get('name') or name}", "", load]
     lines += [*([_HF, ""] if hugging_face else []), "## Input", ""]
-    lines += [f"`preprocess` does this, and evaluators compare it. {_VOLUME if volume else _PLANAR}", "", "```json"]
+    lines += [f"`preprocess` does this, and evaluators compare it. {told}", "", "```json"]
     lines += [f'{{"geometry": {_json(geometry)},', f' "view": {_json(view)}}}', "```", "", "## Provenance", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in provenance.items() if key != "name"]
     licence = f"Training data: {provenance['licence']}." if provenance.get("licence") else _UNKNOWN

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from encoders.attention import Packing
 from encoders.features import ImageFeatures, Level, TextFeatures
+from encoders.image_only import ImageOnly
 from encoders.report_layout import Reports
 from encoders.report_transformer import ReportTransformer
 from encoders.text import encode_foreign, encode_packed, is_packable, project, without_projection
@@ -34,8 +35,9 @@ class DualEncoder(nn.Module):
     """Image and text tower with one embedding space.
 
     `clip` is an `open_clip.CustomTextCLIP`; its state dict is exactly the released weights file. Images go through its
-    image tower, texts through its text tower in packed form. `report`, where there is one, reads whole reports beside
-    them (encoders.report_transformer); it is released as a head.
+    image tower, texts through its text tower in packed form; an `encoders.image_only.ImageOnly` in its place has none.
+    `report`, where there is one, reads whole reports beside them (encoders.report_transformer); it is released as a
+    head.
 
     Args:
         clip: the open_clip model.
@@ -201,7 +203,7 @@ def _patch_tokens(trunk: Any, features: Tensor, size: torch.Size) -> tuple[Tenso
 
 
 def build_dual(model_cfg: dict[str, Any]) -> DualEncoder:
-    """A dual encoder with fresh weights from open_clip's `model_cfg` dict.
+    """A dual encoder with fresh weights from open_clip's `model_cfg` dict; without `text_cfg` an image tower alone.
 
     Raises:
         TypeError: a key that open_clip 3.3 does not know.
@@ -212,6 +214,8 @@ def build_dual(model_cfg: dict[str, Any]) -> DualEncoder:
     import encoders.voxvit  # noqa: F401  registers our names in timm
 
     cfg = copy.deepcopy(model_cfg)
+    if "text_cfg" not in cfg:
+        return DualEncoder(ImageOnly(cfg["vision_cfg"]), model_cfg)
     if cfg.pop("custom_text", None) is not True:
         raise TypeError("model_cfg must say custom_text: true, the layout of the released weights")
     dual = DualEncoder(CustomTextCLIP(**cfg), model_cfg)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data_shards.preprocess import Geometry, PlanarGeometry, View, geometry_from_dict
+from data_shards.preprocess import AnyGeometry, View, geometry_from_dict
 from encoders.errors import ReleaseError
 from encoders.folder import CONFIG, HEADS, HEADS_SPEC, LISTING, SCHEMA_VERSION, WEIGHTS, Listing, inspect, read_json
 from encoders.preprocessing import Preprocess
@@ -39,7 +39,7 @@ class Loaded:
     model: Any
     preprocess: Preprocess
     tokenizer: Tokenize | None
-    geometry: Geometry | PlanarGeometry
+    geometry: AnyGeometry
     view: View
     config: dict[str, Any]
     sha256: str
@@ -142,7 +142,7 @@ def _heads(root: Path, listing: Listing) -> dict[str, nn.Module]:
     return build_heads(read_json(root / HEADS_SPEC), load_file(root / HEADS))
 
 
-def _input(config: dict[str, Any]) -> tuple[Geometry | PlanarGeometry, View]:
+def _input(config: dict[str, Any]) -> tuple[AnyGeometry, View]:
     stated = config.get("volume_cfg") or config.get("planar_cfg")
     try:
         if config["schema_version"] != SCHEMA_VERSION:

@@ -13,23 +13,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.preprocess import SEVERAL, Geometry, PlanarGeometry, View, crops_of, percentiles_of, stacked
+from data_shards.preprocess import (
+    SEVERAL,
+    AnyGeometry,
+    Geometry,
+    PlanarGeometry,
+    View,
+    crops_of,
+    percentiles_of,
+    stacked,
+)
 from data_shards.volume import read_image, read_volume
 from encoders.errors import ReleaseError
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """`preprocess(x)` -> float32 tensor C,D,H,W (volumes) or C,H,W (images): the release's view of x. Picklable.
+    """`preprocess(x)` -> float32 tensor C,D,H,W (volumes) or C,H,W (images, slices): the view of x, picklable.
 
-    Volumes: a NIfTI or .npy path, a folder with one DICOM series, a `data_shards` Scan, or an array D,H,W in HU that
-    grows toward the head, the front and the patient's right, with `spacing_mm` (z, y, x).
+    Volumes and slices of them: a NIfTI or .npy path, a folder with one DICOM series, a `data_shards` Scan, or an array
+    D,H,W in HU that grows toward the head, the front and the patient's right, with `spacing_mm` (z, y, x).
     A release that reads several scans of a study together (`geometry.scans_per_study`) takes a list of them in the
     order in which they are stored, as many as there are up to that number, or one alone.
     Images: a path, encoded bytes, a PIL image, a Scan, or an array H,W or H,W,3.
     """
 
-    geometry: Geometry | PlanarGeometry
+    geometry: AnyGeometry
     view: View
 
     def __call__(self, x: Any, spacing_mm: Sequence[float] | None = None, modality: str | None = None) -> Tensor:
@@ -54,7 +63,7 @@ class Preprocess:
         for array, meta in scans:
             if self.geometry.windows_in == "percentile" and "percentiles" not in meta:  # a bare array
                 meta["percentiles"] = percentiles_of(array, "arbitrary")
-        if self.geometry.scans_per_study > 1:
+        if isinstance(self.geometry, Geometry) and self.geometry.scans_per_study > 1:
             return torch.from_numpy(stacked(scans, self.geometry, self.view)[None])
         return torch.from_numpy(crops_of(*scans[0], self.geometry, self.view))
 

@@ -22,7 +22,7 @@ from encoders.release_config import check_input, our_keys, preprocess_cfg, relea
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from data_shards.preprocess import Geometry, PlanarGeometry, View
+    from data_shards.preprocess import AnyGeometry, View
 
 METADATA = {"format": "pt"}  # what timm and transformers expect in the header
 # What a checkpoint's model.json says beyond the model itself, and the release repeats.
@@ -33,7 +33,7 @@ def write_release(
     out: str | Path,
     weights: Mapping[str, Tensor],
     model_cfg: dict[str, Any],
-    geometry: Geometry | PlanarGeometry,
+    geometry: AnyGeometry,
     view: View,
     *,
     heads: Mapping[str, Mapping[str, Any]] | None = None,
@@ -77,10 +77,12 @@ def write_timm_release(
     out: str | Path,
     weights: Mapping[str, Tensor],
     architecture: str,
-    geometry: Geometry | PlanarGeometry,
+    geometry: AnyGeometry,
     view: View,
     *,
     model_args: dict[str, Any] | None = None,
+    heads: Mapping[str, Mapping[str, Any]] | None = None,
+    head_weights: Mapping[str, Tensor] | None = None,
     provenance: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -90,6 +92,7 @@ def write_timm_release(
         weights: state dict of the timm model without classifier (`num_classes=0`).
         architecture: its timm name; ours with the tag.
         model_args: other arguments it was created with.
+        heads, head_weights: as for `write_release`.
 
     Raises:
         ReleaseError: weights and architecture do not fit, or `out` exists.
@@ -119,12 +122,14 @@ def write_timm_release(
             **our_keys(geometry, view, provenance),
         }
         _write_json(folder / CONFIG["timm"], body)
+        _write_heads(folder, heads or {}, head_weights or {})
         _write_card(folder, Path(out).name, "timm", body, False)
     return Path(out)
 
 
 def release_run(run: str | Path, out: str | Path, checkpoint: str = "best", overwrite: bool = False) -> Path:
-    """Release a checkpoint (`best`, `last` or `step-N`) of a run folder.
+    """Release a checkpoint (`best`, `last` or `step-N`) of a run folder: a dual encoder for open_clip, an image tower
+    that was trained alone for timm.
 
     Raises:
         ReleaseError: no such checkpoint, or it is not whole.
@@ -133,6 +138,7 @@ def release_run(run: str | Path, out: str | Path, checkpoint: str = "best", over
     from safetensors.torch import load_file
 
     from data_shards.preprocess import View, geometry_from_dict
+    from encoders.image_only import trunk_weights
 
     folder = _checkpoint_folder(Path(run).expanduser(), checkpoint)
     weights_file, heads_file = folder / "encoders.safetensors", folder / HEADS
@@ -154,17 +160,17 @@ def release_run(run: str | Path, out: str | Path, checkpoint: str = "best", over
             "part of the model would be missing",
             "choose another --checkpoint",
         ) from error
-    return write_release(
-        out,
-        weights,
-        cfg,
-        geometry,
-        view,
-        heads=model.get("heads"),
-        head_weights=head_weights,
-        provenance={key: model[key] for key in PROVENANCE if model.get(key) is not None},
-        overwrite=overwrite,
-    )
+    beside: dict[str, Any] = {
+        "heads": model.get("heads"),
+        "head_weights": head_weights,
+        "provenance": {key: model[key] for key in PROVENANCE if model.get(key) is not None},
+        "overwrite": overwrite,
+    }
+    if "text_cfg" in cfg:
+        return write_release(out, weights, cfg, geometry, view, **beside)
+    vision = cfg["vision_cfg"]
+    name, args = vision["timm_model_name"], vision.get("timm_model_args")
+    return write_timm_release(out, trunk_weights(weights), name, geometry, view, model_args=args, **beside)
 
 
 def relocate(folder: str | Path) -> Path:

@@ -11,12 +11,12 @@ from encoders.folder import SCHEMA_VERSION
 from encoders.volumetric import is_volumetric, parse
 
 if TYPE_CHECKING:
-    from data_shards.preprocess import Geometry, PlanarGeometry, View
+    from data_shards.preprocess import AnyGeometry, View
 
 PACKAGES = ("voxclip", "torch", "open_clip_torch", "timm")
 
 
-def released_cfg(model_cfg: dict[str, Any], geometry: Geometry | PlanarGeometry, view: View) -> dict[str, Any]:
+def released_cfg(model_cfg: dict[str, Any], geometry: AnyGeometry, view: View) -> dict[str, Any]:
     """`model_cfg` as a release states it: no downloads, and the size the encoder really sees."""
     cfg = copy.deepcopy(model_cfg)
     if cfg.get("custom_text") is not True:
@@ -44,7 +44,7 @@ def released_cfg(model_cfg: dict[str, Any], geometry: Geometry | PlanarGeometry,
     return cfg
 
 
-def check_input(architecture: str, geometry: Geometry | PlanarGeometry, view: View) -> None:
+def check_input(architecture: str, geometry: AnyGeometry, view: View) -> None:
     """Refuse a geometry or view that the image tower cannot take. Raises ReleaseError."""
     tag = parse(architecture) if is_volumetric(architecture) else None
     if geometry.kind == "volume" and len(view.size) != 3:
@@ -67,10 +67,13 @@ def check_input(architecture: str, geometry: Geometry | PlanarGeometry, view: Vi
     )
 
 
-def preprocess_cfg(geometry: Geometry | PlanarGeometry) -> dict[str, Any]:
+def preprocess_cfg(geometry: AnyGeometry) -> dict[str, Any]:
     """open_clip's transform: ours for images. For volumes one that changes nothing of what `preprocess` made."""
     if geometry.kind == "volume":
         return {"mean": [0.0], "std": [1.0], "interpolation": "bilinear", "resize_mode": "squash"}
+    if geometry.kind == "slice":  # for pictures of slices, as radiologists see them
+        sliced = {key: _listed(getattr(geometry, key)) for key in ("size", "mean", "std")}
+        return {**sliced, "mode": "RGB", "interpolation": "bilinear", "resize_mode": "longest", "fill_color": 0}
     if geometry.mode != "RGB":  # type: ignore[union-attr]
         raise ReleaseError(
             f"images of mode {geometry.mode} cannot be released",  # type: ignore[union-attr]
@@ -81,11 +84,11 @@ def preprocess_cfg(geometry: Geometry | PlanarGeometry) -> dict[str, Any]:
     return {key: _listed(getattr(geometry, key)) for key in keys} | {"fill_color": 0}
 
 
-def timm_input(geometry: Geometry | PlanarGeometry) -> dict[str, Any]:
+def timm_input(geometry: AnyGeometry) -> dict[str, Any]:
     if geometry.kind == "volume":
         return {"mean": [0.0], "std": [1.0]}
-    mode = {"shortest": "center", "longest": "border", "squash": "squash"}[geometry.resize_mode]  # type: ignore[union-attr]
     cfg = preprocess_cfg(geometry)
+    mode = {"shortest": "center", "longest": "border", "squash": "squash"}[cfg["resize_mode"]]
     return {
         "input_size": [3, *cfg["size"]],
         "crop_pct": 1.0,
@@ -94,7 +97,7 @@ def timm_input(geometry: Geometry | PlanarGeometry) -> dict[str, Any]:
     }
 
 
-def our_keys(geometry: Geometry | PlanarGeometry, view: View, provenance: dict[str, Any] | None) -> dict[str, Any]:
+def our_keys(geometry: AnyGeometry, view: View, provenance: dict[str, Any] | None) -> dict[str, Any]:
     """Our top-level keys, which open_clip and timm pass over."""
     return {
         "volume_cfg" if geometry.kind == "volume" else "planar_cfg": {

@@ -86,7 +86,7 @@ def _of_shards(args: argparse.Namespace, loaded: Loaded, scans: Scans) -> tuple[
 
     if scans in ("first", "together"):
         return "patient", embed(shards, rows)
-    every = EveryScan(shards, loaded.geometry.kind)
+    every = EveryScan(shards, loaded.geometry.source)
     if scans == "every":
         return "patient", embed(every, every.of(rows))
     return "patient", every.means(rows, lambda scans: embed(every, scans))
@@ -102,7 +102,7 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
     from data_shards.preprocess import SEVERAL
 
     place = Path(args.input)
-    scans, left_out = find_scans(place, loaded.geometry.kind == "image")
+    scans, left_out = find_scans(place, loaded.geometry.source == "image")
     if left_out:
         print(f"left out: {left_out} DICOM series that are no volumes (localizers and the like)", file=sys.stderr)
     root = place if place.is_dir() else place.parent

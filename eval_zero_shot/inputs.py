@@ -79,7 +79,7 @@ class Inputs:
         given = self.shards  # of `dataclasses.replace`, these are scans already
         studies = given.studies if isinstance(given, EveryScan) else given
         single = self.scans in ("mean", "every")
-        self._every = EveryScan(studies, self.loaded.geometry.kind) if single else None
+        self._every = EveryScan(studies, self.loaded.geometry.source) if single else None
         self.shards = self._every if self.scans == "every" else studies
 
     @property
@@ -138,7 +138,8 @@ class Inputs:
         """A note of what a case is, where it is not a study by its first scan."""
         n = self.counted(rows)
         others = self._every.others if self._every is not None else 0
-        left = f" Scans that are no {self.loaded.geometry.kind} are left out: {others} of all splits." if others else ""
+        kind = self.loaded.geometry.source
+        left = f" Scans that are no {kind} are left out: {others} of all splits." if others else ""
         if self.scans == "mean":
             return (
                 "A case is a study: the mean of the unit vectors of all its scans, of unit length again "

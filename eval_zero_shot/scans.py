@@ -89,6 +89,12 @@ def with_view(loaded: Loaded, kind: str, overlap: float = 0.25) -> Loaded:
             why="crops would show it another scale, which turns good scores into chance",
             fix="leave --view out",
         )
+    if loaded.geometry.kind == "slice":
+        raise EvalError(
+            f"--view {kind}: this release reads single slices of volumes",
+            why="crops of a volume are no slices",
+            fix="leave --view out; how many slices it looks at is told in the recipe (data.eval_view.slices)",
+        )
     if kind == "sliding" and loaded.geometry.kind == "image":
         raise EvalError(
             "--view sliding: this release reads images, which are resized whole",

@@ -3,12 +3,14 @@ data is read and before a GPU is touched."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_shards.captions import load_templates
 from data_shards.stream import Stream, UnitPolicy
 from encoders.dual import DualEncoder, build_dual
+from encoders.image_only import tower_args
 from encoders.tokenize import BPE, HFTokenizer
+from encoders.volumetric import is_volumetric
 from pretrain.batch_norm import settle_batch_norm, with_group_norm
 from pretrain.centring import bias_of
 from pretrain.config import options_of
@@ -16,13 +18,12 @@ from pretrain.errors import ConfigError
 from pretrain.objectives import NAMES, find_objective
 from pretrain.objectives.base import Objective
 from pretrain.reports import report_transformer
-from pretrain.schema import Recipe
+from pretrain.schema import Recipe, TextTower
 from pretrain.schema_objectives import SigmoidOptions
 from pretrain.starting import inflate_image, start_from, start_from_published, start_image_from
 from pretrain.studies import Data
 
-if TYPE_CHECKING:
-    pass
+OF_TEXTS = ("text:", "report:", "report_", "logit_", "image:global.pooled")  # what a run without texts does not have
 
 
 def training_stream(
@@ -49,25 +50,31 @@ def training_stream(
     )
 
 
-def unit_policy(recipe: Recipe) -> UnitPolicy:
-    """`data.units`, with the file of its caption templates read. Raises DataError where that is not there or wrong."""
-    units = recipe.data.units
+def unit_policy(recipe: Recipe) -> UnitPolicy | None:
+    """`data.units`, with the file of its caption templates read; None where no tower reads texts. Raises DataError
+    where that file is not there or wrong."""
+    units, text = recipe.data.units, recipe.model.text
+    if text is None:
+        return None
     made = load_templates(units.templates) if units.templates else None
-    return UnitPolicy(**units.model_dump() | {"templates": made, "variants": recipe.model.text.cached})
+    return UnitPolicy(**units.model_dump() | {"templates": made, "variants": text.cached})
 
 
 def tokenizer(recipe: Recipe) -> BPE | HFTokenizer:
-    text = recipe.model.text
+    text = recipe.model.text or TextTower()  # of no text there is nothing to tokenise
     if text.hf_name:
         return HFTokenizer(text.hf_name, text.context_length, text.hf_wordpunct)
     return BPE(text.context_length)
 
 
 def model_cfg(recipe: Recipe) -> dict[str, Any]:
-    """open_clip's `model_cfg` dict of a recipe: what the release's open_clip_config.json will hold."""
+    """open_clip's `model_cfg` dict of a recipe: what the release's open_clip_config.json will hold. Without a text
+    tower it is `vision_cfg` alone (encoders.image_only)."""
     import open_clip
 
     image, text = recipe.model.image, recipe.model.text
+    if text is None:
+        return {"vision_cfg": _image_only_cfg(recipe)}
     cfg: dict[str, Any] = {
         "embed_dim": recipe.model.embed_dim,
         "custom_text": True,
@@ -80,7 +87,7 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
             cfg["quick_gelu"] = True
     else:
         cfg["vision_cfg"] = {
-            "timm_model_name": with_group_norm(image.name) if image.batch_norm == "group" else image.name,
+            "timm_model_name": _timm_name(recipe),
             "timm_model_pretrained": image.pretrained is True,
             "timm_pool": "",
             "timm_proj": "linear",
@@ -109,6 +116,32 @@ def model_cfg(recipe: Recipe) -> dict[str, Any]:
         if objective.name == "sigmoid":
             cfg["init_logit_bias"] = options_of(recipe, i, SigmoidOptions).init_bias
     return cfg
+
+
+def _timm_name(recipe: Recipe) -> str:
+    image = recipe.model.image
+    return with_group_norm(image.name) if image.batch_norm == "group" else image.name
+
+
+def _image_only_cfg(recipe: Recipe) -> dict[str, Any]:
+    image, name = recipe.model.image, _timm_name(recipe)
+    args: dict[str, Any] = {}
+    *_, height, width = recipe.data.eval_view.size
+    if not is_volumetric(name):
+        try:
+            args = tower_args(name, (height, width))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"model.image.name: {error}",
+                why="without a text tower the image tower is timm's",
+                fix="timm.list_models() prints what exists",
+            ) from error
+    return {
+        "timm_model_name": name,
+        "timm_model_pretrained": image.pretrained,
+        "image_size": [height, width],
+        **({"timm_model_args": args} if args else {}),
+    }
 
 
 def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
@@ -177,6 +210,12 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
                 fix=f"use one of {', '.join(NAMES)}, or package.module:Class of your own",
             ) from error
         built.append(cls(options_of(recipe, i, cls.Options)))
+        if recipe.model.text is None and (lacking := [read for read in built[-1].reads if read.startswith(OF_TEXTS)]):
+            raise ConfigError(
+                f"objectives.{i}.name: {section.name} reads {lacking[0]}, and model.text is null",
+                why="there is no joint space of images and texts",
+                fix="leave it out, or add a text tower: model.text: {}",
+            )
     return built
 
 

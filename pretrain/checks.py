@@ -14,6 +14,7 @@ from typing import Any
 
 from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
+from pretrain.checks_images import check_images_alone
 from pretrain.checks_report import check_report
 from pretrain.checks_source import check_source, check_stratified
 from pretrain.checks_start import check_pretrained, check_start
@@ -31,6 +32,7 @@ from pretrain.schema import (
 from pretrain.schema_data import (
     PERCENTILES,
     DataSection,
+    SliceGeometry,
     VolumeGeometry,
 )
 from pretrain.schema_objectives import OBJECTIVE_OPTIONS
@@ -64,7 +66,7 @@ def check_volume_model(data: DataSection, model: ModelSection) -> Iterator[Probl
     if not is_volumetric(name):
         if isinstance(geometry, VolumeGeometry) and known_models.is_known(name):
             what = f"'{name}' takes images, data.geometry makes volumes"
-            yield Problem(_IMAGE_NAME, what, "use voxvit_*, i3d_* or swin3d_*, or kind: image")
+            yield Problem(_IMAGE_NAME, what, "use voxvit_*, i3d_* or swin3d_*, or kind: image, or kind: slice")
         return
     if not isinstance(geometry, VolumeGeometry):
         yield Problem(
@@ -101,9 +103,19 @@ def check_views(data: DataSection) -> Iterator[Problem]:
     for key, view in (("train_view", data.train_view), ("eval_view", data.eval_view)):
         if len(view.size) != (3 if volume else 2):
             yield Problem(("data", key, "size"), f"{len(view.size)} numbers for {'D H W' if volume else 'H W'}")
-    if data.train_view.kind in ("sliding", "multi"):
+    if data.train_view.kind in ("sliding", "multi", "slices"):
         yield Problem(("data", "train_view", "kind"), "training reads one region a study, not several crops", "random")
-    if data.eval_view.kind == "sliding" and not volume:
+    sliced = isinstance(data.geometry, SliceGeometry)
+    for key, view in (("train_view", data.train_view), ("eval_view", data.eval_view)):
+        if view.kind == "slices" and not sliced:
+            what = "slices are of a volume that is seen slice by slice (data.geometry.kind: slice)"
+            yield Problem(("data", key, "kind"), what, "use centre, resize, sliding or multi")
+        if view.kind != "slices" and view.slices != 1:
+            yield Problem(("data", key, "slices"), f"would be ignored: kind is {view.kind}", "write kind: slices")
+    if sliced and data.eval_view.kind in ("sliding", "multi"):
+        what = f"{data.eval_view.kind} crops are for volumes and images"
+        yield Problem(("data", "eval_view", "kind"), what, "use centre, resize or slices")
+    elif data.eval_view.kind == "sliding" and not volume:
         yield Problem(("data", "eval_view", "kind"), "sliding crops are for volumes", "use multi")
     if data.eval_view.merge == "max":
         yield Problem(("data", "eval_view", "merge"), "features of crops are averaged; max is for scores", "use mean")
@@ -111,7 +123,7 @@ def check_views(data: DataSection) -> Iterator[Problem]:
         yield Problem(
             ("data", "eval_view", "kind"), "scores would depend on where the crop falls", "use centre, sliding or multi"
         )
-    if isinstance(data.geometry, VolumeGeometry):
+    if isinstance(data.geometry, VolumeGeometry | SliceGeometry):
         for i, (low, high) in enumerate(data.geometry.windows):
             if not low < high:
                 yield Problem(
@@ -123,13 +135,21 @@ def check_views(data: DataSection) -> Iterator[Problem]:
                     f"({low:g}, {high:g}) are not percentiles that are stored with volumes",
                     "use " + ", ".join(f"{p:g}" for p in PERCENTILES),
                 )
+    if isinstance(data.geometry, VolumeGeometry):
         if not all(s > 0 for s in data.geometry.spacing_mm or ()):
             yield Problem(("data", "geometry", "spacing_mm"), "spacings must be positive millimetres")
         return
-    channels = len(data.geometry.mode)
+    if isinstance(data.geometry, SliceGeometry):
+        if len(data.geometry.windows) not in (1, 3):
+            what = f"{len(data.geometry.windows)} windows for the three channels of an image"
+            yield Problem(("data", "geometry", "windows"), what, "one for all of them, or three")
+        if not data.geometry.span[0] < data.geometry.span[1]:
+            yield Problem(("data", "geometry", "span"), "the first number must be below the second")
+    mode = "RGB" if isinstance(data.geometry, SliceGeometry) else data.geometry.mode
+    channels = len(mode)
     for key in ("mean", "std"):
         if len(getattr(data.geometry, key)) != channels:
-            yield Problem(("data", "geometry", key), f"needs {channels} numbers for mode {data.geometry.mode}")
+            yield Problem(("data", "geometry", key), f"needs {channels} numbers for mode {mode}")
     if len(data.eval_view.size) == 2 and data.eval_view.size != data.geometry.size:
         yield Problem(
             ("data", "eval_view", "size"),
@@ -167,7 +187,7 @@ def check_objectives(objectives: Sequence[ObjectiveSection]) -> Iterator[Problem
         yield Problem(("objectives",), "every weight is 0: nothing would be learnt", "give one a weight above 0")
 
 
-def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
+def check_units(data: DataSection, model: ModelSection, objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
     have = {
         "report": data.units.report,
         "sentence": data.units.sentences,
@@ -182,7 +202,7 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
             load_templates(data.units.templates)
         except DataError as error:
             yield Problem(("data", "units", "templates"), error.what, error.fix)
-    if not any(have.values()):
+    if not any(have.values()) and model.text is not None:
         yield Problem(("data", "units"), "no kind of text is switched on", "set report or sentences to true")
     have["section"] |= data.units.alternate is not None
     switch = {"report": "report", "sentence": "sentences", "section": "sections", "caption": "captions"}
@@ -202,16 +222,16 @@ def check_units(data: DataSection, objectives: Sequence[ObjectiveSection]) -> It
 
 def check_text(model: ModelSection) -> Iterator[Problem]:
     text = model.text
-    if text.hf_name is None and text.width % text.heads:
+    if text is not None and text.hf_name is None and text.width % text.heads:
         yield Problem(("model", "text", "heads"), f"{text.heads} heads do not divide width {text.width}")
-    if model.init is not None and not (Path(model.init).expanduser() / "open_clip_config.json").is_file():
-        yield Problem(
-            ("model", "init"), f"'{model.init}' is not a release folder", "name a folder made by encoders.release"
-        )
+    config = "config.json" if text is None else "open_clip_config.json"
+    if model.init is not None and not (Path(model.init).expanduser() / config).is_file():
+        kind = "a release folder" + (" of an image tower alone" if text is None else "")
+        yield Problem(("model", "init"), f"'{model.init}' is not {kind}", "name a folder made by encoders.release")
 
 
 def check_frozen_text(model: ModelSection, optim: OptimSection) -> Iterator[Problem]:
-    if model.text.cached is None:
+    if model.text is None or model.text.cached is None:
         return
     at = ("model", "text", "cached")
     if optim.lr_multipliers.text != 0:
@@ -225,10 +245,14 @@ def check_pretrained_file(model: ModelSection) -> Iterator[Problem]:
     image, at = model.image, ("model", "image", "pretrained_file")
     if image.pretrained_file is None:
         return
-    if not image.name.startswith("swin3d"):
-        yield Problem(at, f"'{image.name}' cannot start from a file", "use swin3d_tiny, or model.init: a release")
+    others = image.name != image.name.lower() and known_models.is_known(image.name)  # open_clip's own
+    if others or (is_volumetric(image.name) and not image.name.startswith("swin3d")):
+        fix = "use swin3d_tiny or a timm tower of images, or model.init: a release"
+        yield Problem(at, f"'{image.name}' cannot start from a file", fix)
     elif not Path(image.pretrained_file).expanduser().is_file():
-        yield Problem(at, f"no file '{image.pretrained_file}'", "download MONAI's model_swinvit.pt (docs/encoders.md)")
+        yield Problem(at, f"no file '{image.pretrained_file}'", "which files there are: docs/encoders.md")
+    if image.pretrained:
+        yield Problem(at, "would overwrite the published weights of pretrained: true", "leave one of them out")
     if model.init is not None:
         yield Problem(at, "would overwrite part of the release in model.init", "leave one of them out")
 
@@ -280,6 +304,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_pretrained_file,
     check_objectives,
     check_units,
+    check_images_alone,
     check_image_views,
     check_alternation,
     check_labels,

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.schema import TrainSection
-from pretrain.schema_data import DataSection, MixtureEntry, MixtureSource, ShardSource, TarSource, VolumeGeometry
+from pretrain.schema_data import DataSection, MixtureEntry, MixtureSource, ShardSource, TarSource
 from pretrain.yaml_lines import Problem
 
 
 def check_source(data: DataSection) -> Iterator[Problem]:
     source = data.source
     if source.kind == "phantom":
-        if not isinstance(data.geometry, VolumeGeometry):
-            yield Problem(("data", "geometry", "kind"), "phantoms are CT volumes", "kind: volume")
+        if data.geometry.kind == "image":
+            yield Problem(("data", "geometry", "kind"), "phantoms are CT volumes", "kind: volume, or kind: slice")
         return
     if isinstance(source, MixtureSource):
         for i, entry in enumerate(source.sources):

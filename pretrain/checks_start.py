@@ -46,6 +46,10 @@ def check_pretrained(model: ModelSection) -> Iterator[Problem]:
 def _check_sizes(model: ModelSection, cfg: dict[str, Any]) -> Iterator[Problem]:
     """Whether `model.text` and `embed_dim` are those of the weights; images and texts may be of another length."""
     theirs, name = cfg["text_cfg"], model.image.name
+    if model.text is None:
+        what = "the weights hold a text tower, and model.text is null"
+        yield Problem(("model", "pretrained"), what, "model.image.pretrained starts the image tower alone")
+        return
     strange = sorted(set(theirs) - TEXT)
     if strange or model.text.hf_name:
         stated = f"'{name}' states {', '.join(strange)} of it"
@@ -80,6 +84,13 @@ def check_start(model: ModelSection) -> Iterator[Problem]:
     if image.batch_norm == "group" and not image.name.startswith("i3d_"):
         what = f"'{image.name}' is not converted: no name would say so, and its release could not be loaded"
         yield Problem(at, what, "use frozen, an i3d_*, or a tower that has GroupNorm (timm: resnet50_gn)")
-    if image.batch_norm == "frozen" and not (image.inflate or image.pretrained or model.pretrained or model.init):
+    if image.batch_norm == "frozen" and not _starts(model):
         what = "the statistics of a tower that starts at random are 0 and 1: nothing would be normalised"
-        yield Problem(at, what, "start from weights (inflate, pretrained, or model.init), or use group")
+        yield Problem(
+            at, what, "start from weights (inflate, pretrained, pretrained_file, or model.init), or use group"
+        )
+
+
+def _starts(model: ModelSection) -> bool:
+    image = model.image
+    return bool(image.inflate or image.pretrained or image.pretrained_file or model.pretrained or model.init)

@@ -61,6 +61,6 @@ def _stacked(data: DataSection, scans: int, windows: int, volumes: int, channels
         yield Problem(
             SCANS, what, f"write v-{scans}, or v-{channels} for every window as a volume, in model.image.name"
         )
-    if data.eval_view.kind in ("sliding", "multi"):
+    if data.eval_view.kind in ("sliding", "multi"):  # slices are refused for volumes
         what = "crops of one scan lie elsewhere than those of another"
         yield Problem(("data", "eval_view", "kind"), what, "use centre or resize")

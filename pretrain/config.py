@@ -261,6 +261,8 @@ def _shrink(data: dict[str, Any]) -> None:
             image["pretrained"] = False
         if image["name"].startswith("swin3d"):  # its attention scores of one study at 96^3 are gigabytes: one at a time
             data["train"]["chunk"] = 1
+        if image.get("pretrained"):  # two steps anywhere, without a network
+            image["pretrained"] = False
         if image.get("inflate"):  # whose weights do not fit a smaller tower; fixed statistics would be those of none
             image["inflate"] = None
             image["batch_norm"] = "group" if image.get("batch_norm") == "frozen" else image.get("batch_norm", "batch")

@@ -221,7 +221,9 @@ class Pretraining(L.LightningModule):
         last = (self.batches_done + 1) % accumulate == 0
         loss = self._backward(batch, last)
         self._finite &= bool(torch.isfinite(loss))
-        self.logged |= {"loss": float(loss), "logit_scale": float(self.dual.logit_scale.detach().exp())}
+        self.logged["loss"] = float(loss)
+        if self.recipe.model.text is not None:
+            self.logged["logit_scale"] = float(self.dual.logit_scale.detach().exp())
         if dropped is not None:
             self.logged["token_dropout"] = dropped
         if last:

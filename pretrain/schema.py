@@ -42,7 +42,9 @@ class ImageTower(Section):
     batch_norm: Literal["batch", "frozen", "group"] = Field(
         "batch", description="BatchNorm: as it is, with fixed statistics, or GroupNorm in its place (i3d)"
     )
-    pretrained_file: str | None = Field(None, description="swin3d: start from a file, MONAI's model_swinvit.pt")
+    pretrained_file: str | None = Field(
+        None, description="start from a file: timm's towers of images, and swin3d (MONAI's)"
+    )
     image_size: int = Field(224, gt=0, description="number open_clip stores; the real volume size is in the tag")
 
 
@@ -86,7 +88,9 @@ class ModelSection(Section):
     """The dual encoder."""
 
     image: ImageTower = Field(description="image tower")
-    text: TextTower = Field(TextTower(), description="text tower")
+    text: TextTower | None = Field(
+        TextTower(), description="text tower; null for none: the image tower is trained alone and released for timm"
+    )
     report: ReportSection | None = Field(None, description="transformer that reads whole reports; null for none")
     embed_dim: int = Field(256, gt=0, description="dimension of the joint space")
     init_logit_scale: float = Field(

@@ -113,15 +113,44 @@ class PlanarGeometry(Section):
     size: tuple[int, int] = Field((224, 224), description="height, width the model sees")
 
 
+class SliceGeometry(Section):
+    """How one slice of a stored volume becomes the three channels of an image; saved in the release."""
+
+    kind: Literal["slice"] = Field(description="2D slices of volumes")
+    plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="which way volumes are cut")
+    size: tuple[int, int] = Field((224, 224), description="height, width the model sees")
+    spacing_mm: float | None = Field(None, gt=0.0, description="mm a pixel; null: each slice whole, in proportion")
+    windows: tuple[tuple[float, float], ...] = Field(
+        min_length=1, description="one (low, high) HU window for all three channels, or three, a channel each"
+    )
+    windows_in: Literal["unit", "percentile"] = Field(
+        "unit", description="percentile: windows are percentiles of each volume, for MR and PET of arbitrary units"
+    )
+    pad_hu: float = Field(-1024.0, description="value outside the scan, in its unit")
+    interpolation: Literal["linear", "nearest"] = Field("linear", description="resampling kernel")
+    antialias: bool = Field(True, description="widen the kernel when downsampling")
+    rounding: Literal["none", "nearest"] = Field("none", description="nearest: whole units after resampling")
+    mean: Channels = Field((0.5, 0.5, 0.5), description="subtracted per channel, of windows scaled to [0, 1]")
+    std: Channels = Field((0.5, 0.5, 0.5), description="divided by per channel")
+    span: tuple[Fraction, Fraction] = Field(
+        (0.0, 1.0), description="part of the volume that slices are taken from, 0 at the feet, the back and the left"
+    )
+
+
 class ViewSection(Section):
     """Which part of a scan the model sees."""
 
-    kind: Literal["random", "centre", "resize", "sliding", "multi"] = Field(description="how the region is chosen")
+    kind: Literal["random", "centre", "resize", "sliding", "multi", "slices"] = Field(
+        description="how the region is chosen"
+    )
     size: Size = Field(description="D H W of a volume or H W of an image, in model voxels")
     jitter: int = Field(0, ge=0, description="random: shift by up to this many voxels where the scan is smaller")
-    scale: tuple[float, float] = Field((0.8, 1.0), description="random, images: part the crop covers (least, most)")
+    scale: tuple[float, float] = Field(
+        (0.8, 1.0), description="random, images and slices: part the crop covers (least, most)"
+    )
     overlap: float = Field(0.25, ge=0.0, lt=1.0, description="sliding: overlap of neighbouring windows")
-    merge: Literal["mean", "max"] = Field("mean", description="sliding, multi: how the scores of crops merge")
+    merge: Literal["mean", "max"] = Field("mean", description="sliding, multi, slices: how the scores of crops merge")
+    slices: int = Field(1, ge=1, description="slices: how many of a volume, evenly spaced")
 
 
 class UnitSection(Section):
@@ -160,7 +189,7 @@ class DataSection(Section):
         description="where studies are"
     )
     cache: str = Field("~/.cache/voxclip", min_length=1, description="folder for generated and downloaded data")
-    geometry: Annotated[VolumeGeometry | PlanarGeometry, Field(discriminator="kind")] = Field(
+    geometry: Annotated[VolumeGeometry | PlanarGeometry | SliceGeometry, Field(discriminator="kind")] = Field(
         description="preprocessing, stored in the release"
     )
     train_view: ViewSection = Field(description="what training sees")

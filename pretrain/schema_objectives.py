@@ -3,14 +3,23 @@ checked by their own class after torch is imported."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pretrain.schema_base import Section, Unit
 
 Positives = Literal["own", "same_caption", "same_label", "same_label_masked", "soft"]
 BY_LABEL = ("same_label", "same_label_masked", "soft")  # positives that ask for labels, or for lists of captions
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1] <= 1:
+        raise ValueError("two shares above 0 and up to 1, the first not above the second")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class ContrastiveOptions(Section):
@@ -64,7 +73,29 @@ class ViewOptions(Section):
     block: float = Field(0.25, gt=0.0, le=1.0, description="longest side of a block, as a share of the image's")
 
 
-class SimCLROptions(ViewOptions):
+class CropOptions(Section):
+    """Crops of every image (2D) whose places are known, shared by all objectives that read them (pretrain.crops)."""
+
+    scale: Range = Field((0.4, 1.0), description="part of the image that each of two large crops shows (least, most)")
+    small: int = Field(0, ge=0, le=16, description="small crops beside the two large ones (multi-crop)")
+    small_scale: Range = Field((0.08, 0.4), description="part of the image that a small crop shows (least, most)")
+    small_size: int | None = Field(None, ge=16, description="pixels of a small crop; null: as a large one")
+    flip: float = Field(0.5, ge=0.0, le=1.0, description="chance of a crop to be mirrored")
+    jitter: float = Field(0.4, ge=0.0, lt=1.0, description="most change of contrast and brightness, as a share")
+    blur: float = Field(0.5, ge=0.0, le=1.0, description="chance of a crop to be blurred")
+    cells: int = Field(7, ge=1, le=64, description="rows and columns that feature maps are averaged to")
+
+
+class PairOptions(ViewOptions):
+    """Objectives that compare views of an image, of either kind."""
+
+    views: Literal["turned", "crops"] = Field(
+        "turned", description="turned, with blocks cut out (images and volumes); or crops (images alone)"
+    )
+    crops: CropOptions = Field(CropOptions(), description="with views: crops, how they are made")
+
+
+class SimCLROptions(PairOptions):
     """Two views of one image against those of all others (NT-Xent) over all ranks, with the same exclusions."""
 
     temperature: float = Field(0.5, gt=0.0, description="divides the cosines")
@@ -74,6 +105,57 @@ class SimCLROptions(ViewOptions):
 
 class RotationOptions(ViewOptions):
     """Which quarter turn an image was given."""
+
+
+class VICRegOptions(PairOptions):
+    """Variance, invariance and covariance of the projections of two views, over all ranks."""
+
+    dim: int = Field(2048, gt=0, description="width of the projection; published: 8192")
+    hidden: int = Field(2048, gt=0, description="width of its two hidden layers; published: 8192")
+    invariance: float = Field(25.0, ge=0.0, description="weight of the distance of two views")
+    variance: float = Field(25.0, ge=0.0, description="weight of the hinge on deviations")
+    covariance: float = Field(1.0, ge=0.0, description="weight of the squared covariances")
+
+
+class BarlowTwinsOptions(PairOptions):
+    """The cross-correlation of the projections of two views is the identity, over all ranks."""
+
+    dim: int = Field(2048, gt=0, description="width of the projection; published: 8192")
+    hidden: int = Field(2048, gt=0, description="width of its two hidden layers; published: 8192")
+    redundancy: float = Field(0.0051, ge=0.0, description="weight of what is off the diagonal")
+
+
+class BYOLOptions(PairOptions):
+    """A view predicts what a moving average of tower and projector makes of another one."""
+
+    dim: int = Field(256, gt=0, description="width of the projection")
+    hidden: int = Field(4096, gt=0, description="hidden width of projector and predictor")
+    momentum: float = Field(0.996, ge=0.0, lt=1.0, description="of the moving average at the start; 1 at the end")
+
+
+class GraphMatchingOptions(Section):
+    """Groups of images as graphs, one of each view; which node is which, by second-order matching (LVM-Med)."""
+
+    crops: CropOptions = Field(CropOptions(), description="the views")
+    group: int = Field(16, ge=2, le=64, description="images of a graph; what is left of a batch is spread over groups")
+    neighbours: int = Field(5, ge=1, description="edges that leave a node")
+    edges: Literal["shared", "own"] = Field(
+        "shared", description="one edge set from the mean of both views, or each view its own, as published"
+    )
+    dim: int = Field(128, gt=0, description="width of the embedding and of message passing")
+    hidden: int | None = Field(None, gt=0, description="width of the projection's hidden layer; null: the tower's")
+    layers: int = Field(2, ge=0, le=8, description="layers of message passing; 0 for none")
+    alpha: float = Field(0.8, ge=0.0, le=1.0, description="share of the global affinity of nodes, beside the local one")
+    matches: int = Field(20, ge=1, description="best matches of map cells that the local affinity is the mean of")
+    order: Literal["first", "second"] = Field("second", description="first: nodes alone, no edges")
+    gradient: Literal["fenchel_young", "imle"] = Field(
+        "fenchel_young", description="perturbed solutions minus identity; or two solves, as published"
+    )
+    temperature: float = Field(0.05, ge=0.0, description="of the Gumbel noise on affinities; published: 1")
+    samples: int = Field(1, ge=1, le=64, description="perturbed solves that the gradient is the mean of")
+    strength: float = Field(80.0, gt=0.0, description="imle: lambda, how far the second problem is moved to the target")
+    solver: Literal["search", "pylibmgm", "pygmtools"] = Field("search", description="pretrain.matching; ours: search")
+    paths: int = Field(2, ge=1, le=64, description="search: paths a graph; more are slower and better")
 
 
 class InpaintingOptions(ViewOptions):
@@ -159,6 +241,10 @@ OBJECTIVE_OPTIONS: dict[str, type[Section]] = {
     "simclr": SimCLROptions,
     "rotation": RotationOptions,
     "inpainting": InpaintingOptions,
+    "graph_matching": GraphMatchingOptions,
+    "vicreg": VICRegOptions,
+    "barlow_twins": BarlowTwinsOptions,
+    "byol": BYOLOptions,
     "labels": LabelsOptions,
     "report_contrastive": ReportContrastiveOptions,
     "matching": MatchingOptions,

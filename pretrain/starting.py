@@ -14,6 +14,9 @@ def start_from(dual: DualEncoder, folder: str) -> None:
 
     try:
         released = encoders.load(folder)
+        if "text_cfg" not in dual.model_cfg:  # an image tower alone
+            dual.clip.visual.trunk.load_state_dict(released.model.state_dict(), strict=True)
+            return
         dual.clip.load_state_dict(released.model.clip.state_dict(), strict=True)
         if dual.report is not None and "report" in released.heads:  # what it was not trained for starts afresh
             dual.report.load_state_dict(released.heads["report"].state_dict(), strict=False)
@@ -68,8 +71,18 @@ def inflate_image(dual: DualEncoder, source: str) -> None:
 
 
 def start_image_from(dual: DualEncoder, path: str) -> None:
-    """Fill the image tower with a file of weights that were made for it. Raises ConfigError where they do not fit."""
+    """Fill the image tower with a file of weights that were made for it, and of towers of images say in a line what
+    became of them. Raises ConfigError where they do not fit."""
+    from encoders.image_weights import load_image_weights
+
+    trunk = dual.clip.visual.trunk
     try:
-        dual.clip.visual.trunk.load_pretrained_file(path)
+        if hasattr(trunk, "load_pretrained_file"):
+            trunk.load_pretrained_file(path)
+            return
+        told, resampled = load_image_weights(trunk, path)
     except ValueError as error:
         raise ConfigError(f"model.image.pretrained_file: {error}") from error
+    if launch.rank() == 0:
+        sizes = f"; resampled to this size: {len(resampled)} tables of positions" if resampled else ""
+        print(f"start    {path}: {told}{sizes}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
+from data_shards.geometry import AnyGeometry, View, geometry_from_dict
 from data_shards.mixture import Mixture
 from data_shards.opening import tell_lost, with_text
 from data_shards.schema import VOLUME_EXT
@@ -33,7 +33,7 @@ class Data:
 
     shards: Shards
     mixture: Mixture | None
-    geometry: Geometry | PlanarGeometry
+    geometry: AnyGeometry
     train_view: View
     eval_view: View
     train_rows: np.ndarray
@@ -118,7 +118,7 @@ def selected_rows(recipe: Recipe, shards: Shards) -> np.ndarray | None:
 
 def _refuse_other_kind(recipe: Recipe, name: str, shards: Shards, row: int) -> None:
     volumes = shards.members(row)[0].endswith(VOLUME_EXT)
-    if volumes != (recipe.data.geometry.kind == "volume"):
+    if volumes != (recipe.data.geometry.kind != "image"):
         have, other = ("volumes", "ct3d_real.yaml") if volumes else ("images", "xray2d.yaml")
         raise ConfigError(
             f"data.source: {name} holds {have}, the recipe is for {'images' if volumes else 'volumes'}",
@@ -149,7 +149,8 @@ def build_data(recipe: Recipe) -> Data:
         return rows if chosen is None else rows[np.isin(rows, chosen)]
 
     train = rows_of(splits.train)
-    if len(train) and recipe.data.units.templates is None:  # which may say something of every sample
+    reads_texts = recipe.model.text is not None
+    if len(train) and reads_texts and recipe.data.units.templates is None:  # which may say something of every sample
         train = with_text(shards, train)
         if not len(train):
             raise ConfigError(

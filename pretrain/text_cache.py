@@ -70,7 +70,7 @@ def text_cache(
 
     resumed: weights of the dual encoder of the checkpoint that the run goes on from.
     """
-    if recipe.model.text.cached is None:
+    if recipe.model.text is None or recipe.model.text.cached is None:
         return None
     if resumed is not None:  # the trainer puts all of them back later; these texts were encoded by this tower
         weights = {name.removeprefix("text."): w for name, w in resumed.items() if name.startswith("text.")}
@@ -91,7 +91,7 @@ def text_cache(
 def _distinct(recipe: Recipe, data: studies.Data, samples: Any, tokenize: Any) -> list[list[int]]:
     """Token ids of every text of every variant, each once, shortest first."""
     found: dict[int, list[int]] = {}
-    variants = recipe.model.text.cached or 1
+    variants = recipe.model.text.cached or 1 if recipe.model.text else 1
     sections = (None, *(ANATOMY if recipe.data.units.alternate else ()))
     with counting(len(data.train_rows), "reading texts") as advance:
         for row in np.asarray(data.train_rows):
@@ -140,7 +140,7 @@ def _identity(recipe: Recipe, dual: DualEncoder, stream: dict[str, Any]) -> str:
         digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     said = {
         "format": FORMAT,
-        "text": recipe.model.text.model_dump(),
+        "text": recipe.model.text.model_dump() if recipe.model.text else None,
         "units": recipe.data.units.model_dump(),
         "seed": recipe.seed,
         "manifest": stream["manifest"],

@@ -155,10 +155,17 @@ def finish(recipe: Recipe, folder: Path, data: studies.Data, evaluation: Evaluat
     release_run(folder, release, checkpoint="best", overwrite=True)
     if evaluation is not None and recipe.evaluate.final and len(data.test_rows):
         evaluation.test(release, data, precision, folder / runs.RESULTS)
-    planar = recipe.data.geometry.kind == "image"
+    planar = recipe.data.geometry.kind != "volume"
     print(f"\nrun      {folder}\nrelease  {release}")
     if (folder / runs.REPORT).is_file():
         print(f"report   {folder / runs.REPORT}")
+    if recipe.model.text is None:
+        print("\nload it with plain timm:\n")
+        print("    import timm" if planar else "    import encoders, timm  # encoders registers the 3D towers")
+        print(f"    model = timm.create_model('local-dir:{release}', pretrained=True)")
+        print("\nor together with its own preprocessing:\n")
+        print(f"    import encoders\n    release = encoders.load('{release}')  # .model, .preprocess")
+        return
     print("\nload it with plain open_clip:\n")
     print("    import open_clip" if planar else "    import encoders, open_clip  # encoders registers the 3D towers")
     print(f"    model, _, preprocess = open_clip.create_model_and_transforms('local-dir:{release}')")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.geometry import Geometry, PlanarGeometry, View, geometry_from_dict
+from data_shards.geometry import AnyGeometry, Geometry, SliceGeometry, View, geometry_from_dict
 from data_shards.quality import FATAL, Note
 from data_shards.stacking import Grid
 
@@ -64,10 +64,12 @@ def _fatal(note: tuple[bool, str, str]) -> bool:
 def rows_of_geometry(shape: Sequence[int] | None, meta: Mapping[str, Any], path: Path) -> list[Row]:
     """What the geometry of a recipe, a release's config or a JSON file makes of the scan."""
     geometry, view = read_geometry(path)
-    if isinstance(geometry, PlanarGeometry) != (shape is None):
-        return [("geometry", f"it is for {geometry.kind}s, and this is {'an image' if shape is None else 'a volume'}")]
-    if isinstance(geometry, PlanarGeometry) or shape is None:
-        return [("geometry", f"{_times(geometry.size)} pixels, {geometry.channels} channels")]  # type: ignore[union-attr]
+    if (geometry.source == "image") != (shape is None):
+        found = "an image" if shape is None else "a volume"
+        return [("geometry", f"it is for {geometry.source}s, and this is {found}")]
+    if not isinstance(geometry, Geometry) or shape is None:
+        of = f"{geometry.plane} slices, " if isinstance(geometry, SliceGeometry) else ""
+        return [("geometry", f"{of}{_times(geometry.size)} pixels, {geometry.channels} channels")]  # type: ignore[union-attr]
     from data_shards.preprocess import resampled_shape
 
     grid = resampled_shape(tuple(shape), meta, geometry)
@@ -84,7 +86,7 @@ def rows_of_geometry(shape: Sequence[int] | None, meta: Mapping[str, Any], path:
     return rows
 
 
-def read_geometry(path: Path) -> tuple[Geometry | PlanarGeometry, View | None]:
+def read_geometry(path: Path) -> tuple[AnyGeometry, View | None]:
     """Geometry and evaluation view of a recipe (YAML), a release's config or plain JSON. Raises: DataError for none."""
     import yaml
 
@@ -92,7 +94,8 @@ def read_geometry(path: Path) -> tuple[Geometry | PlanarGeometry, View | None]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"--geometry cannot be read ({type(error).__name__})", fix="give a recipe or JSON") from None
-    found = data if isinstance(data, dict) and data.get("kind") in ("volume", "image") else _within(data, "geometry")
+    itself = isinstance(data, dict) and data.get("kind") in ("volume", "image", "slice")
+    found = data if itself else _within(data, "geometry")
     if not isinstance(found, dict):
         raise DataError("the file holds no geometry", fix="give a recipe, a release's config, or a geometry's JSON")
     view = _within(data, "eval_view") or _within(data, "view")

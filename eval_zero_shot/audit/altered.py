@@ -24,6 +24,11 @@ Crop = NDArray[np.float32]
 
 def blank_values(geometry: Any) -> NDArray[np.float32]:
     """What an input holds where there is nothing, [C]: a black image, or the padding of volumes."""
+    if geometry.kind == "slice":
+        air = geometry.pad_hu if geometry.windows_in == "unit" else -np.inf
+        low, high = np.broadcast_to(geometry.windows, (3, 2)).T
+        grey = np.clip((air - low) / (high - low), 0, 1)
+        return ((grey - geometry.mean) / geometry.std).astype(np.float32)
     if geometry.kind == "image":
         return (-np.asarray(geometry.mean) / np.asarray(geometry.std)).astype(np.float32)
     if geometry.windows_in != "unit":

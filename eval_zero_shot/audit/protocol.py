@@ -76,7 +76,7 @@ def score_audit(
     rows = np.asarray(rows)
     if resamples < 1:
         raise EvalError(f"--resamples {resamples}", why="no check could tell chance from fact", fix="1000 is usual")
-    kind = inputs.loaded.geometry.kind
+    kind = inputs.loaded.geometry.source
     folder = None if inputs.cache is None else inputs.cache.folder / "audit"
     studies = inputs.features(rows)
     scored = scored_of(inputs, rows, task, studies.patients)

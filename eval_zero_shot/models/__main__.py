@@ -48,6 +48,9 @@ def described(loaded: Loaded) -> dict[str, str]:
     if geometry.kind == "image":
         size, how = geometry.size, f"{geometry.mode}, {geometry.interpolation}, {geometry.resize_mode}; "  # type: ignore[union-attr]
         how += f"mean {geometry.mean}, std {geometry.std}"  # type: ignore[union-attr]
+    elif geometry.kind == "slice":
+        size, how = geometry.size, f"{geometry.plane} slices, windows {geometry.windows}; "  # type: ignore[union-attr]
+        how += f"mean {geometry.mean}, std {geometry.std}"  # type: ignore[union-attr]
     else:
         spacing = geometry.spacing_mm  # type: ignore[union-attr]
         how = f"spacing {'as stored' if spacing is None else f'{spacing} mm'}, windows {geometry.windows}"  # type: ignore[union-attr]

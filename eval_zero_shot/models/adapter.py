@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from data_shards.geometry import Geometry, PlanarGeometry, View
+from data_shards.geometry import AnyGeometry, View
 from encoders.features import ImageFeatures, TextFeatures
 from encoders.loading import Loaded
 from encoders.preprocessing import Preprocess
@@ -91,7 +91,7 @@ def remembered(tokenize: Callable[[str], Sequence[int]]) -> Callable[[str], list
 
 def loaded(
     model: nn.Module,
-    geometry: Geometry | PlanarGeometry,
+    geometry: AnyGeometry,
     view: View,
     tokenizer: Callable[[str], list[int]] | None,
     about: dict[str, Any],

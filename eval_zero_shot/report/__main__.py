@@ -122,7 +122,7 @@ def _studies(models: Sequence[str], args: argparse.Namespace, outcomes: Sequence
             scores = here[0].scores
             keys: set[Any] = set() if scores is None else set(scores["key"])
             every = here[0].provenance.get("scan_choice") == "every"
-            cases: Any = EveryScan(shards, loaded.geometry.kind) if every else shards
+            cases: Any = EveryScan(shards, loaded.geometry.source) if every else shards
             rows = np.asarray([row for row in range(len(cases)) if cases.key(row) in keys])
             yield Shown(here[0].model, loaded, cases, rows, task)
 

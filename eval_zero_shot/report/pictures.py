@@ -38,28 +38,37 @@ def one_view(loaded: Loaded) -> View:
 
 def model_input(shards: Any, row: int, loaded: Loaded) -> NDArray[np.float32]:
     """What the encoder is given of a study in `one_view`, of its first scan or of several together: [C, (D,) H, W]."""
-    from data_shards.preprocess import apply_planar, apply_view
+    from data_shards.preprocess import apply_view
     from data_shards.study_images import study_view
 
     geometry: Any = loaded.geometry
     if getattr(geometry, "scans_per_study", 1) > 1:
         return study_view(shards, row, geometry, one_view(loaded))
     source, meta = shards.scan(row, 0)
-    if geometry.kind == "image":
-        return apply_planar(source, geometry, one_view(loaded))
+    if geometry.kind != "volume":
+        return _flat(source, meta, geometry, one_view(loaded))
     return apply_view(source, meta, geometry, one_view(loaded))
+
+
+def _flat(source: Any, meta: Any, geometry: Any, view: View) -> NDArray[np.float32]:
+    """An image, or one slice of a volume: [C, H, W]."""
+    from data_shards.preprocess import apply_planar, apply_slice
+
+    if geometry.kind == "slice":
+        return apply_slice(source, meta, geometry, view)
+    return apply_planar(source, geometry, view)
 
 
 def picture(shards: Any, row: int, loaded: Loaded) -> Picture:
     """A study in lung and soft-tissue windows (CT), in the model's own first window (other volumes), or as it is."""
-    from data_shards.preprocess import apply_planar, apply_view
+    from data_shards.preprocess import apply_view
     from data_shards.study_images import study_scans
 
     geometry: Any = loaded.geometry
     several = getattr(geometry, "scans_per_study", 1) > 1  # it reads volumes, wherever they stand among images
     source, meta = shards.scan(row, study_scans(shards, row, 1)[0] if several else 0)
-    if geometry.kind == "image":
-        x = apply_planar(source, geometry, one_view(loaded))
+    if geometry.kind != "volume":
+        x = _flat(source, meta, geometry, one_view(loaded))
         x = x * np.reshape(geometry.std, (-1, 1, 1)) + np.reshape(geometry.mean, (-1, 1, 1))
         grey = np.clip(np.rint(255 * x.mean(0)), 0, 255).astype(np.uint8)
         # Volumes are drawn with both in-plane axes turned round (RAS); an image's first row is on top already.

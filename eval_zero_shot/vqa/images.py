@@ -109,6 +109,8 @@ def blank_crops(loaded: Any) -> NDArray[np.float32]:
     """[crops, C, (D,) H, W] of a blank image."""
     if loaded.geometry.kind == "image":
         return loaded.preprocess.crops(np.zeros((*loaded.geometry.size, 3), np.uint8)).numpy()
+    if loaded.geometry.kind == "slice":
+        return loaded.preprocess.crops(np.full((64, 64, 64), AIR_HU, np.int16), (1.0, 1.0, 1.0)).numpy()
     air = np.full(loaded.view.size, AIR_HU, np.int16)
     return loaded.preprocess.crops(air, loaded.geometry.spacing_mm or (1.0, 1.0, 1.0)).numpy()
 

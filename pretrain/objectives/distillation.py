@@ -67,6 +67,11 @@ class Teacher(nn.Module):
             own.copy_(_whole(theirs[name]))
 
 
+def keep_share(momentum: float, done: float) -> float:
+    """τ at a share of the run: `momentum` at its start, 1 at its end."""
+    return 1.0 - (1.0 - momentum) * (math.cos(math.pi * done) + 1.0) / 2.0
+
+
 def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value.detach()
 
@@ -121,6 +126,5 @@ class Distillation(Objective):
 
     def after_step(self, module: nn.Module) -> None:
         around = cast(Any, module)
-        done = around.step_number / around.recipe.train.steps
-        keep = 1.0 - (1.0 - self.options.momentum) * (math.cos(math.pi * done) + 1.0) / 2.0
+        keep = keep_share(self.options.momentum, around.step_number / around.recipe.train.steps)
         self.teacher.follow(around.dual.clip.visual.trunk, keep)

@@ -7,7 +7,9 @@ p is the other view of the same study; N(i) are the views of all studies of the 
 and have another report. SwinUNETR's self-supervision, which VELVET-Med uses, takes a linear g of 512 and τ = 0.5; its
 negatives are all other studies, of its own GPU alone.
 
-Legend: B studies, n = 2B views, C trunk width, D projection width.
+With small crops beside two large ones (pretrain.crops) every view of the study is a p of its own; l_i is their mean.
+
+Legend: B studies, n = 2B views or more, C trunk width, D projection width.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from pretrain.dense_nce import multi_positive_nce
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Pass
 from pretrain.schema_objectives import SimCLROptions
-from pretrain.views import offered, width_of
+from pretrain.view_pairs import name_of, offered
+from pretrain.views import width_of
 
 SAME_TEXT = ("report",)  # sentences and captions are shared by images that have little else in common
 
@@ -30,8 +33,11 @@ SAME_TEXT = ("report",)  # sentences and captions are shared by images that have
 class SimCLR(Objective):
     """NT-Xent over the views of the global batch, with a projection head of its own."""
 
-    reads = ("image:views.trunk",)
     Options = SimCLROptions
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (f"{name_of(self.options)}.trunk",)
 
     def passes(self) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
         return offered(self.options)
@@ -42,7 +48,7 @@ class SimCLR(Objective):
         self.head = nn.Sequential(*before, nn.Linear(hidden or width, self.options.dim))
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        views = batch.rows["image:views.trunk"]
+        views = batch.rows[self.reads[0]]
         z_nD = F.normalize(self.head(views.values.float()), dim=1)
         logits_nn = z_nD @ z_nD.T / self.options.temperature
         same_nn = views.owner[:, None] == views.owner[None, :]

@@ -88,7 +88,8 @@ def in_one_graph(module: Pretraining, whole: Batch, chunk: int) -> tuple[Tensor,
     for number, part in enumerate(split(whole, chunk)):
         torch.manual_seed(SEED + number)
         rows = module.encoders(module.dual, part)
-        own = own + module.of_part(rows, part)
+        of_part = module.of_part(rows, part)
+        own = own if of_part is None else own + of_part
         for name, one in rows.items():
             pieces.setdefault(name, []).append(one)
     merged = {n: Rows(torch.cat([p.values for p in e]), torch.cat([p.owner for p in e])) for n, e in pieces.items()}

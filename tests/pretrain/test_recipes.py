@@ -33,10 +33,11 @@ PHANTOM = {"ct3d.yaml": (3, 56, 64, 80), "merlin.yaml": (1, 160, 224, 224), "vel
 REAL = {"ct3d_real.yaml": "shards/ct", "xray2d.yaml": "shards/xray"}
 TARS = ("unimed_clip.yaml",)
 FULL_SIZE = ("ct3d_base.yaml", "ct3d_large.yaml")
+ALONE = ("lvm_med.yaml",)  # image towers without texts
 
 
 def test_every_packaged_recipe_is_tried_here() -> None:
-    assert set(packaged()) == {*PHANTOM, *REAL, *TARS, *FULL_SIZE, "biomed2d.yaml"}
+    assert set(packaged()) == {*PHANTOM, *REAL, *TARS, *FULL_SIZE, *ALONE, "biomed2d.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,28 @@ def test_a_recipe_on_phantoms(name: str, tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "phantom: run" in said
     _load_as_told(said, encoders_first=True, size=PHANTOM[name])
+
+
+SMALL = "--model.image.name resnet10t --data.geometry.size [64,64] --train.batch_size 6 --data.source.studies 12"
+SMALL += " --data.train_view.size [64,64] --data.eval_view.size [64,64]"
+
+
+@pytest.mark.parametrize("words", [SMALL, pytest.param("", marks=pytest.mark.full)], ids=["small", "as it is"])
+@pytest.mark.parametrize("name", ALONE)
+def test_a_recipe_without_texts(name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.main(["--config", name, "--smoke", "--output.root", str(tmp_path), "--output.run", "run",
+                     "--data.cache", str(tmp_path / "cache"), *words.split()]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "loss/graph_matching," in (tmp_path / "run" / "metrics.csv").read_text()
+    lines = [line.strip() for line in said.partition("load it with plain timm:")[2].splitlines()]
+    code = [line for line in lines if line.startswith(("import", "model =", "release ="))]
+    assert len(code) == 4 and "encoders" not in code[0]
+    names: dict[str, object] = {}
+    exec("\n".join(code), names)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        theirs, ours = names["model"].eval()(images), names["release"].model(images)  # type: ignore[attr-defined]
+    assert torch.equal(theirs, ours) and ours.shape == (1, 512 if words else 2048)
 
 
 @pytest.mark.parametrize("name", list(REAL))
