@@ -246,6 +246,8 @@ def _shrink(data: dict[str, Any]) -> None:
         text |= {"width": usual.width, "heads": usual.heads, "layers": usual.layers}
     if isinstance(model := locate(data, ("model",)), dict):
         model.pop("pretrained", None)  # weights that have to be fetched, and are those of larger towers
+    if isinstance(finish := data.get("finish"), dict) and finish.get("interpolate_with") == "base":
+        finish["interpolate_with"] = "start"  # which is random now
     report = locate(data, ("model", "report"))
     if isinstance(report, dict):
         report |= {"width": 48, "heads": 2, "layers": 1, "feedforward": 96}
