@@ -83,7 +83,8 @@ class Skipped(NamedTuple):
 class Batch(_Moves):
     """One step's samples on one rank. `images_BCDHW` is B,C,H,W for planar images; a label is NaN where unknown;
     `patient_B` is a 64-bit hash; `rows_B` are row numbers of the shard set and `keys` their (hashed) keys.
-    `skipped`: damaged samples that were drawn for this batch and are not in it."""
+    `skipped`: damaged samples that were drawn for this batch and are not in it. `captions_B` is equal for samples that
+    have the same captions stored, 0 for those that have none."""
 
     step: int
     rows_B: Tensor
@@ -94,6 +95,7 @@ class Batch(_Moves):
     label_names: tuple[str, ...]
     texts: TextBatch
     skipped: tuple[Skipped, ...] = ()
+    captions_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

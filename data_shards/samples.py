@@ -17,9 +17,10 @@ from data_shards.order import SCANS, TEMPLATES, Draw, replacement_generator
 from data_shards.preprocess import Geometry, PlanarGeometry, View, apply_planar, apply_view, stacked
 from data_shards.shards import Shards
 from data_shards.study_images import study_scans
-from data_shards.units import Tokenize, Unit, UnitPolicy, hash64, section_units, study_units
+from data_shards.units import Tokenize, Unit, UnitPolicy, captions_identity, hash64, section_units, study_units
 from data_shards.workers import shared_empty
 
+Texts = tuple[list[Unit], int]  # the units of a visit, and what identifies the list of stored captions
 NAMED = 5  # damaged samples that an error lists
 
 
@@ -52,12 +53,14 @@ class Samples:
         images = shared_empty((len(draws), *self.image_shape))
         rows: list[int] = []
         units: list[list[Unit]] = []
+        captions: list[int] = []
         skipped: dict[int, Skipped] = {}
         section = self.alternation.section(step) if self.alternation else None
         for draw, image in zip(draws, images, strict=True):
-            row, texts, lost = self._whole(draw, image.numpy(), section)
+            row, (texts, listed), lost = self._whole(draw, image.numpy(), section)
             rows.append(row)
             units.append(texts)
+            captions.append(listed)
             skipped |= lost
         where = np.asarray(rows, np.int64)
         return Batch(
@@ -70,11 +73,12 @@ class Samples:
             self.label_names,
             TextBatch.of(units, self.tokenize),
             tuple(skipped.values()),
+            torch.tensor(captions, dtype=torch.int64),
         )
 
-    def _whole(self, draw: Draw, out: np.ndarray, section: str | None) -> tuple[int, list[Unit], dict[int, Skipped]]:
+    def _whole(self, draw: Draw, out: np.ndarray, section: str | None) -> tuple[int, Texts, dict[int, Skipped]]:
         """The drawn sample, or where it is damaged the first undamaged one of a sequence that depends on nothing but
-        (seed, epoch, row): (row, units, damaged rows met on the way)."""
+        (seed, epoch, row): (row, texts, damaged rows met on the way)."""
         row, lost, spare = draw.row, dict[int, Skipped](), None
         while True:
             try:
@@ -90,7 +94,7 @@ class Samples:
             spare = spare or replacement_generator(draw.seed, draw.row)
             row = int(draw.pool[spare.integers(len(draw.pool))])
 
-    def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray, section: str | None) -> list[Unit]:
+    def _one(self, row: int, seed: tuple[int, int] | None, out: np.ndarray, section: str | None) -> Texts:
         info, key = self.shards.json(row), self.shards.key(row)
         try:
             if isinstance(self.geometry, Geometry) and self.geometry.scans_per_study > 1:
@@ -104,9 +108,9 @@ class Samples:
             raise DamagedError(f"{shard}, sample {key}: {error.what}", error.why, error.fix, shard, key) from None
         except DataError as error:
             raise DataError(f"sample {key}: {error.what}", error.why, error.fix) from None
-        units = self.units_of(row, seed, info, section)
+        units, listed = self.units_of(row, seed, info, section), captions_identity(info["texts"])
         if section is not None:
-            return units
+            return units, listed
         if not units:
             raise DataError(
                 f"sample {key} has no text of the kinds asked for ({self.units})",
@@ -114,7 +118,7 @@ class Samples:
                 "change data.units, or build the shards from rows that have these texts; in caption templates, declare "
                 "`nothing`: what is said where the labels say nothing",
             )
-        return units
+        return units, listed
 
     def _scan(self, row: int, seed: tuple[int, int] | None, info: dict[str, Any], out: np.ndarray) -> None:
         """The study's primary scan."""

@@ -84,6 +84,13 @@ def text_identity(text: str) -> int:
     return hash64(" ".join(text.split()).casefold())
 
 
+def captions_identity(texts: dict[str, Any]) -> int:
+    """Equal for studies (contract 1's "texts") that have the same captions stored, in any order; 0 for none. Where
+    captions were written for a class, as UniMed-CLIP's, it tells the class."""
+    every = {text_identity(c["text"]) for c in texts.get("captions") or () if c["text"].strip()}
+    return hash64(" ".join(map(str, sorted(every)))) if every else 0
+
+
 def study_units(
     texts: dict[str, Any], policy: UnitPolicy, rng: np.random.Generator | None, made: str | None = None
 ) -> list[Unit]:

@@ -76,6 +76,11 @@ def unimed_groups() -> dict[str, tuple[str, ...]]:
     return {group: tuple(names) for group, names in _read()["groups"].items()}
 
 
+def unimed_weights() -> dict[str, dict[str, int]]:
+    """Weighting (sets, printed, groups) -> modality -> its weight in the average."""
+    return _read()["weights"]
+
+
 def unimed_averages(score_of: Mapping[str, float]) -> dict[str, float]:
     """Averages of one metric over the 21 sets, by the name of the weighting: sets, printed, groups.
 
@@ -92,7 +97,7 @@ def unimed_averages(score_of: Mapping[str, float]) -> dict[str, float]:
     means = {group: sum(score_of[name] for name in names) / len(names) for group, names in groups.items()}
     return {
         weighting: sum(weights[group] * mean for group, mean in means.items()) / sum(weights.values())
-        for weighting, weights in _read()["weights"].items()
+        for weighting, weights in unimed_weights().items()
     }
 
 

@@ -19,7 +19,7 @@ from pretrain.checks_report import check_report
 from pretrain.checks_source import check_source, check_stratified
 from pretrain.checks_start import check_pretrained, check_start
 from pretrain.checks_studies import check_studies
-from pretrain.checks_terms import check_alternation, check_labels, check_schedules
+from pretrain.checks_terms import check_alternation, check_labels, check_positives, check_schedules
 from pretrain.checks_token_dropout import check_token_dropout
 from pretrain.checks_views import check_image_views
 from pretrain.schema import (
@@ -293,6 +293,7 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_image_views,
     check_alternation,
     check_labels,
+    check_positives,
     check_schedules,
     check_report,
     check_token_dropout,

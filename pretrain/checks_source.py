@@ -50,6 +50,9 @@ def _check_mixture(source: MixtureSource) -> Iterator[Problem]:
     at: tuple[str | int, ...] = ("data", "source")
     names = [entry.name for entry in source.sources]
     for i, entry in enumerate(source.sources):
+        if entry.modality is not None and entry.layout is None:
+            what = "would be ignored: a shard set says the modality of every scan"
+            yield Problem((*at, "sources", i, "modality"), what, "leave it out, or give the layout of published tars")
         if entry.name in names[:i]:
             yield Problem((*at, "sources", i, "name"), f"'{entry.name}' is there already", "give every source a name")
         if source.mix == "weights" and entry.weight is None:

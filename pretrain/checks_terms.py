@@ -10,7 +10,7 @@ from pretrain.errors import ConfigError
 from pretrain.hierarchy import read_hierarchy
 from pretrain.schema import ObjectiveSection
 from pretrain.schema_data import DataSection
-from pretrain.schema_objectives import OBJECTIVE_OPTIONS
+from pretrain.schema_objectives import BY_LABEL, OBJECTIVE_OPTIONS, ContrastiveOptions
 from pretrain.yaml_lines import Problem
 
 FULL = ("report", "sentence", "caption")  # kinds that a batch about one section does not have
@@ -72,6 +72,31 @@ def check_labels(objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
                 read_hierarchy(hierarchy)
         except ConfigError as error:
             yield _problem(("objectives", i, "hierarchy"), error)
+
+
+def check_positives(objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
+    """Options of `contrastive` that its `positives` do not read. Whether shards have labels is known once they are
+    open."""
+    for i, objective in enumerate(objectives):
+        if objective.name != "contrastive":
+            continue
+        given, fields = objective.options, ContrastiveOptions.model_fields
+        positives, classes = (given.get(key, fields[key].default) for key in ("positives", "classes"))
+        by_class = positives in ("same_label", "same_label_masked")
+        at: tuple[str | int, ...] = ("objectives", i)
+        if "classes" in given and not by_class:
+            fix = "positives: same_label" if classes == "captions" else "leave it out"
+            yield Problem((*at, "classes"), f"would be ignored: positives is {positives}", fix)
+        if "labels" in given and (positives not in BY_LABEL or classes == "captions"):
+            why = "classes is captions" if classes == "captions" else f"positives is {positives}"
+            yield Problem((*at, "labels"), f"would be ignored: {why}", "leave it out")
+        if "soft_temperature" in given and positives != "soft":
+            yield Problem((*at, "soft_temperature"), f"would be ignored: positives is {positives}", "leave it out")
+        try:
+            if isinstance(labels := given.get("labels"), str):
+                read_names(labels)
+        except ConfigError as error:
+            yield _problem((*at, "labels"), error)
 
 
 def read_names(path: str) -> tuple[str, ...]:

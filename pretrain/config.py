@@ -212,6 +212,7 @@ def smoke(recipe: Recipe) -> Recipe:
     return small
 
 
+STRATIFIED = 32  # most studies of a stratified batch: groups of 2 % and more are in it
 _SMOKE: dict[tuple[str, ...], Any] = {
     ("data", "source", "studies"): 24,
     ("data", "workers"): 0,
@@ -233,7 +234,7 @@ def _shrink(data: dict[str, Any]) -> None:
     whole = {key: locate(data, ("train", key)) or field.default for key, field in TrainSection.model_fields.items()}
     for path, value in _SMOKE.items():
         if path == ("train", "batch_size") and stratified:  # it has to hold every group, on one rank as well
-            value = whole["batch_size"] * whole["devices"]
+            value = min(whole["batch_size"] * whole["devices"], STRATIFIED)
         if path == ("data", "source", "studies") and (locate(data, ("data", "source")) or {}).get("kind") != "phantom":
             continue
         parent = locate(data, path[:-1])
@@ -242,6 +243,9 @@ def _shrink(data: dict[str, Any]) -> None:
         if isinstance(parent, dict):
             parent[path[-1]] = value
     text, usual = locate(data, ("model", "text")), TextTower()
+    if isinstance(text, dict) and isinstance(name := text.get("hf_name"), str) and not FilePath(name).is_dir():
+        for key in [key for key in text if key.startswith("hf_")]:  # it would have to be fetched
+            text.pop(key)
     if isinstance(text, dict) and isinstance(text.get("width"), int) and text["width"] > usual.width:
         text |= {"width": usual.width, "heads": usual.heads, "layers": usual.layers}
     if isinstance(model := locate(data, ("model",)), dict):
@@ -268,7 +272,7 @@ def _small_tower(name: str) -> str:
     """Of towers for volumes the same patch, size and channels, smallest width, as few blocks as there can be, two at
     most (in every stage); of open_clip's ViTs the small one."""
     if re.fullmatch(r"ViT-[BLHg]-\d+(-\d+)?(-quickgelu)?", name):
-        return "ViT-S-16"
+        return "ViT-S-32"
     try:
         tag = parse(name) if is_volumetric(name) else None
     except ValueError:

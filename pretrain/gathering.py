@@ -75,9 +75,13 @@ def global_batch(
     }
     here = {name: Rows(one.values, one.owner + first) for name, one in rows.items() if name in local}
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
+    captions = None
+    if "captions" in gathered:
+        assert batch.captions_B is not None, "a stream says which list of captions every study has"
+        captions = gather_rows(batch.captions_B)[0]
     shared = GlobalBatch(
         images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others,
-        local=here, counts=tuple(counts), told_P3=told_P3,
+        local=here, counts=tuple(counts), told_P3=told_P3, captions_B=captions,
     )  # fmt: skip
     return shared, means
 

@@ -224,4 +224,6 @@ def _by_pass(reads: Iterable[str]) -> dict[str, frozenset[str]]:
     return wanted
 
 
-SHARED = frozenset({"labels", "logit_scale", "logit_bias", *LAYERS})  # what an objective may read that no pass makes
+SHARED = frozenset(
+    {"labels", "captions", "logit_scale", "logit_bias", *LAYERS}
+)  # what an objective may read that no pass makes

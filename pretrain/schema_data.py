@@ -11,6 +11,8 @@ from pretrain.schema_base import Channels, Fraction, Section, Size, Triple
 
 Layout = Literal["auto", "unimed", "biomedica", "clip_benchmark", "img2dataset"]
 
+Modality = Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")]
+
 
 class PhantomSource(Section):
     """Synthetic chest-abdomen CT studies, made once and cached."""
@@ -34,6 +36,7 @@ class TarSource(Section):
     kind: Literal["tars"] = Field(description="read published WebDataset tars")
     path: str = Field(min_length=1, description="folder, .tar, or pattern such as 'train/*.tar'")
     layout: Layout = Field("auto", description="how they were written; auto recognises it by their members")
+    modality: Modality | None = Field(None, description="DICOM code of all images; null: what the layout tells, or OT")
     patient_field: str | None = Field(None, description="field of their json that must not be in two splits")
     selection: str | None = Field(None, min_length=1, description="file of data_shards.select: use these studies alone")
     val_fraction: Fraction = Field(0.0, lt=1.0, description="share drawn for split val, where they have no splits")
@@ -51,6 +54,7 @@ class MixtureEntry(Section):
         min_length=1, description="folder or URL with manifest.json; with layout: folder or pattern of tars"
     )
     layout: Layout | None = Field(None, description="of published tars: how they were written, or auto")
+    modality: Modality | None = Field(None, description="of published tars: DICOM code of all images")
     selection: str | None = Field(None, min_length=1, description="file of data_shards.select: use these studies alone")
     weight: float | None = Field(None, gt=0.0, description="with mix: weights, how often it is drawn beside the others")
 

@@ -9,13 +9,30 @@ from pydantic import Field
 
 from pretrain.schema_base import Section, Unit
 
+Positives = Literal["own", "same_caption", "same_label", "same_label_masked", "soft"]
+BY_LABEL = ("same_label", "same_label_masked", "soft")  # positives that ask for labels, or for lists of captions
+
 
 class ContrastiveOptions(Section):
-    """InfoNCE over all ranks; identical texts and same patients are never negatives."""
+    """InfoNCE over all ranks; identical texts and same patients are never negatives (but with positives: own)."""
 
     units: tuple[Unit, ...] = Field(("report",), min_length=1, description="kinds of text compared with the image")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="smoothing of the targets")
     to_text: float = Field(1.0, ge=0.0, description="share of the direction image to text, beside 1 for text to image")
+    positives: Positives = Field(
+        "same_caption",
+        description="no negatives are: its own text alone (CLIP); equal texts; those of its class, as positives "
+        "(UniCL) or left out (masked); or all count by the similarity of labels (MedCLIP)",
+    )
+    classes: Literal["labels", "captions"] = Field(
+        "labels", description="same_label: studies of a class have the same known labels, or the same list of captions"
+    )
+    labels: str | tuple[str, ...] | None = Field(
+        None, min_length=1, description="labels that count: a list, or a file with one a line; null: all of the shards"
+    )
+    soft_temperature: float = Field(
+        0.1, gt=0.0, description="soft: divides similarities; MedCLIP's 1 spreads targets almost evenly over a batch"
+    )
 
 
 class SigmoidOptions(Section):

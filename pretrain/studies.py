@@ -17,6 +17,7 @@ from data_shards.schema import VOLUME_EXT
 from data_shards.shard_set import ShardSet
 from data_shards.shards import Shards
 from data_shards.union import ShardUnion
+from data_shards.units import captions_identity
 from pretrain import launch
 from pretrain.errors import ConfigError
 from pretrain.schema import Recipe
@@ -44,6 +45,11 @@ class Data:
         import torch
 
         return torch.from_numpy(self.shards.labels()[self.train_rows])
+
+    def train_captions(self, most: int = 2000) -> list[int]:
+        """What identifies the list of captions of training studies, 0 for none; of more than `most` an even choice."""
+        rows = self.train_rows[:: -(-len(self.train_rows) // most)]
+        return [captions_identity(self.shards.json(int(row))["texts"]) for row in rows]
 
 
 def make_phantoms(recipe: Recipe) -> Path | None:
@@ -79,7 +85,7 @@ def _open(source: ShardSource | TarSource | MixtureEntry, recipe: Recipe) -> Sha
     if isinstance(source, TarSource) or (isinstance(source, MixtureEntry) and source.layout):
         from data_shards.foreign import ForeignShards
 
-        asked: dict[str, Any] = {"layout": source.layout}
+        asked: dict[str, Any] = {"layout": source.layout, "modality": source.modality}
         if isinstance(source, TarSource):
             fractions = {"val_fraction": source.val_fraction, "test_fraction": source.test_fraction}
             asked |= {"patient_field": source.patient_field, **fractions}

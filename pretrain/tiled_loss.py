@@ -71,7 +71,7 @@ def pairwise_sigmoid(
     return (negative + F.softplus(-positive_P).sum()) / len(rows_ND)
 
 
-def _without_autocast(method: Method) -> Method:
+def without_autocast(method: Method) -> Method:
     """A backward pass that starts inside autocast would run in half precision."""
 
     @functools.wraps(method)
@@ -111,7 +111,7 @@ def _each(rows_ND: Tensor, columns_MD: Tensor, scale: Tensor, pairs: PairsInTile
             yield _Tile(rows, columns, logits_RC, work_RC, here, at, kin[j][0] * width + kin[j][1])
 
 
-class _Gradient:
+class Gradient:
     """Adds up gradients of rows, columns and scale from those of tiles of logits."""
 
     def __init__(self, rows_ND: Tensor, columns_MD: Tensor, scale: Tensor, needed: tuple[bool, ...]) -> None:
@@ -119,11 +119,11 @@ class _Gradient:
         self.rows_ND = torch.zeros_like(rows_ND)
         self.columns_MD = torch.zeros_like(columns_MD) if needed[1] else None
 
-    def add(self, tile: _Tile, slope_RC: Tensor) -> None:
+    def add(self, rows: slice, columns: slice, slope_RC: Tensor) -> None:
         rows_ND, columns_MD, _ = self.inputs
-        self.rows_ND[tile.rows].addmm_(slope_RC, columns_MD[tile.columns])
+        self.rows_ND[rows].addmm_(slope_RC, columns_MD[columns])
         if self.columns_MD is not None:
-            self.columns_MD[tile.columns].addmm_(slope_RC.T, rows_ND[tile.rows])
+            self.columns_MD[columns].addmm_(slope_RC.T, rows_ND[rows])
 
     def finish(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Gradients of the inputs: the sum over pairs of slope · cosine is that of the scale."""
@@ -142,7 +142,7 @@ class _Negatives(torch.autograd.Function):
     """
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def forward(
         ctx: Any, rows_ND: Tensor, columns_MD: Tensor, scale: Tensor, pairs: PairsInTiles, with_sums: bool
     ) -> tuple[Tensor, ...]:
@@ -158,8 +158,8 @@ class _Negatives(torch.autograd.Function):
                 sum_N[tile.rows] += s_RC.sum(1)
                 sum_M[tile.columns] += s_RC.sum(0)
             flat.index_fill_(0, tile.kin, float("-inf"))
-            _stream(s_RC, tile.work_RC, 1, top_N[tile.rows], exp_N[tile.rows])
-            _stream(s_RC, tile.work_RC, 0, top_M[tile.columns], exp_M[tile.columns])
+            stream(s_RC, tile.work_RC, 1, top_N[tile.rows], exp_N[tile.rows])
+            stream(s_RC, tile.work_RC, 0, top_M[tile.columns], exp_M[tile.columns])
         lse_N, lse_M = (top_N + exp_N.log()).clamp(min=least), (top_M + exp_M.log()).clamp(min=least)
         ctx.pairs, ctx.with_sums = pairs, with_sums
         ctx.save_for_backward(rows_ND, columns_MD, scale, lse_N, lse_M)
@@ -167,11 +167,11 @@ class _Negatives(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         rows_ND, columns_MD, scale, lse_N, lse_M = ctx.saved_tensors
         of_N, of_M, of_P, of_sum_N, of_sum_M = slopes
-        gradient = _Gradient(rows_ND, columns_MD, scale, ctx.needs_input_grad)
+        gradient = Gradient(rows_ND, columns_MD, scale, ctx.needs_input_grad)
         for tile in _each(rows_ND, columns_MD, scale, ctx.pairs):
             s_RC, slope_RC, flat = tile.logits_RC, tile.work_RC, tile.work_RC.view(-1)
             s_RC.view(-1).index_fill_(0, tile.kin, float("-inf"))
@@ -183,11 +183,11 @@ class _Negatives(torch.autograd.Function):
                 slope_RC.add_(of_sum_N[tile.rows, None]).add_(of_sum_M[tile.columns])
                 flat.index_fill_(0, tile.kin, 0.0)
             flat[tile.at] = of_P[tile.positive]
-            gradient.add(tile, slope_RC)
+            gradient.add(tile.rows, tile.columns, slope_RC)
         return *gradient.finish(), None, None
 
 
-def _stream(s_RC: Tensor, work_RC: Tensor, dim: int, top: Tensor, total: Tensor) -> None:
+def stream(s_RC: Tensor, work_RC: Tensor, dim: int, top: Tensor, total: Tensor) -> None:
     """Take the exponentials along `dim` into a running sum, relative to a running maximum; both change in place."""
     higher = torch.maximum(top, s_RC.amax(dim))
     torch.sub(s_RC, higher.unsqueeze(dim), out=work_RC)
@@ -199,7 +199,7 @@ class _Sigmoid(torch.autograd.Function):
     """Sum of softplus over the negatives, and logits of the positives."""
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def forward(
         ctx: Any, rows_ND: Tensor, columns_MD: Tensor, scale: Tensor, bias: Tensor, pairs: PairsInTiles
     ) -> tuple[Tensor, Tensor]:
@@ -216,10 +216,10 @@ class _Sigmoid(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, of_sum: Tensor, of_P: Tensor) -> tuple[Tensor | None, ...]:
         rows_ND, columns_MD, scale, bias = ctx.saved_tensors
-        gradient = _Gradient(rows_ND, columns_MD, scale, ctx.needs_input_grad)
+        gradient = Gradient(rows_ND, columns_MD, scale, ctx.needs_input_grad)
         bias_N = rows_ND.new_zeros(len(rows_ND))
         for tile in _each(rows_ND, columns_MD, scale, ctx.pairs):
             slope_RC, flat = tile.logits_RC.add_(bias), tile.logits_RC.view(-1)
@@ -227,5 +227,5 @@ class _Sigmoid(torch.autograd.Function):
             slope_RC.sigmoid_().mul_(of_sum)
             flat[tile.at] = of_P[tile.positive]
             bias_N[tile.rows] += slope_RC.sum(1)
-            gradient.add(tile, slope_RC)
+            gradient.add(tile.rows, tile.columns, slope_RC)
         return *gradient.finish(), bias_N.sum(), None

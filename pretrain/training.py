@@ -103,7 +103,7 @@ def train(
     if first and merging is not None and not checkpoint:
         keep_base(folder, dual, data, model_json(recipe, dual, data, []))
     for objective in objectives:
-        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels))
+        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels, data.train_captions))
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
     weights = trained_weights(checkpoint, state) if checkpoint and state else None
     cache = text_cache(recipe, dual, data, tokenize, weights)

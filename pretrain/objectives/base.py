@@ -27,9 +27,10 @@ class GlobalBatch:
     """What objectives read of the global batch, the same on every rank.
 
     `image_BD` and `units_UD` are of unit length and fp32; fields that no objective reads are None or not in `rows`.
-    `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `logit_scale` is ln of the inverse
-    temperature; `rows` has every other field by its name, owners numbered over ranks; `counts` are the studies of each
-    rank. `local` has the rows of this rank alone, of fields that some objective wants to stay there; owners are
+    `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `captions_B` identifies the list
+    of a study's stored captions, 0 for none, and is None where no objective reads it; `logit_scale` is ln of the
+    inverse temperature; `rows` has every other field by its name, owners numbered over ranks; `counts` are the studies
+    of each rank. `local` has the rows of this rank alone, of fields that some objective wants to stay there; owners are
     numbered over ranks as well, and what they contribute to a loss is to be multiplied by the number of ranks, of which
     DDP takes the mean. Where no objective reads texts, `told_P3` still says which studies have which: study, hash and
     kind of every text.
@@ -46,6 +47,7 @@ class GlobalBatch:
     local: Mapping[str, Rows] = field(default_factory=dict)
     counts: tuple[int, ...] = ()
     told_P3: Tensor | None = None
+    captions_B: Tensor | None = None
 
     @property
     def rank_B(self) -> Tensor:
@@ -77,11 +79,13 @@ class GlobalBatch:
 @dataclass(frozen=True)
 class Surroundings:
     """What an objective may know before training: the dual encoder, what the shards call their labels, and on request
-    the labels of the training studies, [R, L], NaN where unknown."""
+    the labels of the training studies, [R, L], NaN where unknown, and what identifies the lists of captions of some of
+    them, 0 for none."""
 
     dual: DualEncoder
     label_names: tuple[str, ...]
     train_labels: Callable[[], Tensor] = lambda: torch.empty(0, 0)
+    train_captions: Callable[[], list[int]] = list
 
     @property
     def embed_dim(self) -> int:
@@ -114,9 +118,9 @@ class Objective(nn.Module):
     """One term of the loss: a file in this folder, or anybody's class named by import path.
 
     Attributes:
-        reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `logit_scale`,
-            `logit_bias` and the layers of `dual.report` (`report_fusion`, `report_matching`, `report_vocabulary`) those
-            it takes. Where it depends on the options, a property of that name.
+        reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `captions`,
+            `logit_scale`, `logit_bias` and the layers of `dual.report` (`report_fusion`, `report_matching`,
+            `report_vocabulary`) those it takes. Where it depends on the options, a property of that name.
         local: of these, fields that stay on their rank (tokens are large): `GlobalBatch.local` has this rank's rows.
         coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
             computed part by part: `terms` and `each`.
@@ -164,6 +168,22 @@ class Objective(nn.Module):
         return {}
 
 
+def texts_of(batch: GlobalBatch, kinds: tuple[str, ...]) -> TextFeatures:
+    """The units of some kinds.
+
+    Raises:
+        NoUnits: the batch has none.
+    """
+    text = batch.text.only({UNIT_KINDS.index(kind) for kind in kinds})
+    if len(text.units_UD) == 0:
+        raise NoUnits(
+            f"no text unit of kind {', '.join(kinds)} in this batch\n"
+            "  why: the objective would train nothing, in silence\n"
+            "  fix: switch the unit on in data.units, or change the objective's `units`"
+        )
+    return text
+
+
 def pairs_of(batch: GlobalBatch, kinds: tuple[str, ...]) -> tuple[Tensor, Pairs]:
     """Units of some kinds [U, D], and which image goes with which.
 
@@ -175,13 +195,7 @@ def pairs_of(batch: GlobalBatch, kinds: tuple[str, ...]) -> tuple[Tensor, Pairs]
     Raises:
         NoUnits: the batch has no unit of these kinds.
     """
-    text = batch.text.only({UNIT_KINDS.index(kind) for kind in kinds})
-    if len(text.units_UD) == 0:
-        raise NoUnits(
-            f"no text unit of kind {', '.join(kinds)} in this batch\n"
-            "  why: the objective would train nothing, in silence\n"
-            "  fix: switch the unit on in data.units, or change the objective's `units`"
-        )
+    text = texts_of(batch, kinds)
     return text.units_UD, Pairs.of(text.pair_sample_P, text.pair_unit_P, batch.patient_B, len(text.units_UD))
 
 

@@ -315,3 +315,18 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_batch_says_which_samples_have_the_same_captions(tmp_path: Path) -> None:
+    """UniMed-CLIP's tars hold no label: the captions of a class tell it."""
+    words = ["CT of the liver._radimagenet_A liver in CT._radimagenet_", "MR of a knee._radimagenet_", "A figure."]
+    of = [0, 1, 0, 2, 1, 0]
+    members = [(f"{i}.jpg", tars.picture(i)) for i in range(6)] + [
+        (f"{i}.txt", words[k].encode()) for i, k in enumerate(of)
+    ]
+    shards = ForeignShards.open(tars.write_tar(tmp_path / "x.tar", sorted(members)), cache=tmp_path / "cache")
+    units, geometry = UnitPolicy(report=False, captions=True), PlanarGeometry(size=(16, 16))
+    view = View("centre", (16, 16))
+    (batch,) = ordered_pass(shards, np.arange(6), geometry, view, lambda text: list(text.encode()), units, 6)
+    listed = batch.captions_B.tolist()
+    assert [[a == b for b in listed] for a in listed] == [[a == b for b in of] for a in of]

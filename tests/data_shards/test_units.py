@@ -6,7 +6,7 @@ import pytest
 from data_shards import DataError
 from data_shards.batch import TextBatch
 from data_shards.schema import UNIT_KINDS
-from data_shards.units import UnitPolicy, study_units, text_identity
+from data_shards.units import UnitPolicy, captions_identity, study_units, text_identity
 
 TEXTS = {
     "report": "FINDINGS: Lungs are clear. Heart is normal. A cyst of 1.5 cm. IMPRESSION: Cyst. Heart is  NORMAL.",
@@ -126,3 +126,12 @@ def test_refusals() -> None:
         UnitPolicy(report=False)
     with pytest.raises(DataError, match="no tokens"):
         TextBatch.of([study_units({"report": "A."}, UnitPolicy(), None)], lambda text: [])
+
+
+def test_what_identifies_a_list_of_captions() -> None:
+    def of(*captions: str) -> int:
+        return captions_identity({"captions": [{"text": text, "weight": 1.0} for text in captions]})
+
+    assert of("a cyst", "a  Cyst of the liver") == of("A cyst of the liver", "a cyst", "A CYST") != 0
+    assert len({of("a cyst"), of("a cyst", "a stone"), of("a stone"), of("a cyst a stone")}) == 4
+    assert of() == of(" ") == captions_identity({}) == 0

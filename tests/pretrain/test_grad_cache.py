@@ -62,7 +62,7 @@ def module_of(tiny: Any, words: list[str]) -> Pretraining:
     dual = build.build_model(recipe)
     objectives = [*build.build_objectives(recipe), Known(Section())]
     for objective in objectives:
-        objective.attach(Surroundings(dual, ("a", "b", "c")))
+        objective.attach(Surroundings(dual, ("a", "b", "c"), lambda: batch().labels_BL))
     recipe = recipe.model_copy(update={"objectives": (*recipe.objectives, recipe.objectives[0])})
     module = Pretraining(recipe, dual, objectives).train()
     for layer in module.modules():
@@ -134,6 +134,20 @@ def test_the_gradient_is_that_of_one_graph(tiny: Any, chunk: int, centred: str) 
     module.recipe = load_recipe(tiny.recipe, [*words[1:], "train.chunk=null"])
     whole_loss, _ = cached(module, whole)
     assert not torch.allclose(whole_loss, want_loss, rtol=1e-4), "token dropout draws other tokens in one part"
+
+
+def test_targets_that_follow_labels_are_those_of_the_whole_batch(tiny: Any) -> None:
+    every = ["own", "same_label", "same_label_masked", "soft"]
+    told = ", ".join(f'{{"name": "contrastive", "positives": "{one}"}}' for one in every)
+    module, whole = module_of(tiny, ["train.chunk=3", f"objectives=[{told}]"]), batch()
+    want_loss, want = in_one_graph(module, whole, 3)
+    loss, got = cached(module, whole)
+    torch.testing.assert_close(loss, want_loss, rtol=1e-5, atol=1e-6)
+    assert len({round(module.logged[f"loss/contrastive{i}"], 6) for i in range(4)}) == 4
+    for name, gradient in want.items():
+        torch.testing.assert_close(
+            got[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max() + 1), msg=name
+        )
 
 
 def test_under_autocast_weights_keep_their_gradient(tiny: Any) -> None:

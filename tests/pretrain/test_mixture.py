@@ -63,6 +63,8 @@ UNWEIGHTED = "sources: [{name: ct, path: @a}, {name: xr, path: @b}]"
         (f"{BOTH}, mix: even", "data.source.mix", "not one of weights, proportional"),
         (f"{UNWEIGHTED}, mix: temperature", "data.source.temperature", "required by mix: temperature"),
         (f"{BOTH}, temperature: 2", "data.source.temperature", "would be ignored"),
+        (BOTH.replace("name: xr,", "name: xr, modality: CR,"), "data.source.sources.1.modality", "would be ignored"),
+        (BOTH.replace("name: xr,", "name: xr, modality: x-ray,"), "data.source.sources.1.modality", "other characters"),
         (f"{BOTH}, by: modality", "data.source.by", "mixed batches have no groups"),
         (f"{BOTH}, batches: sorted", "data.source.batches", "not one of mixed, homogeneous, stratified"),
     ],

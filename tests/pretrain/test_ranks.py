@@ -64,7 +64,8 @@ def test_two_ranks_have_the_gradients_of_one_process(tiny: Any, tmp_path: Path) 
         for name, gradient in whole["gradients"].items():
             assert torch.equal(a["gradients"][name], b["gradients"][name])
             # Sums of other orders; where centring cancels terms of size 1, what stays is their rounding.
-            torch.testing.assert_close(a["gradients"][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+            rounding = 1e-4 + 2e-5 * float(gradient.abs().max())
+            torch.testing.assert_close(a["gradients"][name], gradient, rtol=1e-3, atol=rounding, msg=name)
         for kind, pairs in RELATED.items():
             want = torch.eye(5, dtype=torch.bool)
             for i, j in pairs:

@@ -15,6 +15,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import encoders
@@ -22,16 +23,18 @@ from data_shards import build
 from data_shards.shard_set import ShardSet
 from encoders.loading import Loaded
 from pretrain import fit
-from pretrain.config import packaged
+from pretrain.config import load_recipe, packaged
+from tests.data_shards.foreign_tars import picture, write_tar
 
 # The quickstart, and systems of others.
 PHANTOM = {"ct3d.yaml": (3, 56, 64, 80), "merlin.yaml": (1, 160, 224, 224), "velvet_med.yaml": (1, 96, 96, 96)}
 REAL = {"ct3d_real.yaml": "shards/ct", "xray2d.yaml": "shards/xray"}
+TARS = ("unimed_clip.yaml",)
 FULL_SIZE = ("ct3d_base.yaml", "ct3d_large.yaml")
 
 
 def test_every_packaged_recipe_is_tried_here() -> None:
-    assert set(packaged()) == {*PHANTOM, *REAL, *FULL_SIZE}
+    assert set(packaged()) == {*PHANTOM, *REAL, *TARS, *FULL_SIZE}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,39 @@ def test_a_recipe_at_full_size(
     for term in ("contrastive0", "sentence", "contrastive2", "masked_image", "distillation"):
         assert f"loss/{term}," in logged
     _load_as_told(capsys.readouterr().out, encoders_first=True, size=(3, 112, 336, 336))
+
+
+def test_unimed_clip_on_tars_like_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thirteen parts of few samples: smoke weights and tokenizer need no network, classes are told by captions."""
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("unimed_clip.yaml", ["data.source={kind: tars, path: .}"])
+    assert recipe.model.text.hf_name and recipe.model.image.pretrained == "metaclip_400m"
+    sources = yaml.safe_load(resources.files("configs").joinpath("unimed_clip.yaml").read_text())["data"]["source"]
+    for number, part in enumerate(sources["sources"]):
+        join, members = JOINS.get(part["name"], ""), []
+        for i in range(6):
+            words = [f"{part['name']} finding {i % 3}, wording {k}." for k in range(10)] if join else [f"Figure {i}."]
+            members += [(f"{i}.jpg", picture(10 * number + i)), (f"{i}.txt", join.join(words).encode())]
+        write_tar(Path(part["path"]) / "dataset-000000.tar", members)
+    words = ["--config", "unimed_clip.yaml", "--smoke", "--output.run", "run", "--data.cache", "cache"]
+    assert fit.main(words) == 0
+    said = capsys.readouterr().out
+    by_source, by_modality = (line for line in said.splitlines() if line.startswith("drawn"))
+    assert all(f"{part['name']} " in by_source for part in sources["sources"])
+    assert all(f"{modality} " in by_modality for modality in ("OT", "CR", "SM", "OP"))
+    _load_as_told(said, encoders_first=False, size=(3, 224, 224))
+    original = "[{name: contrastive, units: [caption], positives: own}]"
+    words += ["--data.source.mix", "proportional", "--data.source.temperature", "null", "--data.source.by", "source"]
+    words += ["--data.source.batches", "mixed", "--objectives", original, "--train.batch_size", "4"]
+    assert fit.main(words) == 0
+
+
+JOINS = {
+    "radimagenet": "_radimagenet_", "chexpert": "_chexpert_", "chestxray8": "_chestxray8_", "openi": "_openi_",
+    "mimic_cxr": "_mimiccxr_", "retina1": "_all_retina_merged_", "retina2": "_all_retina_merged_", "retina3": "_dr_",
+}  # fmt: skip
 
 
 def _build_and_train(name: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,3 +78,24 @@ def test_what_is_right_passes(tmp_path: Path) -> None:
     both = 'objectives=[{"name": "contrastive", "units": ["report", "section"]}, {"name": "labels", "names": ["a"]}]'
     recipe = load_recipe(str(path), [both, "data.units.alternate=anatomy"])
     assert recipe.data.units.alternate == "anatomy"
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "said"),
+    [
+        ({"positives": "same_class"}, "positives", "did you mean same_label?"),
+        ({"classes": "labels"}, "classes", "would be ignored: positives is same_caption"),
+        ({"positives": "soft", "classes": "captions"}, "classes", "positives: same_label"),
+        ({"positives": "own", "labels": ["a"]}, "labels", "would be ignored: positives is own"),
+        ({"positives": "same_label", "classes": "captions", "labels": ["a"]}, "labels", "classes is captions"),
+        ({"positives": "same_label", "soft_temperature": 1}, "soft_temperature", "would be ignored"),
+        ({"positives": "soft", "soft_temperature": 0}, "soft_temperature", "above 0"),
+        ({"positives": "soft", "labels": "none.txt"}, "labels", "'none.txt' cannot be read"),
+    ],
+)
+def test_positives_of_contrastive(tmp_path: Path, options: dict[str, object], key: str, said: str) -> None:
+    import json
+
+    message = refused(tmp_path, "objectives=" + json.dumps([{"name": "contrastive", **options}]))
+    at = f"objectives.0.{key}  (command line)\n"
+    assert at in message and said in message.split(at)[1].split("\n\n")[0], message

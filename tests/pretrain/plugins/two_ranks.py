@@ -29,6 +29,10 @@ STUDIES = (
     (2, ("report", "Cyst of the liver."), ("sentence", "Cyst of the liver.")),
     (4, ("report", "Large heart. No effusion."), ("sentence", "Large heart."), ("sentence", "No effusion.")),
 )
+# Labels, and what identifies a list of captions: a class on both ranks, something unknown.
+NAMES = ("nodule", "effusion")
+LABELS = torch.tensor([[1, 0], [1, 0], [0, 0], [1, 0], [0, float("nan")]])
+CAPTIONS = torch.tensor([7, 8, 0, 7, 8])
 PARTS = {"0": slice(0, 2), "1": slice(2, 5), "one": slice(0, 5)}
 UNITS = {"0": 3, "1": 5, "one": 7}  # one sentence is on both ranks
 OBJECTIVES = (
@@ -36,6 +40,9 @@ OBJECTIVES = (
     '[{"name": "sigmoid", "units": ["report", "sentence"]}]',
     '[{"name": "contrastive", "weight": 0.1}, {"name": "attended"}]',
     '[{"name": "hierarchical", "width": 8}]',
+    '[{"name": "contrastive", "positives": "own"}, {"name": "contrastive", "positives": "same_label"}]',
+    '[{"name": "contrastive", "positives": "soft"}, '
+    '{"name": "contrastive", "positives": "same_label_masked", "classes": "captions"}]',
 )
 
 
@@ -46,13 +53,14 @@ def batch(part: slice) -> Batch:
     texts = TextBatch.of(units, BPE(64))
     rows = torch.arange(len(mine))
     patients = torch.tensor([patient for patient, *_ in mine])
-    return Batch(0, rows, [str(i) for i in rows], patients, images[part], torch.zeros(len(mine), 0), (), texts)
+    keys = [str(i) for i in rows]
+    return Batch(0, rows, keys, patients, images[part], LABELS[part], NAMES, texts, captions_B=CAPTIONS[part])
 
 
 def _module(recipe: Recipe) -> Pretraining:
     dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
     for objective in objectives:
-        objective.attach(Surroundings(dual, ()))
+        objective.attach(Surroundings(dual, NAMES, lambda: LABELS, CAPTIONS.tolist))
     return Pretraining(recipe, dual, objectives).train()
 
 
