@@ -28,6 +28,7 @@ from pretrain.optim import clipped, forget_zeros, freeze, learning_rate, optimiz
 from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
 from pretrain.reports import keep_read
 from pretrain.schema import Recipe
+from pretrain.text_tokens import Tokens, tokens_of
 from pretrain.token_dropout import set_token_dropout
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -79,6 +80,8 @@ class Pretraining(L.LightningModule):
         self.refused = 0
         self.logged: dict[str, float] = {}
         self.encoders = Encoders(objectives, passes)
+        self.tokens: Tokens | None = None  # of the last batch; None where the text tower reads none
+        self._reads_texts = not passes and any(read.startswith("text:units.") for read in reads)
         self._finite = True
         self._keys: list[str] = []  # studies of the batches accumulated so far
         self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
@@ -224,17 +227,20 @@ class Pretraining(L.LightningModule):
         self.logged |= {"loss": float(loss), "logit_scale": float(self.dual.logit_scale.detach().exp())}
         if dropped is not None:
             self.logged["token_dropout"] = dropped
+        if self._reads_texts:
+            self.tokens = tokens_of(self.dual, self._parts(batch), self.recipe.model.text.context_length)
+            self.logged |= self.tokens.shares()
         if last:
             self._update()
         self.batches_done += 1
 
     def _backward(self, batch: Batch, last: bool) -> Tensor:
         """Accumulate the gradients of a batch; its loss, without graph. `last`: ranks exchange gradients."""
-        seed, chunk = _mixed(self.recipe.seed, self.batches_done, rank()), self.recipe.train.chunk
-        if chunk is not None and chunk < len(batch):
+        seed, parts = _mixed(self.recipe.seed, self.batches_done, rank()), self._parts(batch)
+        if len(parts) > 1:
             self._begin(batch)
             return grad_cache.backward(
-                split(batch, chunk), self.encode, self,
+                parts, self.encode, self,
                 self.manual_backward, 1.0 / self.recipe.optim.accumulate,
                 lambda: _no_sync(self.trainer, enabled=True), self._trained() if last else None, seed,
                 self.recipe.train.cache_gib, self._gathered | self._local,
@@ -246,6 +252,11 @@ class Pretraining(L.LightningModule):
         with _no_sync(self.trainer, enabled=not last):
             self.manual_backward(loss / self.recipe.optim.accumulate + waited.to(loss.device))
         return loss.detach()
+
+    def _parts(self, batch: Batch) -> list[Part]:
+        """What is encoded at once: all of the batch, or with `train.chunk` its parts."""
+        chunk = self.recipe.train.chunk
+        return [whole(batch)] if chunk is None or chunk >= len(batch) else split(batch, chunk)
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]

@@ -123,14 +123,15 @@ def refuse_changes(checkpoint: Path, recipe: Recipe) -> None:
 
 def named_files(recipe: Recipe) -> dict[str, str]:
     """Key of the recipe -> sha256 of the file it names, of files that say what is trained on: caption templates,
-    selections, names and hierarchy of labels. Raises ConfigError where one cannot be read."""
+    selections, names and hierarchy of labels, labels that make classes. Raises ConfigError where one cannot be read."""
     from data_shards.captions import templates_file
 
     flat = _flat(recipe.model_dump(mode="json"))
     for i, objective in enumerate(recipe.objectives):
-        if objective.name != "labels":
-            flat = {key: v for key, v in flat.items() if not re.fullmatch(rf"objectives\.{i}\.(names|hierarchy)", key)}
-    files = r"data\.units\.templates|data\.source\.(sources\.\d+\.)?selection|objectives\.\d+\.(names|hierarchy)"
+        strange = {"labels": "labels", "contrastive": "names|hierarchy"}.get(objective.name, "names|hierarchy|labels")
+        flat = {key: v for key, v in flat.items() if not re.fullmatch(rf"objectives\.{i}\.({strange})", key)}
+    objectives = r"objectives\.\d+\.(names|hierarchy|labels)"
+    files = rf"data\.units\.templates|data\.source\.(sources\.\d+\.)?selection|{objectives}"
     found = {}
     for key, value in flat.items():
         if value and re.fullmatch(files, key):

@@ -98,12 +98,12 @@ def train(
         merging.check(data)
         if checkpoint:
             require_base(folder)
+    for objective in objectives:
+        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels, data.train_captions))
     if first and not resume:
         runs.create(folder, recipe)
     if first and merging is not None and not checkpoint:
         keep_base(folder, dual, data, model_json(recipe, dual, data, []))
-    for objective in objectives:
-        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels, data.train_captions))
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
     weights = trained_weights(checkpoint, state) if checkpoint and state else None
     cache = text_cache(recipe, dual, data, tokenize, weights)
@@ -114,6 +114,8 @@ def train(
     if evaluation is not None and len(data.select_rows):
         scorer = functools.partial(evaluation.select, data=data, tokenize=tokenize, precision=_short(precision))
         zero_shot = ZeroShot(scorer, recipe.evaluate.every_steps)
+    noun = "volumes" if recipe.data.geometry.kind == "volume" else "images"
+    progress = Progress(noun)
     checkpoints = Checkpoints(
         folder / runs.CHECKPOINTS,
         recipe.checkpoint.every_steps,
@@ -123,7 +125,6 @@ def train(
         zero_shot,
         preemption,
     )
-    noun = "volumes" if recipe.data.geometry.kind == "volume" else "images"
     # Order matters: restored first; scored before saved; the signal agreed on before the checkpoint that it asks for;
     # numbers of a step on disk before its checkpoint, or a run killed between the two would lack them for ever.
     callbacks: list[L.Callback | None] = [
@@ -132,7 +133,7 @@ def train(
         zero_shot,
         Metrics(folder),
         checkpoints,
-        Progress(noun),
+        progress,
     ]
     trainer = make_trainer(recipe, precision, [c for c in callbacks if c is not None])
     labels = any("labels" in objective.reads for objective in objectives)
@@ -152,6 +153,8 @@ def train(
     with _others_wait():
         if first:
             say_drawn(stream)
+            if progress.tokens.texts:
+                print(f"text     {progress.tokens}")
             finish(recipe, folder, data, evaluation, merging, _short(precision))
     return 0
 

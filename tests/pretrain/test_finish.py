@@ -20,7 +20,7 @@ from eval_zero_shot.inputs import Inputs
 from eval_zero_shot.outcome import Outcome, read_results
 from eval_zero_shot.paired import cases_of, paired_difference
 from eval_zero_shot.tasks import load_task
-from pretrain.config import ConfigError, load_recipe
+from pretrain.config import ConfigError, load_recipe, smoke
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -204,3 +204,13 @@ def test_what_could_not_be_scored_at_the_end_is_refused_before_training(
     assert tiny("run", finish=finish, evaluate__task=str(task_file)) == 1
     assert words in capsys.readouterr().err
     assert not tiny.folder("run").exists()
+
+
+def test_a_smoke_run_finishes_too_but_tries_one_alpha(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").touch()  # a folder that stands for a release
+    asked = f'finish={{"interpolate_with": "base", "held_out": [{{"data": "{tmp_path}", "task": "phantom"}}]}}'
+    recipe = load_recipe(str(tiny.recipe), [asked, f"model.init={tmp_path}"])
+    small = smoke(recipe).finish
+    assert small is not None and recipe.finish is not None
+    assert (small.interpolate_with, small.alphas, small.max_studies) == ("base", (0.5,), 8)
+    assert small.held_out == recipe.finish.held_out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from encoders.features import TextFeatures
 from pretrain import tiled_loss
+from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
 from pretrain.objectives.base import GlobalBatch, Surroundings, pairs_of
 from pretrain.objectives.contrastive import Contrastive, own_pairs
-from pretrain.schema_objectives import ContrastiveOptions
+from pretrain.runs import named_files
+from pretrain.schema_objectives import BY_LABEL, ContrastiveOptions
 
 CAPTION = 3
 NAN = float("nan")
@@ -288,3 +291,28 @@ def test_labels_are_chosen_and_what_cannot_be_is_refused() -> None:
     by_captions.attach(around((), [[]], lambda: [0, 5, 0, 5]))
     with pytest.raises(ConfigError, match="the same list of captions"):
         by_captions.attach(around((), [[]], lambda: [0, 0, 5]))
+
+
+def test_a_run_knows_the_file_of_its_labels_and_trains_on_them(tiny: Any, tmp_path: Path) -> None:
+    """The made-up studies have labels; four of sixteen a class."""
+    (tmp_path / "labels.txt").write_text("nodule\neffusion\n")
+    terms = [{"name": "contrastive", "positives": one, "labels": str(tmp_path / "labels.txt")} for one in BY_LABEL]
+    assert tiny("run", objectives=[*terms, {"name": "labels"}], train__steps=3, train__chunk=2) == 0
+    losses = {row.split(",")[1] for row in tiny.metrics("run")}
+    assert {f"loss/contrastive{i}" for i in range(3)} <= losses
+    recipe = load_recipe(str(tiny.folder("run") / "recipe.yaml"))
+    assert set(named_files(recipe)) == {f"objectives.{i}.labels" for i in range(3)}
+
+
+def test_shards_without_labels_are_refused_before_a_run_folder_is_made(
+    make_fit: Any, radiograph_data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = {"name": "resnet10t", "image_size": 32, "token_dropout": 0.0}
+    term = {"name": "contrastive", "positives": "same_label"}
+    runs = make_fit(tmp_path, data=radiograph_data, model={"image": image}, objectives=[term])
+    assert runs("run") == 1
+    assert "the shards have no labels" in capsys.readouterr().err
+    runs = make_fit(tmp_path, data=radiograph_data, model={"image": image}, objectives=[term | {"classes": "captions"}])
+    assert runs("run") == 1
+    assert "no two training studies have the same list of captions" in capsys.readouterr().err
+    assert not runs.folder("run").exists()

@@ -13,6 +13,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import encoders
 from encoders.dual import build_dual
 from encoders.errors import ReleaseError
 from encoders.open_clip_start import start_from_open_clip
@@ -159,6 +160,39 @@ def test_a_recipe_starts_from_a_file(
     with pytest.raises(ConfigError, match=f"{key}: '.*' does not fit the model"):
         build.build_model(load_recipe(tiny.recipe, recipe_words(
             radiograph_data, *words, f"{key}={file}", "model.image.name=ViT-S-16")))  # fmt: skip
+
+
+def test_a_clip_image_tower_beside_bert_becomes_a_release(
+    make_fit: Any, radiograph_data: dict[str, Any], tmp_path: Path
+) -> None:
+    """UniMed-CLIP's pair: weights of open_clip, a BERT by folder, its first token, two layers without bias."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
+    (tmp_path / "bert").mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "nodule", "heart", "large", "spleen", "0", "1", "."]
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(str(tmp_path / "bert" / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    bert = transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **size), add_pooling_layer=False)
+    bert.save_pretrained(tmp_path / "bert")
+    file = saved(open_clip.create_model("ViT-S-32", force_image_size=32), tmp_path / "w.safetensors")
+    text = {"hf_name": str(tmp_path / "bert"), "hf_pooler": "cls_last_hidden_state_pooler", "context_length": 256}
+    image = {"name": "ViT-S-32", "image_size": 32, "pretrained": file, "token_dropout": 0.0}
+    train = {"steps": 1, "batch_size": 4, "precision": "fp32", "accelerator": "cpu"}
+    runs = make_fit(
+        tmp_path, data=radiograph_data, train=train, optim={"warmup_steps": 0, "lr": 1e-3},
+        model={"image": image, "text": text, "embed_dim": 384}, objectives=[{"name": "contrastive"}],
+        checkpoint={"every_steps": 1},
+    )  # fmt: skip
+    assert runs("run") == 0
+    release = encoders.load(runs.folder("run") / "release")
+    tower = release.model.clip.text
+    assert [tuple(p.shape) for p in tower.proj.parameters()] == [(208, 32), (384, 208)]
+    ids = torch.tensor([release.tokenizer("Film 1. heart large")])
+    with torch.no_grad():
+        first = tower.transformer(ids, torch.ones_like(ids)).last_hidden_state[:, 0]
+        torch.testing.assert_close(tower(ids), tower.proj(first))
+    moved = tower.transformer.state_dict()["embeddings.word_embeddings.weight"] - bert.embeddings.word_embeddings.weight
+    assert 0 < moved.abs().max() < 0.01, "one step from the folder's weights"
 
 
 @pytest.mark.parametrize(
