@@ -214,3 +214,11 @@ def test_a_smoke_run_finishes_too_but_tries_one_alpha(tiny: Any, tmp_path: Path)
     assert small is not None and recipe.finish is not None
     assert (small.interpolate_with, small.alphas, small.max_studies) == ("base", (0.5,), 8)
     assert small.held_out == recipe.finish.held_out
+
+
+@pytest.mark.full
+def test_ranks_wait_while_the_first_one_merges(runs: Any, more_shards: Path, other_task: Path) -> None:
+    changes = adapting(runs, more_shards, other_task) | {"train__steps": 3, "train__devices": 2, "train__batch_size": 2}
+    assert runs("ranks", **changes) == 0
+    assert list(interpolated(runs.folder("ranks"))) == ["made_up", "elsewhere"]
+    assert {p.name for p in runs.folder("ranks").iterdir()} >= {"base", "adapted", "release", "results", "report.html"}
