@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.paired import cases_of, paired_difference
+from eval_zero_shot.retrieval import Pool
 from eval_zero_shot.tasks import Task
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from eval_zero_shot.inputs import Inputs
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
-RETRIEVAL_POOLS = (64, "full")
+RETRIEVAL_POOLS: tuple[Pool, ...] = (64, "full")
 
 
 @dataclass(frozen=True)

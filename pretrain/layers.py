@@ -39,7 +39,7 @@ def layer_factors(clip: nn.Module, decay: float) -> dict[str, float]:
         if part is None or (prefix == "visual." and hasattr(whole.visual, "trunk")):
             continue
         depth, last = _from_timm(part) if hasattr(part, "group_matcher") else _by_name(part)
-        if last < 2:
+        if last < 1:  # nothing is in front of the projection (a stem without blocks is: it is one layer)
             raise ConfigError(
                 f"optim.layer_decay: the layers of the {tower} tower, a {type(part).__name__}, cannot be told apart",
                 why="all of it would move at one rate, and the recipe say otherwise",
@@ -65,7 +65,7 @@ def _by_name(tower: nn.Module) -> tuple[Mapping[str, int], int]:
     names = [name for name, _ in tower.named_parameters()]
     blocks = {name: found for name in names if (found := _block(name)) is not None}
     order = {block: i + 1 for i, block in enumerate(sorted(set(blocks.values())))}
-    last = len(order) + 1
+    last = len(order) + 1 if order else 0
     depth = {}
     for name in names:
         if name in blocks:

@@ -93,6 +93,13 @@ def test_rates_of_hugging_face_towers(tmp_path: Path) -> None:
     assert len(behind) == 4 and {factors[n] for n in behind} == {1}
 
 
+def test_a_stem_without_blocks_is_one_layer() -> None:
+    factors = layer_factors(clip_of("voxvit_tiny.p-8x16x16_i-16x32x32_c-1_s-extremes_o-grid_l-0"), 0.5)
+    stem = [v for n, v in factors.items() if n.startswith("visual.trunk.patch_embed.")]
+    assert stem and set(stem) == {0.5}
+    assert factors["visual.head.proj.weight"] == 1
+
+
 def test_a_tower_without_layers_is_refused() -> None:
     clip = clip_of("resnet10t")
     clip.text = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4))
