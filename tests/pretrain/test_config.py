@@ -91,11 +91,18 @@ def test_dump_reads_back_equal(recipe_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", packaged())
 @pytest.mark.parametrize("small", [False, True])
-def test_packaged_recipes_are_valid_and_survive_dump(name: str, small: bool, tmp_path: Path) -> None:
+def test_packaged_recipes_are_valid_and_survive_dump(
+    name: str, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
     text = yaml.safe_load((Path(schema.__file__).parents[1] / "configs" / name).read_text(encoding="utf-8"))
     overrides = [f"data.source.path={tmp_path}"] if text["data"]["source"]["kind"] == "shards" else []
+    for part in text["data"]["source"].get("sources", ()):
+        Path(part["path"]).mkdir(parents=True)
     recipe = load_recipe(name, overrides, smoke=small)
+    if small:
+        assert recipe.train.steps == 2 and recipe.train.batch_size <= 32
     assert recipe.name == name.removesuffix(".yaml")
     assert load_recipe(name.removesuffix(".yaml"), overrides, smoke=small) == recipe
     (tmp_path / "again.yaml").write_text(dump(recipe), encoding="utf-8")
