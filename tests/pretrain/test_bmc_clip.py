@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -53,7 +54,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardSet:
     for tar in range(2):
         samples: list[Mapping[str, Any]] = []
         for i in range(60 * tar, 60 * tar + 60):
-            concept = ["Clinical Imaging"] if i % 4 == 1 else ["Microscopy"] if i % 4 == 3 else ["Plots and Charts"]
+            concept = ["Clinical Imaging"] if i % 4 == 1 else ["Microscopy"] if i % 8 == 3 else ["Plots and Charts"]
             about = {**biomedica_json(i), "image_primary_label": concept, "article_accession_id": f"PMC{i // 2}"}
             words = f"Figure {i}. " + "Cell. " * i
             samples.append(
@@ -94,7 +95,7 @@ def test_training_streams_a_selection_from_a_store_without_a_copy(
     shards: ShardSet, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:  # fmt: skip
     words = header("select")
-    assert select.main(words) == 0
+    assert select.main([*words, "--balance", "concept"]) == 0
     folder = Path("shards/biomedica").resolve()
     port = serve([str(SERVER), str(folder), "PORT"])
     kept = tmp_path / "kept"
@@ -110,8 +111,8 @@ def test_training_streams_a_selection_from_a_store_without_a_copy(
     assert weights[0] == weights[1], "the run is the one on the disk"
 
     data = studies.build_data(load_recipe("runs/run/recipe.yaml"))
-    concepts = {row: shards.json(int(row))["meta"]["concept"] for row in data.train_rows}
-    assert set(map(tuple, concepts.values())) == {("Clinical Imaging",), ("Microscopy",)}
+    concepts = Counter(tuple(shards.json(int(row))["meta"]["concept"]) for row in data.train_rows)
+    assert set(concepts) == {("Clinical Imaging",), ("Microscopy",)} and len(set(concepts.values())) == 1
     assert len(data.train_rows) < len(shards.rows("train"))
 
 
