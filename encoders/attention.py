@@ -106,6 +106,11 @@ def _groups(lengths: tuple[int, ...]) -> list[list[int]]:
     return groups
 
 
+def bucketed_tokens(lengths: tuple[int, ...]) -> int:
+    """Tokens of all buckets, the padding to each one's longest sequence included."""
+    return sum(len(members) * lengths[members[-1]] for members in _groups(lengths))
+
+
 class _Move(torch.autograd.Function):
     """Rows `source` of x to rows `target` of a zero block. Both index sets are free of repeats, so the backward pass is
     a plain move as well; torch's own index backward must add up and is several times slower on CPU."""

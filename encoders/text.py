@@ -15,7 +15,7 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encoders.attention import Packing, attend, unpack
+from encoders.attention import Packing, attend, bucketed_tokens, unpack
 
 
 def is_packable(tower: nn.Module) -> bool:
@@ -54,6 +54,14 @@ def encode_packed(
             x = _block(block, x, packing, backend)
     pooled = tower.ln_final(x.index_select(0, packing.last))
     return project(tower, pooled) if projected else pooled
+
+
+def computed_tokens(tower: nn.Module, lengths: tuple[int, ...]) -> int:
+    """Tokens that a tower runs over for texts of these lengths, padding included: none in a packed tower, the length
+    buckets of a foreign one, all of the context in an open_clip tower whose numbers depend on its padding."""
+    if is_packable(tower):
+        return sum(lengths)
+    return len(lengths) * tower.context_length if isinstance(tower, TextTransformer) else bucketed_tokens(lengths)
 
 
 def project(tower: nn.Module, pooled_UC: Tensor) -> Tensor:

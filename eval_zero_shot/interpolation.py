@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.outcome import Metric, Outcome
 from eval_zero_shot.paired import cases_of, paired_difference
+from eval_zero_shot.retrieval import Pool
 from eval_zero_shot.tasks import Task
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from eval_zero_shot.inputs import Inputs
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
+RETRIEVAL_POOLS: tuple[Pool, ...] = (64, "full")
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,18 @@ class Sweep:
     chosen: float
     results: Mapping[str, tuple[Outcome, Outcome, Outcome]]
 
-    def differences(self, task: str, resamples: int, seed: int) -> tuple[Metric, Metric]:
-        """(merged - base, merged - tuned) of a task's headline on test, paired by patient."""
+    def differences(self, task: str, resamples: int, seed: int) -> tuple[Metric, Metric, Metric]:
+        """(merged - base, merged - tuned, tuned - base) of a task's headline on test, paired by patient. The last one,
+        where it is below 0, is what tuning forgot."""
         base, merged, tuned = self.results[task]
         found = []
-        for other, end in ((base, 0.0), (tuned, 1.0)):
+        for one, other, same in (
+            (merged, base, self.chosen == 0), (merged, tuned, self.chosen == 1), (tuned, base, False),
+        ):  # fmt: skip
             difference, _ = paired_difference(
-                cases_of(merged), cases_of(other), resamples=resamples, seed=seed, method="percentile"
+                cases_of(one), cases_of(other), resamples=resamples, seed=seed, method="percentile"
             )
-            reason = "the same weights" if self.chosen == end else difference.reason
+            reason = "the same weights" if same else difference.reason
             low, high = (None, None) if reason else (difference.low, difference.high)
             found.append(
                 Metric(
@@ -67,7 +72,7 @@ class Sweep:
                     method=None if reason else "percentile", reason=reason,
                 )
             )  # fmt: skip
-        return found[0], found[1]
+        return found[0], found[1], found[2]
 
 
 @dataclass(frozen=True)
@@ -126,20 +131,26 @@ class Scorer:
     def set(self, alpha: float) -> None:
         self.pair.set(self.inputs.loaded.model.clip, alpha)
 
-    def results(self, alpha: float, split: str, task: Task, resamples: int = 0) -> Outcome:
-        """Of the weights that were set last, which must be those of `alpha`."""
+    def results(self, alpha: float, split: str, task: Task | None, resamples: int = 0) -> Outcome:
+        """Of the weights that were set last, which must be those of `alpha`. No task: retrieval, which needs none."""
         from eval_zero_shot.classification import score_classification
+        from eval_zero_shot.retrieval.protocol import score_retrieval
 
         loaded = replace(self.inputs.loaded, sha256=self.identity(alpha))
         inputs = replace(self.inputs, name="point", loaded=loaded, cache=self.cache)
-        return score_classification(inputs, self.rows[split], task, split=split, resamples=resamples, seed=self.seed)
+        asked: dict[str, Any] = {"split": split, "resamples": resamples, "seed": self.seed}
+        if task is None:
+            return score_retrieval(inputs, self.rows[split], pools=RETRIEVAL_POOLS, **asked)
+        return score_classification(inputs, self.rows[split], task, **asked)
 
-    def headline(self, alpha: float, split: str, task: Task) -> float:
+    def headline(self, alpha: float, split: str, task: Task | None) -> float:
         """Raises EvalError where the split has none."""
-        value = self.results(alpha, split, task).main.value
+        main = self.results(alpha, split, task).main
+        value = main.value
         if value is None:
+            named = "retrieval" if task is None else f"task {task.name}"
             raise EvalError(
-                f"task {task.name} has no score on split '{split}': no finding has both classes there",
+                f"{named} has no score on split '{split}': {main.reason or 'no finding has both classes there'}",
                 why="a cannot be chosen, or the choice cannot be shown",
                 fix="name another split (--validation-split, --split) or task",
             )

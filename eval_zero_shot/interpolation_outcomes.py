@@ -1,7 +1,8 @@
 """What a weight interpolation found, as outcomes: of three models for the command, of one for a suite.
 
 The merged model's outcome holds the sweep, the headline at (alpha, split), with intervals where base, merged and tuned
-are shown, and its differences to both ends. Never imports torch: tables and pages read these outcomes with `ends`.
+are shown, its differences to both ends (auroc_difference), and that of tuned to base (auroc_gain). Never imports torch:
+tables and pages read these outcomes with `ends`.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ def of_three(merged: Merged, names: Sequence[str]) -> list[Outcome]:
     return made
 
 
-def of_one(merged: Merged, keys: Sequence[str], name: str, base: str, place: str) -> list[Outcome]:
+def of_one(
+    merged: Merged, keys: Sequence[str], name: str, base: str, place: str, chosen: str | None = None
+) -> list[Outcome]:
     """An outcome a task, of protocol interpolation and of the tuned model: what merging makes of it.
 
     Its headline and scores are the merged model's; the ends are there as points of the sweep, as differences (of
     "base" and "tuned") and as variants of the scores ("alpha=0", "alpha=1").
 
     keys: of the validation studies. name, base: how tables call the two models. place: where the release lies, relative
-    to the folder of the run.
+    to the folder of the run. chosen: how the choice is told, where it is not that of one shard set.
     """
     known = {
         "validation_split": merged.validation,
@@ -57,7 +60,7 @@ def of_one(merged: Merged, keys: Sequence[str], name: str, base: str, place: str
         "base_sha256": merged.base_sha256,
         "merged_sha256": merged.sha256,
     }
-    notes = (_chosen(merged, base, name), f"The merged release lies in {place}.")
+    notes = (chosen or _chosen(merged, base, name), f"The merged release lies in {place}.")
     return [
         replace(
             outcome, protocol="interpolation", model=name, model_sha256=merged.tuned_sha256,
@@ -84,22 +87,31 @@ def points(outcome: Outcome, split: str) -> list[Metric]:
 
 
 def _swept(merged: Merged, task: str, parents: tuple[str, str]) -> list[Metric]:
-    """The sweep of a task, then its differences to both parents."""
+    """The sweep of a task, then the merged model's differences to both ends, and the tuned one's gain."""
     found = merged.sweep
     base, middle, tuned = found.results[task]
     shown = {1.0: tuned.main, found.chosen: middle.main, 0.0: base.main}
     metrics = [_point(point, task, merged, middle.headline, shown.get(point.alpha)) for point in found.points]
-    to_ends = zip(parents, found.differences(task, merged.resamples, merged.seed), strict=True)
-    return [m for both in metrics for m in both] + [replace(metric, of=parent) for parent, metric in to_ends]
+    to_base, to_tuned, tuned_to_base = found.differences(task, merged.resamples, merged.seed)
+    return [m for both in metrics for m in both] + [
+        replace(to_base, of=parents[0]),
+        replace(to_tuned, of=parents[1]),
+        replace(tuned_to_base, name=f"{middle.headline}_gain", of=parents[0]),
+    ]
 
 
-def _point(point: Point, task: str, merged: Merged, headline: str, shown: Metric | None) -> tuple[Metric, Metric]:
+def _point(point: Point, task: str, merged: Merged, headline: str, shown: Metric | None) -> list[Metric]:
+    """On validation, where the task had a part in the choice, and on the split that is shown."""
     at: dict[str, Any] = {"alpha": point.alpha}
     n = {split: len(rows) for split, rows in merged.rows.items()}
     where = {**at, "split": merged.validation}
-    on_validation = Metric(headline, point.validation[task], at=where, n=n[merged.validation], reason=POINT)
+    on_validation = [
+        Metric(headline, point.validation[name], at=where, n=n[merged.validation], reason=POINT)
+        for name in (task,)
+        if name in point.validation
+    ]
     on_test = Metric(headline, point.test[task], n=n[merged.test], reason=POINT) if shown is None else shown
-    return on_validation, replace(on_test, at={**at, "split": merged.test})
+    return [*on_validation, replace(on_test, at={**at, "split": merged.test})]
 
 
 def _with_ends(outcome: Outcome, others: dict[str, Outcome]) -> pd.DataFrame:

@@ -25,20 +25,21 @@ def with_group_norm(name: str) -> str:
 
 
 def settle_batch_norm(dual: DualEncoder, recipe: Recipe) -> None:
-    """Freeze the statistics where the recipe says so.
+    """Freeze the statistics where the recipe says so, or locks the image tower (`optim.lr_multipliers.image: 0`), which
+    would go on changing by them alone.
 
     Raises:
         ConfigError: there is none to freeze; or batches are cut into parts and statistics would be those of parts.
     """
     found = [name for name, module in dual.clip.named_modules() if isinstance(module, _BatchNorm)]
     choice, train = recipe.model.image.batch_norm, recipe.train
-    if choice == "frozen":
-        if not found:
-            raise ConfigError(
-                f"model.image.batch_norm: '{recipe.model.image.name}' has no BatchNorm to freeze",
-                why="the recipe would say what is not so",
-                fix="leave it out",
-            )
+    if choice == "frozen" and not found:
+        raise ConfigError(
+            f"model.image.batch_norm: '{recipe.model.image.name}' has no BatchNorm to freeze",
+            why="the recipe would say what is not so",
+            fix="leave it out",
+        )
+    if choice == "frozen" or recipe.optim.lr_multipliers.image == 0:
         dual.frozen_statistics = True
         dual.train(dual.training)
     elif found and train.chunk is not None and train.chunk < train.batch_size:

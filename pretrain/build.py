@@ -15,6 +15,7 @@ from pretrain.batch_norm import settle_batch_norm, with_group_norm
 from pretrain.centring import bias_of
 from pretrain.config import options_of
 from pretrain.errors import ConfigError
+from pretrain.layers import layer_factors
 from pretrain.objectives import NAMES, find_objective
 from pretrain.objectives.base import Objective
 from pretrain.reports import report_transformer
@@ -149,7 +150,7 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
     release).
 
     Raises:
-        ConfigError: a tower that does not exist, or a release of another architecture.
+        ConfigError: a tower that does not exist, or a release of another architecture; unknown layers.
     """
     cfg = model_cfg(recipe)
     try:
@@ -191,6 +192,8 @@ def build_model(recipe: Recipe, with_init: bool = True) -> DualEncoder:
     if recipe.model.image.pretrained_file and with_init:
         start_image_from(dual, recipe.model.image.pretrained_file)
     settle_batch_norm(dual, recipe)
+    if recipe.optim.layer_decay != 1:  # said before data is read, not by the optimiser
+        layer_factors(dual.clip, recipe.optim.layer_decay)
     return dual
 
 

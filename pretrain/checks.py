@@ -14,6 +14,7 @@ from typing import Any
 
 from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
+from pretrain.checks_finish import check_finish
 from pretrain.checks_images import check_images_alone
 from pretrain.checks_report import check_report
 from pretrain.checks_source import check_source, check_stratified
@@ -35,6 +36,7 @@ from pretrain.schema_data import (
     SliceGeometry,
     VolumeGeometry,
 )
+from pretrain.schema_finish import FinishSection
 from pretrain.schema_objectives import OBJECTIVE_OPTIONS
 from pretrain.yaml_lines import Problem
 
@@ -278,11 +280,19 @@ def task_names() -> tuple[str, ...]:
 
 
 def check_task(evaluate: EvaluateSection) -> Iterator[Problem]:
-    task = evaluate.task
+    yield from _known_task(("evaluate", "task"), evaluate.task)
+
+
+def check_held_out_tasks(finish: FinishSection | None) -> Iterator[Problem]:
+    for i, one in enumerate(finish.held_out if finish else ()):
+        yield from _known_task(("finish", "held_out", i, "task"), one.task)
+
+
+def _known_task(at: tuple[str | int, ...], task: str | None) -> Iterator[Problem]:
     if task is None or task in task_names() or (task.endswith((".yaml", ".yml")) and Path(task).is_file()):
         return
     hint = closest(task, task_names()) or f"one of {', '.join(task_names())}, or the path of a task YAML"
-    yield Problem(("evaluate", "task"), f"no task '{task}'", hint)
+    yield Problem(at, f"no task '{task}'", hint)
 
 
 def _times(size: Sequence[int]) -> str:
@@ -314,6 +324,8 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_token_dropout,
     check_schedule,
     check_task,
+    check_finish,
+    check_held_out_tasks,
 )
 
 

@@ -250,6 +250,10 @@ def _shrink(data: dict[str, Any]) -> None:
         text |= {"width": usual.width, "heads": usual.heads, "layers": usual.layers}
     if isinstance(model := locate(data, ("model",)), dict):
         model.pop("pretrained", None)  # weights that have to be fetched, and are those of larger towers
+    if isinstance(finish := data.get("finish"), dict):
+        # What it starts from is random now, unless it is a release.
+        start = finish.get("interpolate_with") if locate(data, ("model", "init")) else "start"
+        finish |= {"interpolate_with": start, "alphas": [0.5], "max_studies": 8}
     report = locate(data, ("model", "report"))
     if isinstance(report, dict):
         report |= {"width": 48, "heads": 2, "layers": 1, "feedforward": 96}

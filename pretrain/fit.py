@@ -75,7 +75,7 @@ class ZeroShotTask:
             **{name: float(m.value) for name, m in each.items() if m.value is not None},
         }
 
-    def test(self, release: Path, data: Any, precision: Any, out: Path) -> None:
+    def test(self, release: Path, data: Any, precision: Any, out: Path, more: Sequence[Any] = ()) -> None:
         import encoders
         from eval_zero_shot.classification import score_classification
         from eval_zero_shot.classification_table import print_classification
@@ -102,6 +102,7 @@ class ZeroShotTask:
             print_outcome(found[1])
         except EvalError as error:  # of studies without a report there is none
             print(f"no retrieval: {error}", file=sys.stderr)
+        found += more
         write_results(out, found, {"training_steps": self.recipe.train.steps})
         write_report(
             found, run / runs.REPORT, title=run.name, metrics=run / "metrics.csv",
@@ -113,8 +114,70 @@ class ZeroShotTask:
 
         return Inputs.of(
             model, tokenize, data.shards, data.geometry, data.eval_view, name=name, sha256=sha256,
-            batch_size=self.recipe.train.batch_size, precision=precision,
+            batch_size=_encoded_at_once(self.recipe), precision=precision,
         )  # fmt: skip
+
+
+class Finishing:
+    """`finish` for `pretrain.training`: interpolation with the start of the run, and what was gained and forgotten."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.finish is not None
+        self.recipe, self.finish = recipe, recipe.finish
+        self.domains: list[Any] = []
+
+    def check(self, data: Any) -> None:
+        from data_shards.opening import open_studies
+        from eval_zero_shot.forgetting import Domain
+        from eval_zero_shot.inputs import choose_rows
+        from eval_zero_shot.tasks import load_task
+        from pretrain.checks_finish import domain_name, own_name
+
+        def cut(rows: Any) -> Any:
+            return choose_rows(rows, self.finish.max_studies)
+
+        splits, asked = self.recipe.data.splits, self.recipe.evaluate.task
+        own = {splits.select: cut(data.select_rows), splits.test: cut(data.test_rows)}
+        task = load_task(asked) if asked else None
+        name = own_name(self.recipe.evaluate)
+        self.domains = [Domain(name, task, data.shards, own, splits.test, splits.select)]
+        for one in self.finish.held_out:
+            shards = open_studies(one.data)
+            known = shards.manifest["splits"]
+            named = [split for split in (one.select, one.split) if split]
+            rows = {split: cut(shards.rows(split)) if known.get(split) else [] for split in named}
+            task = load_task(one.task) if one.task else None
+            self.domains.append(Domain(domain_name(one), task, shards, rows, one.split, one.select))
+        for domain in self.domains:
+            domain.require()
+
+    def merge(self, run: Path, precision: Any) -> list[Any]:
+        from encoders.interpolate import Pair
+        from eval_zero_shot.forgetting import merge_domains, print_forgetting
+        from eval_zero_shot.inputs import Inputs
+        from eval_zero_shot.release import load_dual
+
+        device = "cpu" if self.recipe.train.accelerator == "cpu" else "auto"
+        loaded = load_dual(str(run / runs.ADAPTED), device)
+        inputs = Inputs(run.name, loaded, self.domains[0].shards, None, _encoded_at_once(self.recipe), precision)
+        found = merge_domains(
+            Pair(run / runs.BASE, run / runs.ADAPTED), inputs, self.domains, run / runs.RELEASE, name=run.name,
+            alphas=self.finish.alphas, resamples=self.finish.resamples,
+        )  # fmt: skip
+        print_forgetting(found)
+        return found
+
+    def show(self, run: Path, found: list[Any]) -> None:
+        from eval_zero_shot.outcome import write_results
+        from eval_zero_shot.report import write_report
+
+        write_results(run / runs.RESULTS, found, {"training_steps": self.recipe.train.steps})
+        write_report(found, run / runs.REPORT, title=run.name, metrics=run / "metrics.csv")
+
+
+def _encoded_at_once(recipe: Recipe) -> int:
+    """Studies: a batch, or the part of one that memory has room for."""
+    return min(recipe.train.batch_size, recipe.train.chunk or recipe.train.batch_size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         try:
-            return train(recipe, folder, resume is not None, ZeroShotTask(recipe) if recipe.evaluate.task else None)
+            evaluation = ZeroShotTask(recipe) if recipe.evaluate.task else None
+            return train(recipe, folder, resume is not None, evaluation, Finishing(recipe) if recipe.finish else None)
         finally:
             if args.smoke and folder.is_dir():
                 (folder / runs.SMOKE).touch()

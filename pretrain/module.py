@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import lightning as L
 import torch
@@ -26,8 +26,10 @@ from pretrain.grad_cache import touch
 from pretrain.objectives.base import NoUnits, Objective
 from pretrain.optim import clipped, forget_zeros, freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
+from pretrain.ranks import all_agree, no_sync
 from pretrain.reports import keep_read
 from pretrain.schema import Recipe
+from pretrain.text_tokens import Tokens, tokens_of
 from pretrain.token_dropout import set_token_dropout
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -79,6 +81,8 @@ class Pretraining(L.LightningModule):
         self.refused = 0
         self.logged: dict[str, float] = {}
         self.encoders = Encoders(objectives, passes)
+        self.tokens: Tokens | None = None  # of the last batch; None where the text tower reads none
+        self._reads_texts = not passes and any(read.startswith("text:units.") for read in reads)
         self._finite = True
         self._keys: list[str] = []  # studies of the batches accumulated so far
         self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
@@ -222,32 +226,40 @@ class Pretraining(L.LightningModule):
         loss = self._backward(batch, last)
         self._finite &= bool(torch.isfinite(loss))
         self.logged["loss"] = float(loss)
-        if self.recipe.model.text is not None:
-            self.logged["logit_scale"] = float(self.dual.logit_scale.detach().exp())
         if dropped is not None:
             self.logged["token_dropout"] = dropped
+        if (text := self.recipe.model.text) is not None:
+            self.logged["logit_scale"] = float(self.dual.logit_scale.detach().exp())
+            if self._reads_texts:
+                self.tokens = tokens_of(self.dual, self._parts(batch), text.context_length)
+                self.logged |= self.tokens.shares()
         if last:
             self._update()
         self.batches_done += 1
 
     def _backward(self, batch: Batch, last: bool) -> Tensor:
         """Accumulate the gradients of a batch; its loss, without graph. `last`: ranks exchange gradients."""
-        seed, chunk = _mixed(self.recipe.seed, self.batches_done, rank()), self.recipe.train.chunk
-        if chunk is not None and chunk < len(batch):
+        seed, parts = _mixed(self.recipe.seed, self.batches_done, rank()), self._parts(batch)
+        if len(parts) > 1:
             self._begin(batch)
             return grad_cache.backward(
-                split(batch, chunk), self.encode, self,
+                parts, self.encode, self,
                 self.manual_backward, 1.0 / self.recipe.optim.accumulate,
-                lambda: _no_sync(self.trainer, enabled=True), self._trained() if last else None, seed,
+                lambda: no_sync(self.trainer, enabled=True), self._trained() if last else None, seed,
                 self.recipe.train.cache_gib, self._gathered | self._local,
             )  # fmt: skip
         torch.manual_seed(seed)
         loss = self.compute(batch)
         # DDP waits for every parameter; what rests, and what a batch lacks (a report, labels), leave some untouched.
         waited = touch(self._trained() if last and world_size() > 1 and not self.is_sharded else ())
-        with _no_sync(self.trainer, enabled=not last):
+        with no_sync(self.trainer, enabled=not last):
             self.manual_backward(loss / self.recipe.optim.accumulate + waited.to(loss.device))
         return loss.detach()
+
+    def _parts(self, batch: Batch) -> list[Part]:
+        """What is encoded at once: all of the batch, or with `train.chunk` its parts."""
+        chunk = self.recipe.train.chunk
+        return [whole(batch)] if chunk is None or chunk >= len(batch) else split(batch, chunk)
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
@@ -263,7 +275,7 @@ class Pretraining(L.LightningModule):
             forget_zeros(parameters)
         bound = self.recipe.optim.clip_norm
         norm = clipped(parameters, math.inf if bound is None else bound)
-        finite = _all_agree(self._finite and math.isfinite(norm), self.device)
+        finite = all_agree(self._finite and math.isfinite(norm), self.device)
         self._finite = True
         step = self.step_number
         rate = learning_rate(step, self.recipe.train.steps, self.recipe.optim)
@@ -322,20 +334,3 @@ def _distinct(names: list[str]) -> list[str]:
 def _mixed(seed: int, batch: int, rank: int) -> int:
     value = ((seed * 1_000_003 + batch) * 65_537 + rank + 1) * MIX
     return (value ^ (value >> 31)) & 0x7FFFFFFFFFFFFFFF
-
-
-def _all_agree(value: bool, device: torch.device) -> bool:
-    """True where it is true on every rank."""
-    if world_size() == 1:
-        return value
-    flag = torch.tensor([int(value)], device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)
-
-
-def _no_sync(trainer: L.Trainer, enabled: bool) -> Any:
-    """Gradients of all but the last accumulated batch stay on their rank."""
-    import contextlib
-
-    block = getattr(trainer.strategy, "block_backward_sync", None)
-    return block() if enabled and block is not None else contextlib.nullcontext()

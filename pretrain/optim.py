@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from pretrain.layers import layer_factors
 from pretrain.schema import OptimSection
 
 # Last parts of parameter names that hold positions, prefixes and temperatures in our towers, timm's, open_clip's and
@@ -28,8 +29,11 @@ def learning_rate(step: int, steps: int, optim: OptimSection) -> float:
 
 
 def _tower(name: str) -> str:
-    """Which learning-rate factor a parameter of the module follows."""
-    if name.startswith("dual.clip.visual.") and not name.startswith("dual.clip.visual.head."):
+    """Which learning-rate factor a parameter of the module follows. `visual.proj` is open_clip's own projection, and
+    `visual.head` that of a timm tower."""
+    if name.startswith("dual.clip.visual.") and not name.startswith(
+        ("dual.clip.visual.head.", "dual.clip.visual.proj")
+    ):
         return "image"
     if name.startswith("dual.clip.text.") and "projection" not in name and ".proj." not in name:
         return "text"
@@ -51,37 +55,48 @@ def undecayed(module: nn.Module) -> set[str]:
 
 
 def freeze(module: nn.Module, optim: OptimSection) -> None:
-    """Take the gradient from towers whose learning-rate multiplier is 0. To be done before DDP or FSDP2 wraps the
-    module, which would wait for these gradients."""
+    """Take the gradient from towers whose learning-rate multiplier is 0 (locked, LiT, arXiv 2111.07991): no graph is
+    made of them either, unless something before them is trained. To be done before DDP or FSDP2 wraps the module, which
+    would wait for these gradients. Their BatchNorm: `pretrain.batch_norm`."""
     for name, parameter in module.named_parameters():
         if getattr(optim.lr_multipliers, _tower(name)) == 0:
             parameter.requires_grad_(False)
 
 
 def parameter_groups(module: nn.Module, optim: OptimSection) -> list[dict[str, object]]:
-    """Groups: tower x decay. `lr_factor` scales the scheduled rate.
+    """Groups: tower x layer x decay. `lr_factor` scales the scheduled rate.
 
     Raises:
         ValueError: nothing is left to train.
+        ConfigError: `optim.layer_decay`, and a tower whose layers cannot be told apart.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    without_decay = undecayed(module)
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+    without_decay, depth = undecayed(module), _layer_factors(module, optim)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             tower = _tower(name)
-            groups.setdefault((tower, name not in without_decay), []).append(parameter)
+            factor = depth.get(name, 1.0)
+            groups.setdefault((tower, factor, name not in without_decay), []).append(parameter)
     if not groups:
         raise ValueError("no parameter is trained: every learning-rate multiplier is 0")
     return [
         {
             "params": parameters,
             "weight_decay": optim.weight_decay if decays else 0.0,
-            "lr_factor": getattr(optim.lr_multipliers, tower),
+            "lr_factor": getattr(optim.lr_multipliers, tower) * factor,
             "decays": decays,
-            "name": f"{tower}{'' if decays else ', no decay'}",
+            "name": f"{tower}{'' if factor == 1 else f' x {factor:.3g}'}{'' if decays else ', no decay'}",
         }
-        for (tower, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (tower, factor, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def _layer_factors(module: nn.Module, optim: OptimSection) -> dict[str, float]:
+    """Factors of the parameters of both towers by their names in the module; none without `layer_decay`."""
+    if optim.layer_decay == 1:
+        return {}
+    clip: Any = module.get_submodule("dual.clip")
+    return {f"dual.clip.{name}": factor for name, factor in layer_factors(clip, optim.layer_decay).items()}
 
 
 def optimizers(module: nn.Module, optim: OptimSection, fused: bool) -> list[torch.optim.Optimizer]:

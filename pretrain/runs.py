@@ -22,12 +22,13 @@ from pretrain.schema import Recipe
 
 RECIPE, ENVIRONMENT, FILES = "recipe.yaml", "environment.json", "files.json"
 CHECKPOINTS, RESULTS, RELEASE, REPORT = "checkpoints", "results", "release", "report.html"
+BASE, ADAPTED = "base", "adapted"  # with `finish`: releases of the weights at the start and at the end
 SMOKE = "smoke"  # marks a run of --smoke: the next run of its name takes its place
 RUN_VARIABLE = "VOXCLIP_RUN"  # the ranks of one run share the folder's name through it
 # What a resumed run may do otherwise: the weights do not depend on it. (Moved shards are known by their manifest.)
 MAY_CHANGE = re.compile(
     r"data\.(workers|cache|max_damaged|source\.path|source\.sources\.\d+\.path)"
-    r"|(evaluate|checkpoint|output)\..*|model\.init|train\.(nonfinite|max_nonfinite)"
+    r"|(evaluate|checkpoint|output)\..*|finish(\..*)?|model\.init|train\.(nonfinite|max_nonfinite)"
 )
 PACKAGES = ("torch", "lightning", "open_clip_torch", "timm", "monai", "webdataset", "torchmetrics", "numpy", "blosc2")
 

@@ -3,7 +3,7 @@
 Pure pydantic, no torch, so that a mistake answers at once. Unknown keys are errors everywhere; an objective's own
 options are checked against its Options class. Sizes and spacings are always (depth, height, width). `pretrain.config`
 reads a file into a Recipe, `pretrain.checks` holds what needs two sections at once, and
-`pretrain.schema_data` the data section.
+`pretrain.schema_data` and `pretrain.schema_finish` the sections of these names.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from pretrain.schema_base import Fraction, Path, Section
 from pretrain.schema_data import DataSection
+from pretrain.schema_finish import FinishSection
 
 # ------------------------------------------------------------------------------------------------------------ model
 
@@ -145,10 +146,10 @@ class ObjectiveSection(BaseModel):
 
 
 class MultiplierSection(Section):
-    """Learning-rate factors of parameter groups, for runs that start from a release."""
+    """Learning-rate factors of parameter groups, for runs that start from weights."""
 
-    image: float = Field(1.0, ge=0.0, description="image tower")
-    text: float = Field(1.0, ge=0.0, description="text tower")
+    image: float = Field(1.0, ge=0.0, description="image tower; 0 locks it: no gradient, its BatchNorm still")
+    text: float = Field(1.0, ge=0.0, description="text tower; 0 locks it")
     heads: float = Field(1.0, ge=0.0, description="projections, heads and objectives")
 
 
@@ -167,6 +168,9 @@ class OptimSection(Section):
     clip_norm: float | None = Field(1.0, gt=0.0, description="gradient norm bound; null for none")
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
     lr_multipliers: MultiplierSection = Field(MultiplierSection(), description="per-group factors")
+    layer_decay: float = Field(
+        1.0, gt=0.0, le=1.0, description="rates fall by this factor a layer from the projections down; 1: they do not"
+    )
     ema_decay: float | None = Field(None, gt=0.0, lt=1.0, description="release averaged weights; null for none")
 
 
@@ -244,6 +248,7 @@ class Recipe(Section):
     evaluate: EvaluateSection = Field(EvaluateSection(), description="zero-shot scores")
     checkpoint: CheckpointSection = Field(CheckpointSection(), description="checkpoints")
     output: OutputSection = Field(OutputSection(), description="run folder")
+    finish: FinishSection | None = Field(None, description="interpolation at the end of the run; null for none")
 
     @property
     def cache_dir(self) -> pathlib.Path:

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from pretrain.callbacks.zero_shot import ZeroShot
 from pretrain.checkpoint import read_trainer
 from pretrain.config import dump
 from pretrain.errors import ConfigError
+from pretrain.finishing import keep_base, require_base
 from pretrain.memory import keep_freed_memory
 from pretrain.module import Pretraining
 from pretrain.objectives.base import Objective, Surroundings
@@ -47,11 +48,26 @@ class Evaluation(Protocol):
     def select(self, model: DualEncoder, data: studies.Data, tokenize: Any, precision: str) -> dict[str, float]:
         """Scores of the selection split by name, `macro_auroc` among them."""
 
-    def test(self, release: Path, data: studies.Data, precision: str, out: Path) -> None:
-        """Score a release on the test split, write the results into `out` and print them."""
+    def test(self, release: Path, data: studies.Data, precision: str, out: Path, more: Sequence[Any]) -> None:
+        """Score a release on the test split, write the results into `out`, with `more`, and print them."""
 
 
-def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | None) -> int:
+class Merging(Protocol):
+    """The same of `finish`: what a run gained and forgot, and the mean of its first and last weights."""
+
+    def check(self, data: studies.Data) -> None:
+        """Raises EvalError or DataError where something could not be scored in the end."""
+
+    def merge(self, run: Path, precision: str) -> list[Any]:
+        """Write RUN/release between RUN/base and RUN/adapted; what was measured, which is printed."""
+
+    def show(self, run: Path, found: list[Any]) -> None:
+        """Results and page of nothing but that."""
+
+
+def train(
+    recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | None, merging: Merging | None = None
+) -> int:
     """Train in `folder`, from its last checkpoint with `resume`. Returns the process's exit code: 0, or 143 when
     stopped."""
     quiet()
@@ -78,10 +94,16 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     data = studies.build_data(recipe)
     if evaluation is not None:
         evaluation.check(data)
+    if merging is not None:
+        merging.check(data)
+        if checkpoint:
+            require_base(folder)
     for objective in objectives:
         objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels, data.train_captions))
     if first and not resume:
         runs.create(folder, recipe)
+    if first and merging is not None and not checkpoint:
+        keep_base(folder, dual, data, model_json(recipe, dual, data, []))
     tokenize, precision = build.tokenizer(recipe), build.precision(recipe)
     weights = trained_weights(checkpoint, state) if checkpoint and state else None
     cache = text_cache(recipe, dual, data, tokenize, weights)
@@ -92,6 +114,8 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     if evaluation is not None and len(data.select_rows):
         scorer = functools.partial(evaluation.select, data=data, tokenize=tokenize, precision=_short(precision))
         zero_shot = ZeroShot(scorer, recipe.evaluate.every_steps)
+    noun = "volumes" if recipe.data.geometry.kind == "volume" else "images"
+    progress = Progress(noun)
     checkpoints = Checkpoints(
         folder / runs.CHECKPOINTS,
         recipe.checkpoint.every_steps,
@@ -101,7 +125,6 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         zero_shot,
         preemption,
     )
-    noun = "volumes" if recipe.data.geometry.kind == "volume" else "images"
     # Order matters: restored first; scored before saved; the signal agreed on before the checkpoint that it asks for;
     # numbers of a step on disk before its checkpoint, or a run killed between the two would lack them for ever.
     callbacks: list[L.Callback | None] = [
@@ -110,7 +133,7 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
         zero_shot,
         Metrics(folder),
         checkpoints,
-        Progress(noun),
+        progress,
     ]
     trainer = make_trainer(recipe, precision, [c for c in callbacks if c is not None])
     labels = any("labels" in objective.reads for objective in objectives)
@@ -130,7 +153,9 @@ def train(recipe: Recipe, folder: Path, resume: bool, evaluation: Evaluation | N
     with _others_wait():
         if first:
             say_drawn(stream)
-            finish(recipe, folder, data, evaluation, _short(precision))
+            if progress.tokens.texts:
+                print(f"text     {progress.tokens}")
+            finish(recipe, folder, data, evaluation, merging, _short(precision))
     return 0
 
 
@@ -149,14 +174,27 @@ def _others_wait() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def finish(recipe: Recipe, folder: Path, data: studies.Data, evaluation: Evaluation | None, precision: str) -> None:
-    """Release the best checkpoint, score it as its users will load it, and say how to load it."""
+def finish(
+    recipe: Recipe,
+    folder: Path,
+    data: studies.Data,
+    evaluation: Evaluation | None,
+    merging: Merging | None,
+    precision: str,
+) -> None:
+    """Release the best checkpoint, merged with the start of the run where that is asked for, score it as its users will
+    load it, and say how to load it."""
     release = folder / runs.RELEASE
-    release_run(folder, release, checkpoint="best", overwrite=True)
+    release_run(folder, folder / runs.ADAPTED if merging else release, checkpoint="best", overwrite=True)
+    found = [] if merging is None else merging.merge(folder, precision)
     if evaluation is not None and recipe.evaluate.final and len(data.test_rows):
-        evaluation.test(release, data, precision, folder / runs.RESULTS)
+        evaluation.test(release, data, precision, folder / runs.RESULTS, found)
+    elif merging is not None:
+        merging.show(folder, found)
     planar = recipe.data.geometry.kind != "volume"
     print(f"\nrun      {folder}\nrelease  {release}")
+    if merging is not None:
+        print(f"of       {folder / runs.BASE} and {folder / runs.ADAPTED}")
     if (folder / runs.REPORT).is_file():
         print(f"report   {folder / runs.REPORT}")
     if recipe.model.text is None:

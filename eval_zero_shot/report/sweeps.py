@@ -50,10 +50,12 @@ def ends_table(outcomes: Sequence[Outcome], name: str) -> str:
             [
                 esc(o.model), esc(o.provenance["base"]), number(float(o.provenance["alpha"]), 2),
                 *(_cell(m) for m in (base, o.main, tuned)),
+                _cell(o.metric(f"{o.headline}_gain", BASE), "+"),
                 *(_cell(o.metric(f"{o.headline}_difference", end), "+") for end in (BASE, TUNED)),
             ]
         )  # fmt: skip
-    head = ("tuned model", "base", "a", "base (a = 0)", "merged", "tuned (a = 1)", "merged − base", "merged − tuned")
+    head = ("tuned model", "base", "a", "base (a = 0)", "merged", "tuned (a = 1)", "tuned − base",
+            "merged − base", "merged − tuned")  # fmt: skip
     return table(head, rows, name, words_in=2)
 
 

@@ -12,6 +12,7 @@ import lightning as L
 
 from encoders.features import rank, world_size
 from pretrain.module import Pretraining
+from pretrain.text_tokens import Tokens
 
 LINE_SECONDS = 15.0  # between lines where there is no terminal
 WINDOW = 50  # steps the rates are taken over
@@ -26,6 +27,7 @@ class Progress(L.Callback):
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=WINDOW)
         self._said = 0.0
         self._score: float | None = None
+        self.tokens = Tokens()  # of this rank, since this start of the run
 
     def on_train_start(self, trainer: L.Trainer, module: Pretraining) -> None:
         if rank() != 0:
@@ -47,7 +49,10 @@ class Progress(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Pretraining, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if rank() != 0 or not module.step_finished:
+        if rank() != 0:
+            return
+        self.tokens += module.tokens or Tokens()
+        if not module.step_finished:
             return
         stream: Any = trainer.train_dataloader
         now = time.monotonic()

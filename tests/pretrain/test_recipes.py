@@ -32,12 +32,13 @@ from tests.data_shards.foreign_tars import picture, write_tar
 PHANTOM = {"ct3d.yaml": (3, 56, 64, 80), "merlin.yaml": (1, 160, 224, 224), "velvet_med.yaml": (1, 96, 96, 96)}
 REAL = {"ct3d_real.yaml": "shards/ct", "xray2d.yaml": "shards/xray"}
 TARS = ("unimed_clip.yaml",)
+ELSEWHERE = ("bmc_clip.yaml",)  # test_bmc_clip
 FULL_SIZE = ("ct3d_base.yaml", "ct3d_large.yaml")
 ALONE = ("lvm_med.yaml",)  # image towers without texts
 
 
 def test_every_packaged_recipe_is_tried_here() -> None:
-    assert set(packaged()) == {*PHANTOM, *REAL, *TARS, *FULL_SIZE, *ALONE, "biomed2d.yaml"}
+    assert set(packaged()) == {*PHANTOM, *REAL, *TARS, *ELSEWHERE, *FULL_SIZE, *ALONE, "biomed2d.yaml"}
 
 
 @pytest.mark.parametrize(
