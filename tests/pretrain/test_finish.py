@@ -190,6 +190,8 @@ def test_what_cannot_be_finished_is_refused_before_anything_is_read(tiny: Any, t
     said = str(caught.value)
     assert "nothing to interpolate with" in said and "no folder or tar" in said and "did you mean phantom?" in said
     assert "select and split are both 'test'" in said and "two tasks are called 'phantom'" in said
+    with pytest.raises(ConfigError, match="alpha is chosen by how images meet texts"):
+        load_recipe(str(tiny.recipe), ["finish={interpolate_with: start}", "model.text=null"])
 
 
 @pytest.mark.parametrize(
