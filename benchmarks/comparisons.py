@@ -154,6 +154,40 @@ PARTS = {
     ),
 }
 
+# Systems of images on three collections together (benchmarks.real_images makes shards/images), all from random weights:
+# what is compared is what each makes of the same pairs, not what it starts from.
+IMAGES = (
+    "data.workers=0",
+    "evaluate.task=public_images",
+    "evaluate.every_steps=1000000",
+    "checkpoint.keep_top=0",
+    "train.batch_size=64",
+)
+THEIRS = (
+    "data.source={kind: mixture, mix: proportional, batches: mixed, sources: [{name: xray, path: shards/images/xray}, "
+    "{name: pneumonia, path: shards/images/pneumonia}, {name: slices, path: shards/images/slices}]}",
+    "data.geometry.size=[64, 64]",
+    "data.train_view.size=[64, 64]",
+    "data.eval_view.size=[64, 64]",
+    "data.units={report: true, templates: benchmarks/real_images_captions.yaml}",
+    "data.max_damaged=0",
+    "model.image={name: resnet10t, image_size: 64}",
+    "model.embed_dim=256",
+    "train.chunk=null",
+    "train.precision=auto",
+)
+
+
+def _images(config: str, context: int, positives: str, like: str | None = None) -> Arm:
+    """Recipe `config` at this size. A comparison with a repair has the original loss: positives "own"."""
+    words = (
+        f"model.text={{width: 128, layers: 2, heads: 4, context_length: {context}}}",
+        f"objectives=[{{name: contrastive, units: [report, caption], positives: {positives}}}]",
+        *(("model.pretrained=null", "finish=null") if config == "bmc_clip.yaml" else ()),
+    )
+    return Arm(config, (*THEIRS, *words), like=like, seeds=3 if like else None)
+
+
 SWEEPS = {
     "infonce_vs_sentence": Sweep(
         {
@@ -191,6 +225,29 @@ SWEEPS = {
         (("ours", "merlin"), ("ours", "velvet_med")),
         common=REAL,
         seconds=90.0,  # 120 steps of ours, the recipe's own length
+        systems=True,
+    ),
+    "images": Sweep(
+        {
+            "ours": Arm("biomed2d.yaml", rates=(1e-3,)),
+            "unimed": _images("unimed_clip.yaml", 256, "own"),
+            "bmc": _images("bmc_clip.yaml", 77, "own"),
+            "same_caption": _images("unimed_clip.yaml", 256, "same_caption", like="unimed"),
+            "same_label": _images("unimed_clip.yaml", 256, "same_label", like="unimed"),
+            "same_label_masked": _images("unimed_clip.yaml", 256, "same_label_masked", like="unimed"),
+            "soft": _images("unimed_clip.yaml", 256, "soft", like="unimed"),
+        },
+        (
+            ("ours", "unimed"),
+            ("ours", "bmc"),
+            ("same_caption", "unimed"),
+            ("same_label", "unimed"),
+            ("same_label_masked", "unimed"),
+            ("soft", "unimed"),
+        ),
+        common=IMAGES,
+        seconds=60.0,
+        rates=(3e-4, 1e-3, 3e-3),
         systems=True,
     ),
     "parts": Sweep(
