@@ -100,6 +100,7 @@ def test_packaged_recipes_are_valid_and_survive_dump(
     overrides = [f"data.source.path={tmp_path}"] if text["data"]["source"]["kind"] == "shards" else []
     for part in text["data"]["source"].get("sources", ()):
         Path(part["path"]).mkdir(parents=True)
+        (Path(part["path"]) / "manifest.json").write_text("{}", encoding="utf-8")
     recipe = load_recipe(name, overrides, smoke=small)
     if small:
         assert recipe.train.steps == 2 and recipe.train.batch_size <= 32

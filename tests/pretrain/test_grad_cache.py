@@ -105,7 +105,7 @@ SEED = 77
 def fixed_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no trainer, whose ranks would have to wait."""
     monkeypatch.setattr("pretrain.module._mixed", lambda *_: SEED)
-    monkeypatch.setattr("pretrain.module._no_sync", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("pretrain.module.no_sync", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(Pretraining, "trainer", None)
 
 

@@ -41,7 +41,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients are computed without one, whose ranks would have to wait."""
-    monkeypatch.setattr("pretrain.module._no_sync", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("pretrain.module.no_sync", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(Pretraining, "trainer", None)
 
 

@@ -118,7 +118,7 @@ def test_the_gradient_reaches_trunk_and_head_and_nothing_else(tiny: Any) -> None
 
 def test_in_parts_it_is_the_same(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown labels are spread unevenly over the parts, and token dropout is off: parts draw their own."""
-    monkeypatch.setattr("pretrain.module._no_sync", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("pretrain.module.no_sync", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(Pretraining, "trainer", None)
     found = []
     for chunk in ("null", "3", "1"):

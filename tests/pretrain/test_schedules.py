@@ -117,7 +117,7 @@ def steps_of(staged: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[
         objective.attach(Surroundings(dual, ("a", "b", "c"), lambda: torch.ones(1, 3)))
     module = Pretraining(recipe, dual, objectives).train()
     optimizers = module.configure_optimizers()
-    monkeypatch.setattr("pretrain.module._no_sync", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("pretrain.module.no_sync", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(Pretraining, "trainer", None)
     monkeypatch.setattr(Pretraining, "all_optimizers", optimizers)
     monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
