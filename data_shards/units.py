@@ -86,9 +86,11 @@ def text_identity(text: str) -> int:
 
 def captions_identity(texts: dict[str, Any]) -> int:
     """Equal for studies (contract 1's "texts") that have the same captions stored, in any order; 0 for none. Where
-    captions were written for a class, as UniMed-CLIP's, it tells the class."""
+    captions were written for a class, as UniMed-CLIP's, it tells the class. The study's own report, which UniMed-CLIP
+    stores among those of its class (MIMIC-CXR), is left aside where there are others."""
     every = {text_identity(c["text"]) for c in texts.get("captions") or () if c["text"].strip()}
-    return hash64(" ".join(map(str, sorted(every)))) if every else 0
+    of_class = every - {text_identity(texts.get("report") or "")} or every
+    return hash64(" ".join(map(str, sorted(of_class)))) if of_class else 0
 
 
 def study_units(

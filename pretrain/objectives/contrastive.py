@@ -54,7 +54,7 @@ class Contrastive(Objective):
             self.columns = label_columns(self.options.labels, around.label_names)
             known, what = class_of(around.train_labels()[:, self.columns]), "known labels"
         counts = torch.bincount(torch.unique(known[known != 0], return_inverse=True)[1])
-        if not (counts > 1).any():
+        if len(known) and not (counts > 1).any():
             raise ConfigError(
                 f"contrastive.positives: {self.options.positives}, but no two training studies have the same {what}",
                 why="every study would be a class of its own, and this the plain loss under another name",

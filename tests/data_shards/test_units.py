@@ -148,3 +148,13 @@ def test_what_identifies_a_list_of_captions() -> None:
     assert of("a cyst", "a  Cyst of the liver") == of("A cyst of the liver", "a cyst", "A CYST") != 0
     assert len({of("a cyst"), of("a cyst", "a stone"), of("a stone"), of("a cyst a stone")}) == 4
     assert of() == of(" ") == captions_identity({}) == 0
+
+
+def test_a_report_among_the_captions_of_a_class_does_not_make_another_class() -> None:
+    def of(report: str, *captions: str) -> int:
+        listed = [{"text": text, "weight": 1.0} for text in (report, *captions) if text]
+        return captions_identity({"report": report, "captions": listed})
+
+    same = of("", "a cyst", "cystic")
+    assert of("A long report.", "a cyst", "cystic") == of("Another one.", "cystic", "a cyst") == same
+    assert of("A long report.") != of("Another one.")

@@ -6,8 +6,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from pretrain.objectives.base import GlobalBatch, Surroundings, pairs_of
 from pretrain.objectives.contrastive import Contrastive, own_pairs
 from pretrain.runs import named_files
 from pretrain.schema_objectives import BY_LABEL, ContrastiveOptions
+from pretrain.studies import Data
 
 CAPTION = 3
 NAN = float("nan")
@@ -316,3 +319,23 @@ def test_shards_without_labels_are_refused_before_a_run_folder_is_made(
     assert runs("run") == 1
     assert "no two training studies have the same list of captions" in capsys.readouterr().err
     assert not runs.folder("run").exists()
+
+
+def test_few_of_many_studies_without_a_class_in_common_prove_nothing() -> None:
+    """One caption a study for the first hundred, ten classes after that."""
+
+    def data(read: int) -> Data:
+        def texts(row: int) -> dict[str, Any]:
+            text = f"figure {row}" if row < 100 else f"class {row % 10}"
+            return {"texts": {"captions": [{"text": text, "weight": 1.0}]}}
+
+        rows = np.arange(read)
+        return Data(SimpleNamespace(json=texts), None, None, None, None, rows, rows, rows)  # type: ignore[arg-type]
+
+    term = objective("same_label", classes="captions")
+    with pytest.raises(ConfigError, match="no two training studies have the same list"):
+        term.attach(around((), [[]], lambda: data(100).train_captions(most=100)))
+    assert data(90).train_captions(most=45) == [], "every second of ninety that are all different"
+    term.attach(around((), [[]], lambda: data(90).train_captions(most=45)))
+    assert len(data(200).train_captions(most=100)) == 100
+    term.attach(around((), [[]], lambda: data(200).train_captions(most=100)))
