@@ -51,6 +51,7 @@ bench: $(VENV)/.installed ## our performance claims, measured on this machine
 	$(PY) -m benchmarks.training_step
 	$(PY) -m benchmarks.model_sizes
 	$(PY) -m benchmarks.graph_matching
+	$(if $(DATA),$(PY) -m benchmarks.images_per_second $(DATA))
 
 bench-eval: $(VENV)/.installed peers ## evaluation against CLIP_benchmark and scikit-learn; the probe takes half an hour
 	$(PY) -m benchmarks.bootstrap_speed
