@@ -87,9 +87,8 @@ class GraphMatching(Objective):
     def _local(self, read: Mapping[str, Tensor], s: int, t: int, rows: slice, count: int) -> Tensor | None:
         if self.options.alpha == 1:
             return None
-        maps, places = (read[name].to(self._dtype) for name in (MAPS, PLACES))
-        s_map, t_map, s_place, t_place = (
-            one[view][rows].unflatten(0, (count, -1)) for one in (maps, places) for view in (s, t)
+        s_map, t_map, s_place, t_place = (  # cut, then widened: never a copy of all maps
+            read[name][view][rows].to(self._dtype).unflatten(0, (count, -1)) for name in (MAPS, PLACES) for view in (s, t)
         )
         return local_affinity(s_map, t_map, s_place, t_place, self.options.matches)
 
