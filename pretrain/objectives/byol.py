@@ -26,8 +26,8 @@ from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.objectives.distillation import Teacher, keep_share
 from pretrain.passes import Part, Pass, Rows, image_rows
 from pretrain.schema_objectives import BYOLOptions
-from pretrain.view_pairs import projector
-from pretrain.views import trunk_of, two_views, width_of
+from pretrain.view_pairs import projector, width_of
+from pretrain.views import trunk_of, two_views
 
 ONLINE, TARGET = "image:byol.trunk", "image:byol.target"
 
@@ -40,7 +40,7 @@ class BYOL(Objective):
     Options = BYOLOptions
 
     def attach(self, around: Surroundings) -> None:
-        told, width = self.options, width_of(around.dual, "byol")
+        told, width = self.options, width_of(around.dual, self.options, "byol")
         self.teacher = Teacher(trunk_of(around.dual, "byol"))
         self.head = projector(width, told.hidden, told.dim, layers=2)
         self.predictor = projector(told.dim, told.hidden, told.dim, layers=2)

@@ -35,14 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.crops import by_view, offered, pairs_of_views
+from pretrain.crops import by_view, offered, pairs_of_views, try_small
 from pretrain.matching import Problem, assign, solve
 from pretrain.matching.affinities import Graphs, gumbel, local_affinity, nearest
 from pretrain.matching.affinities import propagated as spread
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Pass
 from pretrain.schema_objectives import GraphMatchingOptions
-from pretrain.views import width_of
+from pretrain.views import trunk_of, width_of
 
 TRUNK, MAPS, PLACES = "image:crops.trunk", "image:crops.maps", "image:crops.places"
 
@@ -61,6 +61,7 @@ class GraphMatching(Objective):
 
     def attach(self, around: Surroundings) -> None:
         told, width = self.options, width_of(around.dual, "graph_matching")
+        try_small(trunk_of(around.dual, "graph_matching"), told.crops, "graph_matching")
         hidden = told.hidden or width
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, told.dim))
         self.layers = nn.ModuleList(nn.Linear(told.dim, told.dim, bias=False) for _ in range(told.layers))

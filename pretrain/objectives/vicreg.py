@@ -22,8 +22,7 @@ from torch import Tensor
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Pass
 from pretrain.schema_objectives import VICRegOptions
-from pretrain.view_pairs import compared, name_of, offered, projector
-from pretrain.views import width_of
+from pretrain.view_pairs import compared, name_of, offered, projector, width_of
 
 EPSILON = 1e-4
 
@@ -41,7 +40,8 @@ class VICReg(Objective):
         return offered(self.options)
 
     def attach(self, around: Surroundings) -> None:
-        self.head = projector(width_of(around.dual, "vicreg"), self.options.hidden, self.options.dim, layers=3)
+        told, width = self.options, width_of(around.dual, self.options, "vicreg")
+        self.head = projector(width, told.hidden, told.dim, layers=3)
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         told, pairs = self.options, compared(batch.rows[self.reads[0]], self.head)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
 from pretrain import build
 from pretrain.config import load_recipe
-from pretrain.crops import Boxes, by_view, cut, draw_boxes, images_of, jittered, pairs_of_views
+from pretrain.crops import Boxes, by_view, cut, draw_boxes, images_of, jittered, pairs_of_views, try_small
 from pretrain.errors import ConfigError
 from pretrain.module import Pretraining
 from pretrain.objectives import find_objective
@@ -343,12 +344,35 @@ def test_a_tower_with_batch_norm_is_not_cut_into_parts(films: Any) -> None:
         ('[{"name": "graph_matching", "crops": {"small_size": 32}}]', "there are no small crops"),
         ('[{"name": "graph_matching", "crops": {"scale": [0.9, 0.1]}}]', "the first not above the second"),
         ('[{"name": "graph_matching", "solver": "guess"}]', "solver"),
+        ('[{"name": "byol"}, {"name": "simclr"}, {"name": "byol", "views": "crops"}]', "byol is listed twice"),
     ],
 )
 def test_settings_that_nobody_reads_are_refused(films: Any, objectives: str, says: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load_recipe(str(films.recipe), [f"objectives={objectives}"])
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_small_crops_that_the_tower_does_not_take_make_no_run(
+    films: Any, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = {"name": "vit_tiny_patch16_224", "image_size": 32}
+    small = entry(name, crops={"small": 1, "small_size": 48})
+    assert films("run", model={"text": None, "image": image}, objectives=[small]) == 1
+    said = capsys.readouterr().err
+    assert f"objective {name}: crops.small_size: this tower takes no images of 48 pixels" in said
+    assert not films.folder("run").exists()
+
+
+def test_a_trial_of_small_crops_changes_nothing() -> None:
+    trunk = timm.create_model("resnet10t", num_classes=0).train()
+    trunk.bn1.eval()
+    before, draws = copy.deepcopy(trunk.state_dict()), torch.get_rng_state()
+    try_small(trunk, CropOptions(small=1, small_size=24), "vicreg")
+    after = trunk.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(draws, torch.get_rng_state()) and trunk.training and not trunk.bn1.training
 
 
 def test_volumes_have_no_crops(tiny: Any) -> None:
