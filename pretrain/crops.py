@@ -171,7 +171,7 @@ def try_small(trunk: nn.Module, told: CropOptions, objective: str) -> None:
         cast(Any, trunk).forward_features(like.new_zeros(1, channels, told.small_size, told.small_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"objective {objective}: crops.small_size: this tower takes no images of {told.small_size} pixels ({error})",
+            f"objective {objective}: crops.small_size: this tower takes no images of {told.small_size} pixels: {error}",
             why="the run would end at its first step",
             fix="leave small_size out, or use a tower that takes several sizes (a ResNet)",
         ) from error

@@ -17,8 +17,8 @@ and with `imle`, as published (arXiv 2106.01798), L is the Hamming distance of �
     dL/dc = (1/λN) (ṽ - v'),    v' = argmax_v <c + ε - λ dL/dṽ, v>,   dL/dṽ = 1 - 2 v*,  the same ε in both
 
 With the published λ = 80 the second problem is so far moved that v' is the identity: both differ by a factor then.
-local(i, a) is the mean cosine of the `matches` closest pairs of a map cell p of one view and a cell of the other, of both
-directions and two kinds: the cell nearest to p in the image, and the cell nearest in features.
+local(i, a) is the mean cosine of the `matches` closest pairs of a map cell p of one view and a cell of the other, of
+both directions and two kinds: the cell nearest to p in the image, and the cell nearest in features.
 
 Repaired: one edge set for both views (with two the identity is often not the best matching), noise with a temperature
 (unit noise hides cosines), one solve, no image dropped: a batch is spread evenly over groups.
@@ -89,7 +89,9 @@ class GraphMatching(Objective):
         if self.options.alpha == 1:
             return None
         s_map, t_map, s_place, t_place = (  # cut, then widened: never a copy of all maps
-            read[name][view][rows].to(self._dtype).unflatten(0, (count, -1)) for name in (MAPS, PLACES) for view in (s, t)
+            read[name][view][rows].to(self._dtype).unflatten(0, (count, -1))
+            for name in (MAPS, PLACES)
+            for view in (s, t)
         )
         return local_affinity(s_map, t_map, s_place, t_place, self.options.matches)
 

@@ -255,7 +255,8 @@ def films(make_fit: Callable[..., Any], tmp_path: Path, radiograph_data: dict[st
 
 
 def entry(name: str, **more: Any) -> dict[str, Any]:
-    small: dict[str, Any] = {"name": name, "crops": {"cells": 2, "small": 1, "small_size": 24}}
+    """Small crops, and cells where somebody reads them: alone, the objectives on pairs do not."""
+    small: dict[str, Any] = {"name": name, "crops": {"small": 1, "small_size": 24}}
     if name != "graph_matching":
         small |= {"views": "crops", "dim": 16}
     return small | ({"hidden": 32} if name in PAIRS else {}) | more
@@ -309,8 +310,15 @@ def films_batch(size: int = 5) -> Any:
 @pytest.mark.parametrize("chunk", [2, 3])
 def test_in_parts_as_in_one_graph(films: Any, chunk: int) -> None:
     """Also with BatchNorm in the heads, which see the whole batch."""
-    crops = {"cells": 2, "small": 1}
-    each = [entry(name, crops=crops, **({"temperature": 0.0} if name == ALL[-1] else {})) for name in ALL]
+    crops = {"small": 1}
+    each = [
+        entry(
+            name,
+            crops=crops | ({} if name == "byol" else {"cells": 2}),
+            **({"temperature": 0.0} if name == ALL[-1] else {}),
+        )
+        for name in ALL
+    ]
     words = [f"objectives={json.dumps(each)}", f"train.chunk={chunk}", "model.image.name=vit_tiny_patch16_224"]
     recipe = load_recipe(str(films.recipe), words)
     torch.manual_seed(0)
@@ -344,6 +352,22 @@ def test_a_tower_with_batch_norm_is_not_cut_into_parts(films: Any) -> None:
         ('[{"name": "graph_matching", "crops": {"small_size": 32}}]', "there are no small crops"),
         ('[{"name": "graph_matching", "crops": {"scale": [0.9, 0.1]}}]', "the first not above the second"),
         ('[{"name": "graph_matching", "solver": "guess"}]', "solver"),
+        ('[{"name": "graph_matching", "crops": {"small_scale": [0.1, 0.2]}}]', "there are no small crops"),
+        ('[{"name": "vicreg", "views": "crops", "crops": {"cells": 3}}]', "nobody reads feature maps"),
+        ('[{"name": "graph_matching", "alpha": 1, "crops": {"cells": 3}}]', "nobody reads feature maps"),
+        (
+            '[{"name": "graph_matching", "crops": {"cells": 3}}, {"name": "byol", "views": "crops", '
+            '"crops": {"cells": 3}}]',
+            "objectives.1.crops.cells",
+        ),
+        ('[{"name": "graph_matching", "strength": 80}]', "would be ignored: gradient is fenchel_young"),
+        ('[{"name": "graph_matching", "solver": "pygmtools", "paths": 4}]', "would be ignored: solver is pygmtools"),
+        ('[{"name": "graph_matching", "order": "first", "paths": 4}]', "would be ignored: order is first"),
+        ('[{"name": "graph_matching", "order": "first", "solver": "search"}]', "would be ignored: order is first"),
+        ('[{"name": "graph_matching", "order": "first", "layers": 0, "edges": "own"}]', "order is first and layers"),
+        ('[{"name": "graph_matching", "temperature": 0, "samples": 4}]', "would be ignored: temperature is 0"),
+        ('[{"name": "graph_matching", "alpha": 1, "matches": 4}]', "would be ignored: alpha is 1"),
+        ('[{"name": "distillation"}, {"name": "distillation"}]', "distillation is listed twice"),
         ('[{"name": "byol"}, {"name": "simclr"}, {"name": "byol", "views": "crops"}]', "byol is listed twice"),
     ],
 )
@@ -351,6 +375,19 @@ def test_settings_that_nobody_reads_are_refused(films: Any, objectives: str, say
     with pytest.raises(ConfigError) as refused:
         load_recipe(str(films.recipe), [f"objectives={objectives}"])
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        '[{"name": "graph_matching", "gradient": "imle", "strength": 8, "samples": 2, "paths": 4, "solver": "search"}]',
+        '[{"name": "graph_matching", "order": "first", "edges": "own", "matches": 4, "temperature": 0}]',
+        '[{"name": "vicreg", "views": "crops", "crops": {"cells": 3, "small": 1, "small_scale": [0.1, 0.2]}}, '
+        '{"name": "graph_matching", "crops": {"cells": 3, "small": 1, "small_scale": [0.1, 0.2]}}]',
+    ],
+)
+def test_settings_that_are_read_pass(films: Any, objectives: str) -> None:
+    assert load_recipe(str(films.recipe), [f"objectives={objectives}"]).objectives
 
 
 @pytest.mark.parametrize("name", ALL)

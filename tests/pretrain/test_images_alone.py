@@ -16,7 +16,7 @@ import torch
 
 import encoders
 from pretrain import build, fit
-from pretrain.config import load_recipe
+from pretrain.config import dump, load_recipe
 from pretrain.errors import ConfigError
 
 ALONE: dict[str, Any] = {"model": {"text": None}, "objectives": [{"name": "simclr", "dim": 8}]}
@@ -109,6 +109,7 @@ def test_embed_and_probe_take_the_release(
         (['objectives=[{"name": "contrastive"}]'], "contrastive compares with texts, and model.text is null"),
         (['objectives=[{"name": "matching"}]'], "matching compares with texts, and model.text is null"),
         (["model.centred=true"], "there is no such space"),
+        (["optim.lr_multipliers.text=0"], "optim.lr_multipliers.text"),
         (["evaluate.task=hannover_cxr"], "zero-shot scores compare images with texts"),
         (["model.image.name=ViT-B-16"], "'ViT-B-16' is open_clip's own tower"),
     ],
@@ -117,6 +118,12 @@ def test_what_needs_texts_is_refused(alone: Any, words: list[str], says: str) ->
     with pytest.raises(ConfigError) as refused:
         load_recipe(str(alone.recipe), words)
     assert says in str(refused.value)
+
+
+def test_a_dumped_recipe_without_texts_is_read_again(alone: Any, tmp_path: Path) -> None:
+    recipe = load_recipe(str(alone.recipe), ["optim.lr_multipliers.heads=2"])
+    (tmp_path / "dumped.yaml").write_text(dump(recipe))
+    assert load_recipe(str(tmp_path / "dumped.yaml")) == recipe
 
 
 def test_somebody_elses_objective_that_reads_texts_is_refused(alone: Any, plugins: None) -> None:
