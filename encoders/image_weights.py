@@ -2,8 +2,8 @@
 
 Nothing is loaded in part: a tensor of the tower that the file lacks, one of the file that the tower lacks (classifiers
 and the other parts of SAM aside), or another shape is an error that lists them. Tables of positions alone are resampled
-to the tower's size, since they are defined at any size. Files from before torch 0.4.1 lack BatchNorm's count of batches,
-which no feature depends on: the tower keeps its own.
+to the tower's size, since they are defined at any size. Files from before torch 0.4.1 lack BatchNorm's count of
+batches, which no feature depends on: the tower keeps its own.
 """
 
 from __future__ import annotations

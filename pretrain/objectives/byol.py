@@ -3,8 +3,9 @@
     L = mean over pairs of views (a, b), a ≠ b, b large, of  2 - 2 cos( q(g_θ(h_a)), g_ξ(h'_b) )
     ξ ← τ ξ + (1 - τ) θ,   τ = 1 - (1 - τ₀) (cos(π k/K) + 1) / 2   in step k of K
 
-h is the tower's pooled feature and h' that of its average, g a projector, q a predictor. The average is in evaluation
-mode, with the student's running statistics; theirs is in training mode.
+h is the tower's pooled feature and h' that of its average, g a projector, q a predictor. The average of the tower is in
+evaluation mode, with the student's running statistics, and that of the projector in training mode, with the batch's;
+theirs are both in training mode.
 
 Legend: B studies, v views of each, C trunk width.
 """

@@ -21,7 +21,8 @@ local(i, a) is the mean cosine of the `matches` closest pairs of a map cell p of
 both directions and two kinds: the cell nearest to p in the image, and the cell nearest in features.
 
 Repaired: one edge set for both views (with two the identity is often not the best matching), noise with a temperature
-(unit noise hides cosines), one solve, no image dropped: a batch is spread evenly over groups.
+(unit noise hides cosines), one solve, no image dropped: a batch is spread evenly over groups. Every rank sees the same
+groups and draws noise of its own: the gradient, a mean over ranks, is that of as many more samples.
 
 Legend: B studies, G groups of N, E edges of a graph, F width, C channels of a tower, P cells of a map, R gathered rows.
 """

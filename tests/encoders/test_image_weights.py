@@ -76,7 +76,7 @@ def test_a_file_from_before_batches_were_counted(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[k], v) for k, v in old.items())
     del old["bn1.running_var"]
     torch.save(old, tmp_path / "older.pth")
-    with pytest.raises(ReleaseError, match="1 missing from the file: bn1.running_var"):
+    with pytest.raises(ReleaseError, match=r"1 missing from the file: bn1\.running_var"):
         load_image_weights(trunk, tmp_path / "older.pth")
 
 

@@ -163,7 +163,7 @@ def spelt_out_vicreg(a: list[list[float]], b: list[list[float]]) -> float:
             for k in range(d):
                 shared = sum((row[j] - means[j]) * (row[k] - means[k]) for row in z) / (n - 1)
                 if j == k:
-                    v += max(0.0, 1 - math.sqrt(shared + 1e-4)) / d
+                    v += max(0.0, 1 - math.sqrt(shared + 1e-4)) / d / 2
                 else:
                     c += shared**2 / d
     return 25 * s + 25 * v + c
