@@ -2,7 +2,8 @@
 
 Nothing is loaded in part: a tensor of the tower that the file lacks, one of the file that the tower lacks (classifiers
 and the other parts of SAM aside), or another shape is an error that lists them. Tables of positions alone are resampled
-to the tower's size, since they are defined at any size.
+to the tower's size, since they are defined at any size. Files from before torch 0.4.1 lack BatchNorm's count of
+batches, which no feature depends on: the tower keeps its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from encoders.inflate import Inflation, weights_2d
 
 SAM = "image_encoder."  # of segment-anything's own checkpoints, beside prompt_encoder. and mask_decoder.
 CLASSIFIERS = ("fc.", "head.", "classifier.", "head_dist.")
+COUNT = ".num_batches_tracked"
 LISTED = 8  # names in an error
 
 
@@ -33,6 +35,7 @@ def load_image_weights(trunk: nn.Module, path: str | Path) -> tuple[Inflation, t
     given = {key.removeprefix("module."): value for key, value in weights_2d(str(path)).items()}
     stored, aside = _of_tower(given, trunk)
     wanted = trunk.state_dict()
+    counts = {name: own for name, own in wanted.items() if name.endswith(COUNT) and name not in stored}
     resampled = []
     for name in sorted(stored.keys() & wanted.keys()):
         if stored[name].shape == wanted[name].shape:
@@ -40,7 +43,8 @@ def load_image_weights(trunk: nn.Module, path: str | Path) -> tuple[Inflation, t
         if (fitted := _resized(name, stored[name], wanted[name])) is not None:
             stored[name] = fitted
             resampled.append(name)
-    missing, strange = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    missing = sorted(wanted.keys() - stored.keys() - counts.keys())
+    strange = sorted(stored.keys() - wanted.keys())
     other = [k for k in sorted(wanted.keys() & stored.keys()) if stored[k].shape != wanted[k].shape]
     found = {"missing from the file": missing, "unexpected in the file": strange, "of another shape": other}
     said = [f"{len(names)} {what}: {_some(names)}" for what, names in found.items() if names]
@@ -50,7 +54,7 @@ def load_image_weights(trunk: nn.Module, path: str | Path) -> tuple[Inflation, t
             "part of it would stay random, or hold other weights than the file's",
             "name the architecture that the file was made for in model.image.name (timm.list_models())",
         )
-    trunk.load_state_dict(stored, strict=True)
+    trunk.load_state_dict({**stored, **counts}, strict=True)
     return Inflation(len(stored), tuple(aside), ()), tuple(resampled)
 
 

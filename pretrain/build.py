@@ -139,7 +139,7 @@ def _image_only_cfg(recipe: Recipe) -> dict[str, Any]:
             ) from error
     return {
         "timm_model_name": name,
-        "timm_model_pretrained": image.pretrained,
+        "timm_model_pretrained": image.pretrained is True,
         "image_size": [height, width],
         **({"timm_model_args": args} if args else {}),
     }

@@ -16,6 +16,7 @@ from encoders.volumetric import NAMES, is_volumetric, parse
 from pretrain import known_models
 from pretrain.checks_finish import check_finish
 from pretrain.checks_images import check_images_alone
+from pretrain.checks_matching import check_matching, check_once
 from pretrain.checks_report import check_report
 from pretrain.checks_source import check_source, check_stratified
 from pretrain.checks_start import check_pretrained, check_start
@@ -319,6 +320,8 @@ CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     check_alternation,
     check_labels,
     check_positives,
+    check_once,
+    check_matching,
     check_schedules,
     check_report,
     check_token_dropout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pretrain import known_models
-from pretrain.schema import EvaluateSection, ModelSection, ObjectiveSection
+from pretrain.schema import EvaluateSection, ModelSection, ObjectiveSection, OptimSection
 from pretrain.schema_data import DataSection, UnitSection
 from pretrain.schema_objectives import OBJECTIVE_OPTIONS
 from pretrain.yaml_lines import Problem
@@ -29,7 +29,11 @@ def texts_of(units: UnitSection) -> list[str]:
 
 
 def check_images_alone(
-    data: DataSection, model: ModelSection, objectives: Sequence[ObjectiveSection], evaluate: EvaluateSection
+    data: DataSection,
+    model: ModelSection,
+    objectives: Sequence[ObjectiveSection],
+    evaluate: EvaluateSection,
+    optim: OptimSection,
 ) -> Iterator[Problem]:
     if model.text is not None:
         return
@@ -45,6 +49,9 @@ def check_images_alone(
     if model.centred:
         what = "centres images and texts in one space, and model.text is null: there is no such space"
         yield Problem(("model", "centred"), what, "set it to false")
+    if optim.lr_multipliers.text != 1:  # a dumped recipe writes the 1 out
+        what = "would be ignored: model.text is null"
+        yield Problem(("optim", "lr_multipliers", "text"), what, "leave it out")
     if evaluate.task is not None:
         what = "zero-shot scores compare images with texts, and model.text is null"
         fix = "set it to null, and probe the release: python -m eval_zero_shot.probe"

@@ -19,6 +19,7 @@ def check_pretrained(model: ModelSection) -> Iterator[Problem]:
     """`model.pretrained` and `model.image.pretrained`. Which tags there are is known once open_clip is imported."""
     image, whole = ("model", "image", "pretrained"), ("model", "pretrained")
     name, cfg = model.image.name, known_models.open_clip_config(model.image.name)
+    timms = model.text is None and name == name.lower()  # open_clip has some of these names too: convnext_base
     for at, source in ((whole, model.pretrained), (image, model.image.pretrained)):
         if not isinstance(source, str):
             continue
@@ -26,10 +27,13 @@ def check_pretrained(model: ModelSection) -> Iterator[Problem]:
             fix = "its published weights: true, a tag of them after the dot of the name" if at == image else ""
             what = f"'{name}' is no open_clip model, so there are no weights of it under '{source}'"
             yield Problem(at, what, fix or "an open_clip name in model.image.name, such as ViT-B-16-quickgelu")
+        elif timms and at == image:
+            what = f"'{source}' is of an open_clip model, and without a text tower '{name}' is timm's"
+            yield Problem(at, what, "true, a tag of timm's after the dot of the name, or pretrained_file: FILE")
         elif source.endswith(WEIGHTS) and not Path(source).expanduser().is_file():
             fix = f"a file, or a tag: open_clip.list_pretrained_tags_by_model('{name}')"
             yield Problem(at, f"no file '{source}'", fix)
-    if cfg is not None and model.image.pretrained is True:
+    if cfg is not None and model.image.pretrained is True and not timms:
         what = f"open_clip has several weights for '{name}'"
         yield Problem(image, what, f"name one of open_clip.list_pretrained_tags_by_model('{name}'), or a file")
     parts = ("pretrained", "pretrained_file", "inflate")

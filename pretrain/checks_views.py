@@ -29,6 +29,7 @@ def check_image_views(
             continue  # said elsewhere
         if getattr(told, "views", "crops" if crops else "turned") == "crops":
             yield from _check_crops(i, told, data, model)
+            yield from _check_cells(i, told, objectives)
             keys: tuple[str, ...] = ("crops",)
             unused = tuple(ViewOptions.model_fields)
         else:
@@ -60,6 +61,22 @@ def _check_crops(i: int, told: Any, data: DataSection, model: ModelSection) -> I
         yield Problem(("objectives", i), what, "use views: turned, or a tower of images on data.geometry.kind: slice")
     if not crops.small and crops.small_size is not None:
         yield Problem((*at, "small_size"), "would be ignored: there are no small crops", "set small, or leave it out")
+    if not crops.small and "small_scale" in crops.model_fields_set:
+        yield Problem((*at, "small_scale"), "would be ignored: there are no small crops", "set small, or leave it out")
     if hasattr(told, "alpha") and told.alpha < 1 and model.image.token_dropout:
         what = "the local affinity needs a token at every place, and model.image.token_dropout takes some away"
         yield Problem(("objectives", i), what, "set token_dropout to 0, or alpha to 1")
+
+
+def _check_cells(i: int, told: Any, objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]:
+    """Maps are read by graph_matching, which shares its crops with all but byol, or by somebody else's objective."""
+    if "cells" not in told.crops.model_fields_set:
+        return
+    shared = objectives[i].name != "byol"
+    if not shared or not any(":" in one.name or _reads_maps(one) for one in objectives):
+        why = "nobody reads feature maps of these crops"
+        yield Problem(("objectives", i, "crops", "cells"), f"would be ignored: {why}", "leave it out")
+
+
+def _reads_maps(objective: ObjectiveSection) -> bool:
+    return objective.name == "graph_matching" and objective.options.get("alpha", 0) != 1

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from pretrain.errors import ConfigError
 from pretrain.passes import Part, Pass, Rows, image_rows
 
 if TYPE_CHECKING:
@@ -151,6 +152,32 @@ def averaged(tokens: Rows, cells: int) -> tuple[Tensor, tuple[int, int]]:
     n, _, channels = tokens.values.shape
     maps = tokens.values.transpose(1, 2).reshape(n, channels, *tokens.grid)
     return F.adaptive_avg_pool2d(maps, cells).flatten(2).transpose(1, 2), (cells, cells)
+
+
+@torch.no_grad()
+def try_small(trunk: nn.Module, told: CropOptions, objective: str) -> None:
+    """One small crop of zeros through a tower in evaluation mode, which draws and changes nothing.
+
+    Raises:
+        ConfigError: the tower takes no images of that size.
+    """
+    if not told.small or told.small_size is None:
+        return
+    modes = [(module, module.training) for module in trunk.modules()]
+    channels = next(module.in_channels for module in trunk.modules() if isinstance(module, nn.Conv2d))
+    like = next(trunk.parameters())
+    trunk.eval()
+    try:
+        cast(Any, trunk).forward_features(like.new_zeros(1, channels, told.small_size, told.small_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"objective {objective}: crops.small_size: this tower takes no images of {told.small_size} pixels: {error}",
+            why="the run would end at its first step",
+            fix="leave small_size out, or use a tower that takes several sizes (a ResNet)",
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def offered(options: CropOptions) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:

@@ -146,7 +146,7 @@ class GraphMatchingOptions(Section):
     hidden: int | None = Field(None, gt=0, description="width of the projection's hidden layer; null: the tower's")
     layers: int = Field(2, ge=0, le=8, description="layers of message passing; 0 for none")
     alpha: float = Field(0.8, ge=0.0, le=1.0, description="share of the global affinity of nodes, beside the local one")
-    matches: int = Field(20, ge=1, description="best matches of map cells that the local affinity is the mean of")
+    matches: int = Field(20, ge=1, description="closest pairs of map cells that the local affinity is the mean of")
     order: Literal["first", "second"] = Field("second", description="first: nodes alone, no edges")
     gradient: Literal["fenchel_young", "imle"] = Field(
         "fenchel_young", description="perturbed solutions minus identity; or two solves, as published"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from encoders.dual import DualEncoder
 from pretrain import crops, views
 from pretrain.passes import Pass, Rows
 from pretrain.schema_objectives import PairOptions
@@ -22,6 +23,13 @@ def name_of(options: PairOptions) -> str:
 def offered(options: PairOptions) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
     """What an objective on pairs of views returns from `passes`."""
     return crops.offered(options.crops) if options.views == "crops" else views.offered(options)
+
+
+def width_of(dual: DualEncoder, options: PairOptions, objective: str) -> int:
+    """Width of the field `trunk`. Raises ConfigError where the tower has none, or does not take the small crops."""
+    if options.views == "crops":
+        crops.try_small(views.trunk_of(dual, objective), options.crops, objective)
+    return views.width_of(dual, objective)
 
 
 def compared(rows: Rows, head: nn.Module) -> list[tuple[Tensor, Tensor]]:

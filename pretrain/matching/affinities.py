@@ -63,8 +63,9 @@ def local_affinity(s_GNPC: Tensor, t_GNPC: Tensor, s_GNP2: Tensor, t_GNP2: Tenso
     """How well the maps of two images match cell by cell, [G, N, N] in [-1, 1].
 
     Every cell of one map is matched with the cell of the other that is nearest in the image (places: its coordinates),
-    and with the one whose features are nearest; of either kind the mean cosine of the `matches` best pairs counts half.
-    Both directions, their mean. One group at a time: cosines of all cells of a group are N² P² numbers.
+    and with the one whose features are nearest. Of either kind the `matches` pairs of least distance are kept, in place
+    or between features (VICRegL, arXiv 2210.01571, §3.2 and its code), and their mean cosine counts half. Both
+    directions, their mean. One group at a time: cosines of all cells of a group are N² P² numbers.
     """
     found = []
     for group in zip(s_GNPC, t_GNPC, s_GNP2, t_GNP2, strict=True):
@@ -82,12 +83,13 @@ def _one_way(s_NPC: Tensor, t_NPC: Tensor, s_NP2: Tensor, t_NP2: Tensor, matches
     with torch.no_grad():
         apart = torch.cdist(s_NP2.flatten(0, 1), t_NP2.flatten(0, 1)).view(n, cells, n, cells)
         features = torch.cdist(s_NPC.flatten(0, 1), t_NPC.flatten(0, 1)).view(n, cells, n, cells)
-        kinds = [apart.argmin(-1), features.argmin(-1)]
-    best = []
-    for where_NPN in kinds:
+        kinds = [one.min(-1) for one in (apart, features)]
+    means = []
+    for distance_NPN, where_NPN in kinds:
         matched = cosine_NPNP.gather(3, where_NPN[..., None])[..., 0]
-        best.append(matched.topk(min(matches, cells), 1).values.mean(1))
-    return 0.5 * (best[0] + best[1])
+        kept = distance_NPN.topk(min(matches, cells), 1, largest=False).indices
+        means.append(matched.gather(1, kept).mean(1))
+    return 0.5 * (means[0] + means[1])
 
 
 def gumbel(like: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from torch import Tensor
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Pass
 from pretrain.schema_objectives import BarlowTwinsOptions
-from pretrain.view_pairs import compared, name_of, offered, projector
-from pretrain.views import width_of
+from pretrain.view_pairs import compared, name_of, offered, projector, width_of
 
 EPSILON = 1e-5  # of BatchNorm, by which they normalise
 
@@ -36,7 +35,8 @@ class BarlowTwins(Objective):
         return offered(self.options)
 
     def attach(self, around: Surroundings) -> None:
-        self.head = projector(width_of(around.dual, "barlow_twins"), self.options.hidden, self.options.dim, layers=3)
+        told, width = self.options, width_of(around.dual, self.options, "barlow_twins")
+        self.head = projector(width, told.hidden, told.dim, layers=3)
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         losses, agreements = [], []

@@ -3,8 +3,9 @@
     L = mean over pairs of views (a, b), a ≠ b, b large, of  2 - 2 cos( q(g_θ(h_a)), g_ξ(h'_b) )
     ξ ← τ ξ + (1 - τ) θ,   τ = 1 - (1 - τ₀) (cos(π k/K) + 1) / 2   in step k of K
 
-h is the tower's pooled feature and h' that of its average, g a projector, q a predictor. The average is in evaluation
-mode, with the student's running statistics; theirs is in training mode.
+h is the tower's pooled feature and h' that of its average, g a projector, q a predictor. The average of the tower is in
+evaluation mode, with the student's running statistics, and that of the projector in training mode, with the batch's;
+theirs are both in training mode.
 
 Legend: B studies, v views of each, C trunk width.
 """
@@ -26,8 +27,8 @@ from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.objectives.distillation import Teacher, keep_share
 from pretrain.passes import Part, Pass, Rows, image_rows
 from pretrain.schema_objectives import BYOLOptions
-from pretrain.view_pairs import projector
-from pretrain.views import trunk_of, two_views, width_of
+from pretrain.view_pairs import projector, width_of
+from pretrain.views import trunk_of, two_views
 
 ONLINE, TARGET = "image:byol.trunk", "image:byol.target"
 
@@ -40,7 +41,7 @@ class BYOL(Objective):
     Options = BYOLOptions
 
     def attach(self, around: Surroundings) -> None:
-        told, width = self.options, width_of(around.dual, "byol")
+        told, width = self.options, width_of(around.dual, self.options, "byol")
         self.teacher = Teacher(trunk_of(around.dual, "byol"))
         self.head = projector(width, told.hidden, told.dim, layers=2)
         self.predictor = projector(told.dim, told.hidden, told.dim, layers=2)

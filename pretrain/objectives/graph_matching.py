@@ -17,11 +17,12 @@ and with `imle`, as published (arXiv 2106.01798), L is the Hamming distance of �
     dL/dc = (1/λN) (ṽ - v'),    v' = argmax_v <c + ε - λ dL/dṽ, v>,   dL/dṽ = 1 - 2 v*,  the same ε in both
 
 With the published λ = 80 the second problem is so far moved that v' is the identity: both differ by a factor then.
-local(i, a) is the mean cosine of the best `matches` of map cells p of one view with a cell of the other, of both
-directions and two kinds: the cell nearest to p in the image, and the cell nearest in features.
+local(i, a) is the mean cosine of the `matches` closest pairs of a map cell p of one view and a cell of the other, of
+both directions and two kinds: the cell nearest to p in the image, and the cell nearest in features.
 
 Repaired: one edge set for both views (with two the identity is often not the best matching), noise with a temperature
-(unit noise hides cosines), one solve, no image dropped: a batch is spread evenly over groups.
+(unit noise hides cosines), one solve, no image dropped: a batch is spread evenly over groups. Every rank sees the same
+groups and draws noise of its own: the gradient, a mean over ranks, is that of as many more samples.
 
 Legend: B studies, G groups of N, E edges of a graph, F width, C channels of a tower, P cells of a map, R gathered rows.
 """
@@ -35,14 +36,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.crops import by_view, offered, pairs_of_views
+from pretrain.crops import by_view, offered, pairs_of_views, try_small
 from pretrain.matching import Problem, assign, solve
 from pretrain.matching.affinities import Graphs, gumbel, local_affinity, nearest
 from pretrain.matching.affinities import propagated as spread
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Pass
 from pretrain.schema_objectives import GraphMatchingOptions
-from pretrain.views import width_of
+from pretrain.views import trunk_of, width_of
 
 TRUNK, MAPS, PLACES = "image:crops.trunk", "image:crops.maps", "image:crops.places"
 
@@ -61,6 +62,7 @@ class GraphMatching(Objective):
 
     def attach(self, around: Surroundings) -> None:
         told, width = self.options, width_of(around.dual, "graph_matching")
+        try_small(trunk_of(around.dual, "graph_matching"), told.crops, "graph_matching")
         hidden = told.hidden or width
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, told.dim))
         self.layers = nn.ModuleList(nn.Linear(told.dim, told.dim, bias=False) for _ in range(told.layers))
@@ -87,9 +89,10 @@ class GraphMatching(Objective):
     def _local(self, read: Mapping[str, Tensor], s: int, t: int, rows: slice, count: int) -> Tensor | None:
         if self.options.alpha == 1:
             return None
-        maps, places = (read[name].to(self._dtype) for name in (MAPS, PLACES))
-        s_map, t_map, s_place, t_place = (
-            one[view][rows].unflatten(0, (count, -1)) for one in (maps, places) for view in (s, t)
+        s_map, t_map, s_place, t_place = (  # cut, then widened: never a copy of all maps
+            read[name][view][rows].to(self._dtype).unflatten(0, (count, -1))
+            for name in (MAPS, PLACES)
+            for view in (s, t)
         )
         return local_affinity(s_map, t_map, s_place, t_place, self.options.matches)
 

@@ -24,8 +24,7 @@ from pretrain.dense_nce import multi_positive_nce
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Pass
 from pretrain.schema_objectives import SimCLROptions
-from pretrain.view_pairs import name_of, offered
-from pretrain.views import width_of
+from pretrain.view_pairs import name_of, offered, width_of
 
 SAME_TEXT = ("report",)  # sentences and captions are shared by images that have little else in common
 
@@ -43,7 +42,7 @@ class SimCLR(Objective):
         return offered(self.options)
 
     def attach(self, around: Surroundings) -> None:
-        width, hidden = width_of(around.dual, "simclr"), self.options.hidden
+        width, hidden = width_of(around.dual, self.options, "simclr"), self.options.hidden
         before = [nn.Linear(width, hidden), nn.ReLU()] if hidden else []
         self.head = nn.Sequential(*before, nn.Linear(hidden or width, self.options.dim))
 

@@ -1,12 +1,12 @@
 """Views of an image alike, every dimension used, no two dimensions alike (VICReg, arXiv 2105.04906, §4).
 
-    L = λ s(Z, Z') + μ (v(Z) + v(Z')) + ν (c(Z) + c(Z'))
+    L = λ s(Z, Z') + μ (v(Z) + v(Z')) / 2 + ν (c(Z) + c(Z'))
     s = (1/BD) Σ_i |z_i - z'_i|²                                 invariance
     v = (1/D) Σ_d max(0, 1 - √(Var(z_d) + 1e-4))                 variance, eq. 1
     c = (1/D) Σ_{d≠e} Cov(Z)_de²                                 covariance, eq. 4
 
-Z are projections of the global batch in one view. s is divided by D as in their code, for which λ = 25 was chosen; in
-eq. 5 it is not.
+Z are projections of the global batch in one view. As in their code, for which λ = μ = 25 were chosen, s is divided by D
+and v is the mean of both views; in eq. 5 and 6 neither is.
 
 Legend: B studies, D projection width.
 """
@@ -22,8 +22,7 @@ from torch import Tensor
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Pass
 from pretrain.schema_objectives import VICRegOptions
-from pretrain.view_pairs import compared, name_of, offered, projector
-from pretrain.views import width_of
+from pretrain.view_pairs import compared, name_of, offered, projector, width_of
 
 EPSILON = 1e-4
 
@@ -41,7 +40,8 @@ class VICReg(Objective):
         return offered(self.options)
 
     def attach(self, around: Surroundings) -> None:
-        self.head = projector(width_of(around.dual, "vicreg"), self.options.hidden, self.options.dim, layers=3)
+        told, width = self.options, width_of(around.dual, self.options, "vicreg")
+        self.head = projector(width, told.hidden, told.dim, layers=3)
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         told, pairs = self.options, compared(batch.rows[self.reads[0]], self.head)
@@ -58,6 +58,6 @@ def _terms(a_BD: Tensor, b_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centred_BD = z_BD - z_BD.mean(0)
         shared_DD = centred_BD.T @ centred_BD / max(len(z_BD) - 1, 1)
         own_D = shared_DD.diagonal()
-        variance = variance + F.relu(1.0 - (own_D + EPSILON).sqrt()).mean()
+        variance = variance + 0.5 * F.relu(1.0 - (own_D + EPSILON).sqrt()).mean()
         covariance = covariance + ((shared_DD**2).sum() - (own_D**2).sum()) / z_BD.shape[1]
     return F.mse_loss(a_BD, b_BD), variance, covariance

@@ -62,6 +62,24 @@ def test_torchvisions_resnet50(tmp_path: Path) -> None:
         torch.testing.assert_close(trunk(images), theirs(images), rtol=1e-5, atol=1e-5)
 
 
+def test_a_file_from_before_batches_were_counted(tmp_path: Path) -> None:
+    """The tower keeps its own counts; a statistic that is missing is still an error."""
+    trunk = timm.create_model("resnet10t", num_classes=0)
+    state = random_state(trunk)
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    counts = [k for k in state if k.endswith("num_batches_tracked")]
+    trunk.load_state_dict({**trunk.state_dict(), **dict.fromkeys(counts, torch.tensor(7))})
+    torch.save(old, tmp_path / "old.pth")
+    told, _ = load_image_weights(trunk, tmp_path / "old.pth")
+    loaded = trunk.state_dict()
+    assert counts and told.filled == len(old) and all(loaded[k] == 7 for k in counts)
+    assert all(torch.equal(loaded[k], v) for k, v in old.items())
+    del old["bn1.running_var"]
+    torch.save(old, tmp_path / "older.pth")
+    with pytest.raises(ReleaseError, match=r"1 missing from the file: bn1\.running_var"):
+        load_image_weights(trunk, tmp_path / "older.pth")
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_timms_own_files(wrapped: bool, tmp_path: Path) -> None:
     """As safetensors; or as a training script saves them: in a dict, of a wrapped module, with a classifier."""

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
 from pretrain import build
 from pretrain.config import load_recipe
-from pretrain.crops import Boxes, by_view, cut, draw_boxes, images_of, jittered, pairs_of_views
+from pretrain.crops import Boxes, by_view, cut, draw_boxes, images_of, jittered, pairs_of_views, try_small
 from pretrain.errors import ConfigError
 from pretrain.module import Pretraining
 from pretrain.objectives import find_objective
@@ -162,7 +163,7 @@ def spelt_out_vicreg(a: list[list[float]], b: list[list[float]]) -> float:
             for k in range(d):
                 shared = sum((row[j] - means[j]) * (row[k] - means[k]) for row in z) / (n - 1)
                 if j == k:
-                    v += max(0.0, 1 - math.sqrt(shared + 1e-4)) / d
+                    v += max(0.0, 1 - math.sqrt(shared + 1e-4)) / d / 2
                 else:
                     c += shared**2 / d
     return 25 * s + 25 * v + c
@@ -254,7 +255,8 @@ def films(make_fit: Callable[..., Any], tmp_path: Path, radiograph_data: dict[st
 
 
 def entry(name: str, **more: Any) -> dict[str, Any]:
-    small: dict[str, Any] = {"name": name, "crops": {"cells": 2, "small": 1, "small_size": 24}}
+    """Small crops, and cells where somebody reads them: alone, the objectives on pairs do not."""
+    small: dict[str, Any] = {"name": name, "crops": {"small": 1, "small_size": 24}}
     if name != "graph_matching":
         small |= {"views": "crops", "dim": 16}
     return small | ({"hidden": 32} if name in PAIRS else {}) | more
@@ -308,8 +310,15 @@ def films_batch(size: int = 5) -> Any:
 @pytest.mark.parametrize("chunk", [2, 3])
 def test_in_parts_as_in_one_graph(films: Any, chunk: int) -> None:
     """Also with BatchNorm in the heads, which see the whole batch."""
-    crops = {"cells": 2, "small": 1}
-    each = [entry(name, crops=crops, **({"temperature": 0.0} if name == ALL[-1] else {})) for name in ALL]
+    crops = {"small": 1}
+    each = [
+        entry(
+            name,
+            crops=crops | ({} if name == "byol" else {"cells": 2}),
+            **({"temperature": 0.0} if name == ALL[-1] else {}),
+        )
+        for name in ALL
+    ]
     words = [f"objectives={json.dumps(each)}", f"train.chunk={chunk}", "model.image.name=vit_tiny_patch16_224"]
     recipe = load_recipe(str(films.recipe), words)
     torch.manual_seed(0)
@@ -343,12 +352,64 @@ def test_a_tower_with_batch_norm_is_not_cut_into_parts(films: Any) -> None:
         ('[{"name": "graph_matching", "crops": {"small_size": 32}}]', "there are no small crops"),
         ('[{"name": "graph_matching", "crops": {"scale": [0.9, 0.1]}}]', "the first not above the second"),
         ('[{"name": "graph_matching", "solver": "guess"}]', "solver"),
+        ('[{"name": "graph_matching", "crops": {"small_scale": [0.1, 0.2]}}]', "there are no small crops"),
+        ('[{"name": "vicreg", "views": "crops", "crops": {"cells": 3}}]', "nobody reads feature maps"),
+        ('[{"name": "graph_matching", "alpha": 1, "crops": {"cells": 3}}]', "nobody reads feature maps"),
+        (
+            '[{"name": "graph_matching", "crops": {"cells": 3}}, {"name": "byol", "views": "crops", '
+            '"crops": {"cells": 3}}]',
+            "objectives.1.crops.cells",
+        ),
+        ('[{"name": "graph_matching", "strength": 80}]', "would be ignored: gradient is fenchel_young"),
+        ('[{"name": "graph_matching", "solver": "pygmtools", "paths": 4}]', "would be ignored: solver is pygmtools"),
+        ('[{"name": "graph_matching", "order": "first", "paths": 4}]', "would be ignored: order is first"),
+        ('[{"name": "graph_matching", "order": "first", "solver": "search"}]', "would be ignored: order is first"),
+        ('[{"name": "graph_matching", "order": "first", "layers": 0, "edges": "own"}]', "order is first and layers"),
+        ('[{"name": "graph_matching", "temperature": 0, "samples": 4}]', "would be ignored: temperature is 0"),
+        ('[{"name": "graph_matching", "alpha": 1, "matches": 4}]', "would be ignored: alpha is 1"),
+        ('[{"name": "distillation"}, {"name": "distillation"}]', "distillation is listed twice"),
+        ('[{"name": "byol"}, {"name": "simclr"}, {"name": "byol", "views": "crops"}]', "byol is listed twice"),
     ],
 )
 def test_settings_that_nobody_reads_are_refused(films: Any, objectives: str, says: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load_recipe(str(films.recipe), [f"objectives={objectives}"])
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        '[{"name": "graph_matching", "gradient": "imle", "strength": 8, "samples": 2, "paths": 4, "solver": "search"}]',
+        '[{"name": "graph_matching", "order": "first", "edges": "own", "matches": 4, "temperature": 0}]',
+        '[{"name": "vicreg", "views": "crops", "crops": {"cells": 3, "small": 1, "small_scale": [0.1, 0.2]}}, '
+        '{"name": "graph_matching", "crops": {"cells": 3, "small": 1, "small_scale": [0.1, 0.2]}}]',
+    ],
+)
+def test_settings_that_are_read_pass(films: Any, objectives: str) -> None:
+    assert load_recipe(str(films.recipe), [f"objectives={objectives}"]).objectives
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_small_crops_that_the_tower_does_not_take_make_no_run(
+    films: Any, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = {"name": "vit_tiny_patch16_224", "image_size": 32}
+    small = entry(name, crops={"small": 1, "small_size": 48})
+    assert films("run", model={"text": None, "image": image}, objectives=[small]) == 1
+    said = capsys.readouterr().err
+    assert f"objective {name}: crops.small_size: this tower takes no images of 48 pixels" in said
+    assert not films.folder("run").exists()
+
+
+def test_a_trial_of_small_crops_changes_nothing() -> None:
+    trunk = timm.create_model("resnet10t", num_classes=0).train()
+    trunk.bn1.eval()
+    before, draws = copy.deepcopy(trunk.state_dict()), torch.get_rng_state()
+    try_small(trunk, CropOptions(small=1, small_size=24), "vicreg")
+    after = trunk.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(draws, torch.get_rng_state()) and trunk.training and not trunk.bn1.training
 
 
 def test_volumes_have_no_crops(tiny: Any) -> None:

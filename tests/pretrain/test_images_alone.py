@@ -16,7 +16,7 @@ import torch
 
 import encoders
 from pretrain import build, fit
-from pretrain.config import load_recipe
+from pretrain.config import dump, load_recipe
 from pretrain.errors import ConfigError
 
 ALONE: dict[str, Any] = {"model": {"text": None}, "objectives": [{"name": "simclr", "dim": 8}]}
@@ -109,6 +109,11 @@ def test_embed_and_probe_take_the_release(
         (['objectives=[{"name": "contrastive"}]'], "contrastive compares with texts, and model.text is null"),
         (['objectives=[{"name": "matching"}]'], "matching compares with texts, and model.text is null"),
         (["model.centred=true"], "there is no such space"),
+        (
+            ["model.image.name=convnext_base", "model.image.pretrained=laion2b"],
+            "'laion2b' is of an open_clip model, and without a text tower 'convnext_base' is timm's",
+        ),
+        (["optim.lr_multipliers.text=0"], "optim.lr_multipliers.text"),
         (["evaluate.task=hannover_cxr"], "zero-shot scores compare images with texts"),
         (["model.image.name=ViT-B-16"], "'ViT-B-16' is open_clip's own tower"),
     ],
@@ -117,6 +122,21 @@ def test_what_needs_texts_is_refused(alone: Any, words: list[str], says: str) ->
     with pytest.raises(ConfigError) as refused:
         load_recipe(str(alone.recipe), words)
     assert says in str(refused.value)
+
+
+def test_a_name_that_open_clip_has_too_is_timms(alone: Any) -> None:
+    """With a text tower it is open_clip's, of which there are several weights."""
+    words = ["model.image.name=convnext_base", "model.image.pretrained=true"]
+    told = build.model_cfg(load_recipe(str(alone.recipe), words))["vision_cfg"]
+    assert (told["timm_model_name"], told["timm_model_pretrained"]) == ("convnext_base", True)
+    with pytest.raises(ConfigError, match="open_clip has several weights for 'convnext_base'"):
+        load_recipe(str(alone.recipe), [*words, "model.text={}", "data.units.report=true"])
+
+
+def test_a_dumped_recipe_without_texts_is_read_again(alone: Any, tmp_path: Path) -> None:
+    recipe = load_recipe(str(alone.recipe), ["optim.lr_multipliers.heads=2"])
+    (tmp_path / "dumped.yaml").write_text(dump(recipe))
+    assert load_recipe(str(tmp_path / "dumped.yaml")) == recipe
 
 
 def test_somebody_elses_objective_that_reads_texts_is_refused(alone: Any, plugins: None) -> None:

@@ -94,9 +94,8 @@ def spelt_out_local(fields: dict[str, Tensor], i: int, a: int, s: int, t: int, m
             lambda c, d: math.dist(places[p][c], places[q][d]),
             lambda c, d: math.dist(maps[p][c], maps[q][d]),
         ):
-            pairs = [(c, min(range(CELLS), key=lambda d: distance(c, d))) for c in range(CELLS)]
-            cosines = sorted((cosine(maps[p][c], maps[q][d]) for c, d in pairs), reverse=True)[:matches]
-            total += 0.5 * sum(cosines) / len(cosines)
+            closest = sorted(min((distance(c, d), c, d) for d in range(CELLS)) for c in range(CELLS))[:matches]
+            total += 0.5 * sum(cosine(maps[p][c], maps[q][d]) for _, c, d in closest) / len(closest)
         return total
 
     first, second = s * STUDIES + i, t * STUDIES + a
@@ -250,6 +249,14 @@ def test_edges_leave_every_node_and_messages_do_not_cross_groups() -> None:
     moved[0] += 1
     a, b = (propagated(one, edges, [layer, layer]) for one in (z, moved))
     assert torch.equal(a[1:], b[1:]) and not torch.equal(a[0], b[0])
+
+
+def test_the_pairs_that_lie_closest_count_and_not_those_most_alike() -> None:
+    """One pair at the same place whose features are opposite, and one far apart whose features point one way."""
+    s_map, t_map = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[-1.0, 0.0], [0.0, 1.5]])
+    s_place, t_place = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.6, 1.0]])
+    found = local_affinity(*(one[None, None] for one in (s_map, t_map, s_place, t_place)), 1)
+    assert found.item() == pytest.approx(0.5 * -1.0 + 0.5 * 1.0)  # by place -1, by features 1
 
 
 def test_local_affinity_is_turned_round_with_its_views() -> None:

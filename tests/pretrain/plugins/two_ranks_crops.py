@@ -20,12 +20,14 @@ from pretrain.config import load_recipe
 from pretrain.module import Pretraining
 from pretrain.objectives.base import Surroundings
 
-STILL = {"jitter": 0.0, "blur": 0.0, "flip": 0.0, "cells": 2}
-PAIR = {"views": "crops", "dim": 8, "crops": STILL}
+STILL = {"jitter": 0.0, "blur": 0.0, "flip": 0.0}
+MAPS = STILL | {"cells": 2}  # byol, whose pass is its own, reads none
+PAIR = {"views": "crops", "dim": 8, "crops": MAPS}
 OBJECTIVES: list[dict[str, Any]] = [
-    {"name": "graph_matching", "dim": 8, "temperature": 0.0, "neighbours": 2, "crops": STILL},
+    {"name": "graph_matching", "dim": 8, "temperature": 0.0, "neighbours": 2, "crops": MAPS},
     {"name": "simclr", **PAIR},
-    *({"name": name, "hidden": 8, **PAIR} for name in ("vicreg", "barlow_twins", "byol")),
+    *({"name": name, "hidden": 8, **PAIR} for name in ("vicreg", "barlow_twins")),
+    {"name": "byol", "hidden": 8, **PAIR, "crops": STILL},
 ]
 
 
