@@ -5,8 +5,8 @@
 
 The same tower, images, crops, batches and steps for all (`lvm_med.yaml` on the three sets of benchmarks.real_images);
 then logistic regression on frozen features of PneumoniaMNIST (pneumonia) and of CT slices (which organs). `random` is
-the tower as it is born, with BatchNorm's statistics of the same batches. Runs and probes that are done are not repeated. Intervals are nested: patients inside every
-draw of seeds.
+the tower as it is born, with BatchNorm's statistics of the same batches. Runs and probes that are done are not
+repeated. Intervals are nested: patients inside every draw of seeds.
 """
 
 from __future__ import annotations
