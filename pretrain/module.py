@@ -231,7 +231,7 @@ class Pretraining(L.LightningModule):
         if (text := self.recipe.model.text) is not None:
             self.logged["logit_scale"] = float(self.dual.logit_scale.detach().exp())
             if self._reads_texts:
-                self.tokens = tokens_of(self.dual, self._parts(batch), text.context_length)
+                self.tokens = tokens_of(self.dual, self._parts(batch), text.context_length).over_ranks(self.device)
                 self.logged |= self.tokens.shares()
         if last:
             self._update()

@@ -6,7 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
+import torch
+import torch.distributed as dist
+
 from encoders.dual import DualEncoder
+from encoders.features import world_size
 from encoders.text import computed_tokens
 from pretrain.passes import Part
 
@@ -24,6 +28,14 @@ class Tokens:
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def over_ranks(self, device: torch.device) -> Tokens:
+        """Of the global batch; a text that several ranks read counts for each of them."""
+        if world_size() == 1:
+            return self
+        sums = torch.tensor(astuple(self), device=device)
+        dist.all_reduce(sums)
+        return Tokens(*sums.tolist())
 
     def shares(self) -> dict[str, float]:
         """For metrics.csv: text/wasted and text/wasted_if_padded, shares of what is (would be) computed; text/cut."""

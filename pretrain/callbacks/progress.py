@@ -27,7 +27,7 @@ class Progress(L.Callback):
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=WINDOW)
         self._said = 0.0
         self._score: float | None = None
-        self.tokens = Tokens()  # of this rank, since this start of the run
+        self.tokens = Tokens()  # of all ranks, since this start of the run
 
     def on_train_start(self, trainer: L.Trainer, module: Pretraining) -> None:
         if rank() != 0:
