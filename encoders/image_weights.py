@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.errors import ReleaseError
-from encoders.inflate import Inflation, weights_2d
+from encoders.inflate import Inflation
+from encoders.tensor_file import read_tensors
 
 SAM = "image_encoder."  # of segment-anything's own checkpoints, beside prompt_encoder. and mask_decoder.
 CLASSIFIERS = ("fc.", "head.", "classifier.", "head_dist.")
 COUNT = ".num_batches_tracked"
 LISTED = 8  # names in an error
+FIX = "name a .safetensors file, or a .pth that torch.save wrote of a state dict"
 
 
 def load_image_weights(trunk: nn.Module, path: str | Path) -> tuple[Inflation, tuple[str, ...]]:
@@ -32,7 +34,7 @@ def load_image_weights(trunk: nn.Module, path: str | Path) -> tuple[Inflation, t
     Raises:
         ReleaseError: no such file, no state dict, or weights of another architecture; with the names.
     """
-    given = {key.removeprefix("module."): value for key, value in weights_2d(str(path)).items()}
+    given = {key.removeprefix("module."): value for key, value in read_tensors(path, FIX).items()}
     stored, aside = _of_tower(given, trunk)
     wanted = trunk.state_dict()
     counts = {name: own for name, own in wanted.items() if name.endswith(COUNT) and name not in stored}

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from encoders.errors import ReleaseError
+from encoders.tensor_file import read_tensors
 
 # Class of the tower -> "module:function" that fills it: (tower, 2D state dict) -> Inflation.
 BY_TOWER = {
@@ -68,35 +68,17 @@ def inflate(tower: nn.Module, source: str) -> Inflation:
 def weights_2d(source: str) -> Mapping[str, Tensor]:
     """State dict of a file or of a timm name. Raises ReleaseError."""
     path = Path(source).expanduser()
-    try:
-        stored = _read(path) if path.is_file() else _published(source)
-    except Exception as error:  # whatever pickle, safetensors, timm or a hub raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReleaseError(
-            f"no 2D weights at '{source}': {reason}",
-            "the tower would start at random",
-            "a .safetensors or .pth file with a state dict, or a name from timm.list_pretrained() and a network",
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        stored = stored.get(wrapper, stored) if isinstance(stored, Mapping) else stored
-    if not isinstance(stored, Mapping) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise ReleaseError(f"'{source}' holds no state dict", "the tower would start at random", "save .state_dict()")
-    return stored
-
-
-def _read(path: Path) -> Any:
-    import torch
-    from safetensors.torch import load_file
-
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _published(name: str) -> Mapping[str, Tensor]:
+    fix = "a .safetensors or .pth file with a state dict, or a name from timm.list_pretrained() and a network"
+    if path.is_file():
+        return read_tensors(path, fix)
     import timm
 
-    return timm.create_model(name, pretrained=True).state_dict()
+    try:
+        return timm.create_model(source, pretrained=True).state_dict()
+    except Exception as error:  # whatever timm or a hub raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = f"no 2D weights at '{source}': {reason}"
+        raise ReleaseError(what, "the tower would start at random", fix) from error
 
 
 def for_channels(kernel_OIhw: Tensor, channels: int) -> Tensor:

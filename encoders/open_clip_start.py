@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from encoders.errors import ReleaseError
+from encoders.tensor_file import read_tensors
 
 Towers = Literal["both", "image"]
 WHY = "part of the model would stay random, or hold other weights than it should"
@@ -129,23 +129,7 @@ def _file_of(architecture: str, source: str) -> Path:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            held: Any = load_file(path)
-        else:
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever pickle, zip or safetensors raise
-        raise ReleaseError(
-            f"'{path.name}' cannot be read as tensors: {_first_line(error)}",
-            "a pickle or script that holds more than tensors can run code, and a damaged file holds no weights",
-            "a .safetensors file, or a state dict that torch.save wrote",
-        ) from error
-    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
-        held = held["state_dict"]
-    if not (isinstance(held, Mapping) and held and all(isinstance(v, Tensor) for v in held.values())):
-        raise ReleaseError(f"'{path.name}' holds no dict of tensors", WHY, "a state dict of an open_clip model")
+    held = read_tensors(path, "a .safetensors file, or a state dict of an open_clip model that torch.save wrote")
     prefix = "module." if all(name.startswith("module.") for name in held) else ""
     return {name.removeprefix(prefix): value for name, value in held.items()}
 

@@ -5,21 +5,18 @@ Source: the release 0.8.1 of Project-MONAI/MONAI-extra-test-data; layout as `Swi
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from encoders.errors import ReleaseError
 from encoders.swin3d import Swin3D
+from encoders.tensor_file import read_tensors
 
 # Heads of the self-supervision that the file was trained with; they are no part of the encoder.
 _MODULES = ("norm", "convTrans3d", "rotation_head", "contrastive_head")
 HEADS = tuple(f"{module}.{part}" for module in _MODULES for part in ("weight", "bias"))
 RENAMED = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
 STEM = "patch_embed.proj.weight"
+FIX = "name MONAI's model_swinvit.pt, or a file that torch.save wrote of a state dict"
 WHY = "part of the tower would stay random, or hold other weights than the file's"
 
 
@@ -41,7 +38,7 @@ def load_swinvit(tower: Swin3D, path: str | Path) -> tuple[str, ...]:
         ReleaseError: no such file, not a file of tensors, or keys or shapes of another encoder.
     """
     stored, left = {}, []
-    for key, value in _read(Path(path).expanduser()).items():
+    for key, value in read_tensors(path, FIX).items():
         name = key.removeprefix("module.")
         if name in HEADS:
             left.append(key)
@@ -65,21 +62,3 @@ def load_swinvit(tower: Swin3D, path: str | Path) -> tuple[str, ...]:
         )
     tower.swin.load_state_dict(stored, strict=True)
     return tuple(left)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ReleaseError(
-            f"'{path}' cannot be read as tensors: {str(error).splitlines()[0]}",
-            "a pickle that holds more than tensors can run code, and a damaged one holds no weights",
-            "name MONAI's model_swinvit.pt, or a file that torch.save wrote of a state dict",
-        ) from error
-    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
-        held = held["state_dict"]
-    if not (isinstance(held, Mapping) and held and all(isinstance(v, Tensor) for v in held.values())):
-        raise ReleaseError(
-            f"'{path}' holds no dict of tensors", WHY, "name MONAI's model_swinvit.pt, or a saved state dict"
-        )
-    return held
