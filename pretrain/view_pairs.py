@@ -11,18 +11,21 @@ from torch import Tensor, nn
 
 from encoders.dual import DualEncoder
 from pretrain import crops, views
+from pretrain.objectives.base import Objective
 from pretrain.passes import Pass, Rows
 from pretrain.schema_objectives import PairOptions
 
 
-def name_of(options: PairOptions) -> str:
-    """The pass that makes the views: `image:crops` or `image:views`."""
-    return crops.NAME if options.views == "crops" else views.NAME
+class OfViews(Objective):
+    """An objective whose options (PairOptions) say which views it compares, by the tower's features of each."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (f"{(crops if self.options.views == 'crops' else views).NAME}.trunk",)
 
-def offered(options: PairOptions) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
-    """What an objective on pairs of views returns from `passes`."""
-    return crops.offered(options.crops) if options.views == "crops" else views.offered(options)
+    def passes(self) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
+        crop = self.options.views == "crops"
+        return crops.offered(self.options.crops) if crop else views.offered(self.options)
 
 
 def width_of(dual: DualEncoder, options: PairOptions, objective: str) -> int:

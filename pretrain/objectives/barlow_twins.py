@@ -9,30 +9,20 @@ Legend: B studies, D projection width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
-from pretrain.passes import Pass
+from pretrain.objectives.base import GlobalBatch, Surroundings
 from pretrain.schema_objectives import BarlowTwinsOptions
-from pretrain.view_pairs import compared, name_of, offered, projector, width_of
+from pretrain.view_pairs import OfViews, compared, projector, width_of
 
 EPSILON = 1e-5  # of BatchNorm, by which they normalise
 
 
-class BarlowTwins(Objective):
+class BarlowTwins(OfViews):
     """The cross-correlation of two views is the identity."""
 
     Options = BarlowTwinsOptions
-
-    @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (f"{name_of(self.options)}.trunk",)
-
-    def passes(self) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
-        return offered(self.options)
 
     def attach(self, around: Surroundings) -> None:
         told, width = self.options, width_of(around.dual, self.options, "barlow_twins")

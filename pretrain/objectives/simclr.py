@@ -14,32 +14,22 @@ Legend: B studies, n = 2B views or more, C trunk width, D projection width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.dense_nce import multi_positive_nce
-from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
-from pretrain.passes import Pass
+from pretrain.objectives.base import GlobalBatch, Surroundings
 from pretrain.schema_objectives import SimCLROptions
-from pretrain.view_pairs import name_of, offered, width_of
+from pretrain.view_pairs import OfViews, width_of
 
 SAME_TEXT = ("report",)  # sentences and captions are shared by images that have little else in common
 
 
-class SimCLR(Objective):
+class SimCLR(OfViews):
     """NT-Xent over the views of the global batch, with a projection head of its own."""
 
     Options = SimCLROptions
-
-    @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (f"{name_of(self.options)}.trunk",)
-
-    def passes(self) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
-        return offered(self.options)
 
     def attach(self, around: Surroundings) -> None:
         width, hidden = width_of(around.dual, self.options, "simclr"), self.options.hidden

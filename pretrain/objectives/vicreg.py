@@ -13,31 +13,21 @@ Legend: B studies, D projection width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
-from pretrain.passes import Pass
+from pretrain.objectives.base import GlobalBatch, Surroundings
 from pretrain.schema_objectives import VICRegOptions
-from pretrain.view_pairs import compared, name_of, offered, projector, width_of
+from pretrain.view_pairs import OfViews, compared, projector, width_of
 
 EPSILON = 1e-4
 
 
-class VICReg(Objective):
+class VICReg(OfViews):
     """Variance, invariance, covariance of the projections of two views."""
 
     Options = VICRegOptions
-
-    @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (f"{name_of(self.options)}.trunk",)
-
-    def passes(self) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
-        return offered(self.options)
 
     def attach(self, around: Surroundings) -> None:
         told, width = self.options, width_of(around.dual, self.options, "vicreg")
