@@ -76,6 +76,21 @@ def xray_table(root: Path) -> Iterable[dict[str, str]]:
         }
 
 
+def build_set(out: Path, rows: Iterable[dict[str, str]], labels: Sequence[str], words: Sequence[str]) -> int:
+    """Shards of a table by the project's own command; its exit code."""
+    from data_shards.build import main as build
+
+    every = list(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "table.csv"
+        with file.open("w", newline="", encoding="utf-8") as opened:
+            writer = csv.DictWriter(opened, list(every[0]))
+            writer.writeheader()
+            writer.writerows(every)
+        arguments = ["--source", str(file), "--source-name", out.name, "--out", str(out), "--id-column", "id"]
+        return build([*arguments, "--label-columns", ",".join(labels), *words])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or the code of the build that failed."""
     parser = argparse.ArgumentParser(
@@ -86,24 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", default=Path("shards"), type=Path, metavar="DIR", help="where ct/ and xray/ go (default: shards)")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
     args = parser.parse_args(argv)
-    from data_shards.build import main as build
-
     sets = (
         ("ct", ct_table, CT_LABELS, ["--split-column", "split"]),
         ("xray", xray_table, XRAY_LABELS, ["--test-fraction", "0.4", "--val-fraction", "0"]),
     )
     for name, table, labels, more in sets:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "table.csv"
-            rows = list(table(args.data))
-            with file.open("w", newline="", encoding="utf-8") as opened:
-                writer = csv.DictWriter(opened, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-            arguments = ["--source", str(file), "--root", str(args.data), "--out", str(args.out / name)]
-            arguments += ["--id-column", "id", "--text-columns", "report", "--label-columns", ",".join(labels)]
-            code = build([*arguments, "--source-name", name, "--workers", str(args.workers), *more])
-        if code:
+        words = ["--root", str(args.data), "--text-columns", "report", "--workers", str(args.workers), *more]
+        if code := build_set(args.out / name, table(args.data), labels, words):
             return code
     return 0
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.real_data import XRAY_LABELS, xray_table
+from benchmarks.real_data import XRAY_LABELS, build_set, xray_table
 
 ORGANS = {1: "brainstem", 2: "spinal_cord", 3: "right_parotid", 4: "left_parotid", 6: "larynx", 7: "mandible"}
 WINDOWS = ((-1000.0, 200.0), (-160.0, 240.0), (-100.0, 1000.0))
@@ -85,8 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", default=Path("shards/images"), type=Path, metavar="DIR", help="default: shards/images")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
     args = parser.parse_args(argv)
-    from data_shards.build import main as build
-
     by_column = ["--split-column", "split", "--allow-no-text"]
     sets = (
         ("xray", xrays, XRAY_LABELS, ["--text-columns", "report", "--test-fraction", "0.4", "--val-fraction", "0.1"]),
@@ -94,18 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("slices", slices, tuple(ORGANS.values()), by_column),
     )
     for name, table, labels, more in sets:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            rows = list(table(args.data, folder))
-            with (folder / "table.csv").open("w", newline="", encoding="utf-8") as opened:
-                writer = csv.DictWriter(opened, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-            arguments = ["--source", str(folder / "table.csv"), "--out", str(args.out / name), "--source-name", name]
-            arguments += ["--id-column", "id", "--label-columns", ",".join(labels), "--workers", str(args.workers)]
-            code = build([*arguments, *more])
-        if code:
-            return code
+        with tempfile.TemporaryDirectory() as pictures:
+            words = ["--workers", str(args.workers), *more]
+            if code := build_set(args.out / name, table(args.data, Path(pictures)), labels, words):
+                return code
     return 0
 
 

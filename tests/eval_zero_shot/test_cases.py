@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
@@ -11,83 +10,38 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 
 import encoders
 from data_shards.schema import Scan, Study, Texts
 from data_shards.shard_set import ShardSet, ShardWriter
-from eval_zero_shot import classify, compare, embed, retrieve, run
+from eval_zero_shot import classify, compare, embed, retrieve
 from eval_zero_shot.cases import Scans
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.feature_cache import FeatureCache
 from eval_zero_shot.inputs import Inputs
-from eval_zero_shot.outcome import Outcome, read_results
+from eval_zero_shot.outcome import read_results
 from eval_zero_shot.probe import __main__ as probe
 from eval_zero_shot.probe import draws
-from eval_zero_shot.report import __main__ as report_command
 from eval_zero_shot.retrieval.protocol import score_retrieval
 from eval_zero_shot.statistics import Run, finding_interval
 
-from .conftest import TASK
-from .toy_release import write_toy_release
+from .several_scans import (
+    CHOICES,
+    SCANS,
+    TESTED,
+    TRAIN,
+    VAL,
+    classified,
+    embedded,
+    given,
+    key,
+    scans_of,
+    world,
+)
 
-CHOICES: tuple[Scans, ...] = ("first", "mean", "every")
-TRAIN, VAL, STUDIES = 24, 32, 56  # two studies a patient, of 1, 2, 3 scans in turn
-TESTED = range(VAL, STUDIES)
-
-
-def scans_of(i: int) -> int:
-    return 1 + i % 3
-
-
-def key(i: int) -> str:
-    return f"{i:016x}"
-
-
-SCANS = [f"{key(i)}.{j:02d}" for i in TESTED for j in range(scans_of(i))]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards in which every scan is another picture, two releases and a task."""
-    folder = tmp_path_factory.mktemp("several")
-    with ShardWriter(folder / "shards") as writer:
-        for i in range(STUDIES):
-            rng, bright = np.random.default_rng(i), i // 2 % 2
-            shapes, mean = [(5 + 4 * j, 9, 9) for j in range(scans_of(i))], 150 if bright else -150
-            arrays = [rng.normal(mean, 400, shape).astype(np.int16) for shape in shapes]
-            writer.write(
-                Study(
-                    key(i), f"{1000 + i // 2:016x}", "train" if i < TRAIN else "val" if i < VAL else "test",
-                    tuple(Scan(array=array, spacing_mm=(3.0, 2.0, 2.0)) for array in arrays),
-                    Texts(report=f"scan number{i}"), {"bright": bright, "dark": i % 2},
-                )
-            )  # fmt: skip
-    for seed, name in enumerate(("ours", "theirs")):
-        write_toy_release(folder / name, seed=seed)
-    (folder / "toy.yaml").write_text(json.dumps(TASK.model_dump(mode="json")))
-    return folder
-
-
-def given(world: Path, model: str = "ours", cache: bool = True) -> list[str]:
-    kept = ["--cache", str(world / "cache")] if cache else ["--no-cache"]
-    return ["--model", str(world / model), "--data", str(world / "shards"), "--device", "cpu", *kept]
-
-
-def classified(world: Path, out: Path, *words: str, **how: Any) -> Outcome:
-    task = ["--task", str(world / "toy.yaml"), "--resamples", "50", "--out", str(out)]
-    assert classify.main([*given(world, **how), *task, *words]) == 0
-    return read_results(out)[0]
-
-
-def embedded(world: Path, out: Path, scans: Scans, view: str) -> tuple[list[str], np.ndarray, Any]:
-    words = ["--model", str(world / "ours"), "--input", str(world / "shards"), "--device", "cpu", "--split", "test"]
-    assert embed.main([*words, "--scans", scans, "--view", view, "--out", str(out)]) == 0
-    table = pq.read_table(out)
-    return table["key"].to_pylist(), np.stack(table["features"].to_pylist()), table
+assert world  # a fixture of this module as well
 
 
 @pytest.mark.parametrize("view", ["own", "sliding"])  # sliding: scans of one study have other numbers of crops
@@ -277,58 +231,6 @@ def test_a_probe_learns_from_every_scan_and_draws_whole_patients(world: Path, tm
     capsys.readouterr()
     assert probed(tmp_path / "no", "--draws", str(made)) == 1
     assert "the file of draws was made for another data" in capsys.readouterr().err
-
-
-def test_a_suite_says_it_of_each_entry(world: Path, tmp_path: Path, capsys: Any) -> None:
-    def suite(*entries: dict[str, Any]) -> list[str]:
-        body = {"name": "both", "data": str(world / "shards"), "entries": entries}
-        (tmp_path / "suite.yaml").write_text(yaml.safe_dump(body))
-        words = ["--models", str(world / "ours"), "--suite", str(tmp_path / "suite.yaml"), "--out", str(tmp_path)]
-        return [*words, "--device", "cpu", "--cache", str(world / "cache")]
-
-    asked = {"protocol": "classification", "task": str(world / "toy.yaml"), "resamples": 50}
-    means = {**asked, "name": "means", "scans": "mean"}
-    retrieval = {"protocol": "retrieval", "pools": ["full"], "ks": [1], "resamples": 50, "scans": "every"}
-    learnt = {"protocol": "probe", "labels": "bright", "knn": 0, "resamples": 50, "scans": "every"}
-    assert run.main(suite({**asked, "scans": "every"}, means, {**asked, "name": "firsts"}, retrieval, learnt)) == 0
-    n, outcomes = len(SCANS), read_results(tmp_path)
-    assert [(o.task, o.studies, o.scans) for o in outcomes] == [
-        ("toy", 24, n), ("means", 24, n), ("firsts", 24, 24), ("retrieval_report", 24, n), ("labels", 24, n)
-    ]  # fmt: skip
-    with (tmp_path / "results.csv").open(newline="") as file:
-        lines = [(line["dataset"], line["scans"], line["scan_choice"]) for line in csv.DictReader(file)]
-    assert lines[:3] == [("toy", str(n), "every"), ("means", str(n), "mean"), ("firsts", "24", "first")]
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"{n} scans of 24 studies of 12 patients" in page and ".01</code>" in page
-    shown = page.partition('id="errors"')[2]
-    assert shown.count("<li>") == shown.count('<li><img alt="middle slice" src="data:image') > 8
-    capsys.readouterr()
-    assert run.main(suite({**asked, "scans": "all"})) == 1
-    assert "entries.0.scans" in (said := capsys.readouterr().err) and "'every'" in said
-    assert run.main([*suite(asked), "--scans", "every"]) == 1
-    assert "--suite beside --scans" in capsys.readouterr().err
-    plain = [*given(world), "--task", str(world / "toy.yaml"), "--pool", "full", "--resamples", "50", "--no-cases"]
-    assert run.main([*plain, "--scans", "every", "--out", str(tmp_path / "plain")]) == 0
-    assert {o.scans for o in read_results(tmp_path / "plain")} == {n}
-
-
-def test_the_page_finds_the_picture_of_each_scan(world: Path, tmp_path: Path) -> None:
-    pictures = {}
-    for scans in CHOICES:
-        classified(world, tmp_path / scans, "--scans", scans)
-        out, task = tmp_path / f"{scans}.html", str(world / "toy.yaml")
-        words = ["--results", str(tmp_path / scans), "--model", str(world / "ours"), "--task", task]
-        assert report_command.main([*words, "--data", str(world / "shards"), "--out", str(out)]) == 0
-        errors = out.read_text(encoding="utf-8").partition('id="errors"')[2].split("<li>")[1:]
-        pictures[scans] = {li.partition("<code>")[2].partition("<")[0]: li.partition('src="')[2] for li in errors}
-        pictures[scans] = {name: src.partition('"')[0] for name, src in pictures[scans].items()}
-        assert pictures[scans] and all(src.startswith("data:image") for src in pictures[scans].values())
-    every = pictures["every"]
-    assert set(every) <= set(SCANS) and any(not name.endswith(".00") for name in every)
-    shared = [name for name in every if name.endswith(".00") and name[:16] in pictures["first"]]
-    assert shared and all(every[name] == pictures["first"][name[:16]] for name in shared)
-    other = [name for name in every if name.endswith(".01") and name[:16] in pictures["first"]]
-    assert other and all(every[name] != pictures["first"][name[:16]] for name in other)
 
 
 def test_a_scan_of_the_other_kind_is_no_case(world: Path, tmp_path: Path) -> None:
