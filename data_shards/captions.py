@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from data_shards.errors import DataError
 from data_shards.schema import Caption
+from data_shards.unique_yaml import read_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,7 +151,7 @@ def load_templates(name: str) -> CaptionTemplates:
         fix = f"name a .yaml file, or one that is shipped: {', '.join(template_names())}"
         raise DataError(f"no caption templates '{name}'", "no caption could be made", fix)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+        raw = read_yaml(path.read_text(encoding="utf-8"))
         return CaptionTemplates.model_validate(raw)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else type(error).__name__
@@ -223,18 +224,3 @@ def _pick(phrases: Sequence[Phrase], rng: np.random.Generator | None) -> str:
 
 def _total(phrases: Sequence[Phrase]) -> float:
     return sum(p.weight for p in phrases)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a later key silently replace an earlier one: the phrases of a class would vanish."""
-
-
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for (key_node, _), key in zip(node.value, keys, strict=True):
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -16,6 +16,7 @@ from data_shards.errors import DamagedError, DataError
 from data_shards.manifest import DAMAGED, not_whole, read_index, read_manifest, size_problems
 from data_shards.remote import RemoteFolder
 from data_shards.shard_write import LABEL_PREFIX, TAR_BLOCK, EncodedStudy, ShardWriter, encode_study, tar_header
+from data_shards.shards import rows_of_split
 from data_shards.storage import LocalFolder, Storage, checksum_in, is_url
 from data_shards.stored_volume import StoredVolume, undecodable
 
@@ -110,16 +111,7 @@ class ShardSet:
 
     def rows(self, split: str | None = None) -> np.ndarray:
         """Row numbers (int64) of a split, or of all samples. Raises DataError for a split with no sample."""
-        if split is None:
-            return np.arange(len(self), dtype=np.int64)
-        found = np.flatnonzero(self._split == split).astype(np.int64)
-        if not len(found):
-            raise DataError(
-                f"no sample in split {split!r}",
-                "a run would train or be scored on nothing",
-                f"this shard set has the splits {self.manifest['splits']}",
-            )
-        return found
+        return rows_of_split(self._split, split, f"this shard set has the splits {self.manifest['splits']}")
 
     def key(self, row: int) -> str:
         return self._keys[row]

@@ -6,6 +6,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data_shards.errors import DataError
+
+
+def rows_of_split(split_N: np.ndarray, split: str | None, known: str) -> np.ndarray:
+    """Where an array of splits says `split` (None: all rows), int64. `known` tells in the error which there are.
+
+    Raises: DataError for a split with no sample.
+    """
+    if split is None:
+        return np.arange(len(split_N), dtype=np.int64)
+    found = np.flatnonzero(split_N == split).astype(np.int64)
+    if not len(found):
+        raise DataError(f"no sample in split {split!r}", "a run would train or be scored on nothing", known)
+    return found
+
 
 class Shards(Protocol):
     """Studies by row number, 0 to len - 1, the same numbers every time the same set is opened.

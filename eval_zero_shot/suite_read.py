@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from data_shards.errors import DataError
+from data_shards.unique_yaml import read_yaml
 from eval_zero_shot.errors import EvalError, gathered, unreadable
 from eval_zero_shot.suite_file import (
     PATHS,
@@ -23,7 +24,7 @@ from eval_zero_shot.suite_file import (
     entry_name,
     tasks_of,
 )
-from eval_zero_shot.tasks import load_task, read_yaml
+from eval_zero_shot.tasks import load_task
 
 FILES = ("draws", "items")  # of an entry
 LISTS = ("task", "tasks")

@@ -41,6 +41,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, field_validator, model_validator
 
+from data_shards.unique_yaml import read_yaml
 from eval_zero_shot.errors import EvalError
 from eval_zero_shot.wording import GAP, Sides, Wording, clean, fill, sides_of
 
@@ -246,26 +247,6 @@ class Task(BaseModel):
             "prompts": [[prompt_set, self.written_out(prompt_set)] for prompt_set in self.prompt_sets],
         }
         return hashlib.sha256(json.dumps(asked, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a later key silently replace an earlier one: half the prompts of a finding would vanish."""
-
-
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for (key_node, _), key in zip(node.value, keys, strict=True):
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def read_yaml(text: str) -> Any:
-    """A YAML document without objects, and without a key that is given twice. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
 
 
 def packaged_tasks() -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from data_shards.foreign.index import Sidecar, patient_salt
 from data_shards.foreign.scan import Asked, scan
 from data_shards.schema import IMAGE_EXTS, Scan, Study
 from data_shards.shard_set import GONE_ERRNO, refused
+from data_shards.shards import rows_of_split
 from data_shards.sources.base import Listing, ScanFile, StudyRow
 from data_shards.sources.layouts import LAYOUTS, Piece, labels_of, texts_of
 from data_shards.sources.published import Beside, beside, find_tars
@@ -122,16 +123,8 @@ class ForeignShards:
 
     def rows(self, split: str | None = None) -> np.ndarray:
         """Row numbers (int64) of a split, or of all samples. Raises DataError for a split with no sample."""
-        if split is None:
-            return np.arange(len(self), dtype=np.int64)
-        found = np.flatnonzero(self._split == split).astype(np.int64)
-        if not len(found):
-            raise DataError(
-                f"no sample in split {split!r}",
-                "a run would train or be scored on nothing",
-                f"these tars have the splits {self.manifest['splits']}; see split, val_fraction and test_fraction",
-            )
-        return found
+        known = f"these tars have the splits {self.manifest['splits']}; see split, val_fraction and test_fraction"
+        return rows_of_split(self._split, split, known)
 
     def key(self, row: int) -> str:
         return self._key[row].decode()

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -57,42 +60,59 @@ def batch(part: slice) -> Batch:
     return Batch(0, rows, keys, patients, images[part], LABELS[part], NAMES, texts, captions_B=CAPTIONS[part])
 
 
-def _module(recipe: Recipe) -> Pretraining:
+@contextmanager
+def meeting(folder: Path, rank: str) -> Iterator[None]:
+    """A process group of two while the block runs, for ranks "0" and "1"; nothing for "one"."""
+    if rank == "one":
+        yield
+        return
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+def average(tensors: Iterable[torch.Tensor]) -> None:
+    """Over the ranks, in place: what DDP does with gradients."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+
+
+def make_module(recipe: Recipe, names: tuple[str, ...] = (), *around: Any) -> Pretraining:
+    """The recipe's module from seed 0; names of labels, and what else objectives are told besides the model."""
+    torch.manual_seed(0)
     dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
     for objective in objectives:
-        objective.attach(Surroundings(dual, NAMES, lambda: LABELS, CAPTIONS.tolist))
+        objective.attach(Surroundings(dual, names, *around))
     return Pretraining(recipe, dual, objectives).train()
 
 
+def gradients_of(module: Pretraining) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
 def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
-    if rank != "one":
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
     tiled_loss.TILE = 2  # several tiles, though there are few studies
     results = []
-    for objectives in OBJECTIVES:
-        for centred in ("false", "true"):
-            words = [f"objectives={objectives}", f"model.centred={centred}", "model.image.token_dropout=0.0"]
-            recipe = load_recipe(recipe_file, words)
-            torch.manual_seed(0)
-            module = _module(recipe)
-            mine = batch(PARTS[rank])
-            assert len(mine.texts.lengths) == UNITS[rank]
-            loss = module.compute(mine)
-            loss.backward()
-            gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-            if rank != "one":
-                for gradient in gradients.values():  # what DDP does
-                    dist.all_reduce(gradient)
-                    gradient /= 2
-            one = torch.tensor(1.0)
-            with torch.no_grad():
-                rows, kept = module.encoders(module.dual, whole(mine)), frozenset[str]()
-                shared, _ = global_batch(rows, mine, Scalars(one, None), False, kept, kept)
-            related = {kind: shared.related_BB((kind,)) for kind in ("report", "sentence")}
-            results.append({"loss": loss.detach(), "gradients": gradients, "related": related})
+    with meeting(folder, rank):
+        for objectives in OBJECTIVES:
+            for centred in ("false", "true"):
+                words = [f"objectives={objectives}", f"model.centred={centred}", "model.image.token_dropout=0.0"]
+                module = make_module(load_recipe(recipe_file, words), NAMES, lambda: LABELS, CAPTIONS.tolist)
+                mine = batch(PARTS[rank])
+                assert len(mine.texts.lengths) == UNITS[rank]
+                loss = module.compute(mine)
+                loss.backward()
+                gradients = gradients_of(module)
+                average(gradients.values())
+                one = torch.tensor(1.0)
+                with torch.no_grad():
+                    rows, kept = module.encoders(module.dual, whole(mine)), frozenset[str]()
+                    shared, _ = global_batch(rows, mine, Scalars(one, None), False, kept, kept)
+                related = {kind: shared.related_BB((kind,)) for kind in ("report", "sentence")}
+                results.append({"loss": loss.detach(), "gradients": gradients, "related": related})
     torch.save(results, folder / f"{rank}.pt")
-    if rank != "one":
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from two_ranks import PARTS
 
 from data_shards.batch import Batch, TextBatch
-from pretrain import build, crops
+from pretrain import crops
 from pretrain.config import load_recipe
-from pretrain.module import Pretraining
-from pretrain.objectives.base import Surroundings
+from tests.pretrain.plugins.two_ranks import PARTS, average, gradients_of, make_module, meeting
 
 STILL = {"jitter": 0.0, "blur": 0.0, "flip": 0.0}
 MAPS = STILL | {"cells": 2}  # byol, whose pass is its own, reads none
@@ -46,26 +43,15 @@ def batch(part: slice) -> Batch:
 
 
 def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
-    if rank != "one":
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
     crops.draw_boxes = same_parts
     recipe = load_recipe(recipe_file, [f"objectives={json.dumps(OBJECTIVES)}"])
-    torch.manual_seed(0)
-    dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
-    for objective in objectives:
-        objective.attach(Surroundings(dual, ()))
-    module = Pretraining(recipe, dual, objectives).train()
-    loss = module.compute(batch(PARTS[rank]))
-    loss.backward()
-    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    found["loss"] = loss.detach()
-    if rank != "one":
-        for value in found.values():  # what DDP does
-            dist.all_reduce(value)
-            value /= 2
+    with meeting(folder, rank):
+        module = make_module(recipe)
+        loss = module.compute(batch(PARTS[rank]))
+        loss.backward()
+        found = gradients_of(module) | {"loss": loss.detach()}
+        average(found.values())
     torch.save(found, folder / f"{rank}.pt")
-    if rank != "one":
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

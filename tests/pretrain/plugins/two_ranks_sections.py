@@ -7,15 +7,13 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from data_shards.batch import Batch, TextBatch
 from data_shards.units import Unit, text_identity
 from encoders.tokenize import BPE
-from pretrain import build
 from pretrain.config import load_recipe
-from pretrain.module import Pretraining
-from pretrain.objectives.base import UNIT_KINDS, Surroundings
+from pretrain.objectives.base import UNIT_KINDS
+from tests.pretrain.plugins.two_ranks import PARTS, average, gradients_of, make_module, meeting
 
 NAN = float("nan")
 SECTION = UNIT_KINDS.index("section")
@@ -26,7 +24,6 @@ CASES: tuple[tuple[str, ...], ...] = (
     ("", "", "", "", ""),
     ("The spleen is normal.", "", "The spleen is large.", "The spleen is normal.", ""),
 )
-PARTS = {"0": slice(0, 2), "1": slice(2, 5), "one": slice(0, 5)}
 OBJECTIVES = '[{"name": "contrastive", "units": ["report", "section"]}, {"name": "labels"}, {"name": "sentence"}]'
 
 
@@ -42,36 +39,22 @@ def batch(case: int, part: slice) -> Batch:
 
 
 def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
-    if rank != "one":
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
     results = []
-    for case in range(len(CASES)):
-        for centred in ("false", "true"):
-            words = [f"objectives={OBJECTIVES}", f"model.centred={centred}", "model.image.token_dropout=0.0"]
-            recipe = load_recipe(recipe_file, [*words, "data.units.alternate=anatomy"])
-            torch.manual_seed(0)
-            dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
-            for objective in objectives:
-                objective.attach(Surroundings(dual, ("a", "b"), lambda: torch.ones(1, 2)))
-            module = Pretraining(recipe, dual, objectives).train()
-            loss = module.compute(batch(case, PARTS[rank]))
-            loss.backward()
-            trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-            unreached = [name for name, p in trained.items() if p.grad is None]
-            value = loss.detach().clone()
-            if rank != "one":
-                for name, parameter in trained.items():  # what DDP does
-                    if name not in unreached:
-                        dist.all_reduce(parameter.grad)
-                        parameter.grad /= 2  # type: ignore[operator]
-                dist.all_reduce(value)
-                value /= 2  # labels are a rank's own, the others' losses are equal
-            gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
-            means = sorted(module._means)
-            results.append({"loss": value, "gradients": gradients, "unreached": unreached, "means": means})
+    with meeting(folder, rank):
+        for case in range(len(CASES)):
+            for centred in ("false", "true"):
+                words = [f"objectives={OBJECTIVES}", f"model.centred={centred}", "model.image.token_dropout=0.0"]
+                recipe = load_recipe(recipe_file, [*words, "data.units.alternate=anatomy"])
+                module = make_module(recipe, ("a", "b"), lambda: torch.ones(1, 2))
+                loss = module.compute(batch(case, PARTS[rank]))
+                loss.backward()
+                gradients, value = gradients_of(module), loss.detach().clone()
+                average((value, *gradients.values()))  # labels are a rank's own, the others' losses are equal
+                trained = {name for name, p in module.named_parameters() if p.requires_grad}
+                unreached = sorted(trained - gradients.keys())
+                means = sorted(module._means)
+                results.append({"loss": value, "gradients": gradients, "unreached": unreached, "means": means})
     torch.save(results, folder / f"{rank}.pt")
-    if rank != "one":
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from two_ranks import PARTS, batch
 
-from pretrain import build, views
+from pretrain import views
 from pretrain.config import load_recipe
-from pretrain.module import Pretraining
-from pretrain.objectives.base import Surroundings
+from tests.pretrain.plugins.two_ranks import PARTS, average, batch, gradients_of, make_module, meeting
 
 OBJECTIVES = '[{"name": "simclr", "dim": 8, "temperature": 0.1}, {"name": "rotation"}, {"name": "inpainting"}]'
 drawn = views.two_views
@@ -35,25 +32,14 @@ def by_study(images: torch.Tensor, *settings: float) -> views.TwoViews:
 
 
 def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
-    if rank != "one":
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
     views.two_views = by_study
     recipe = load_recipe(recipe_file, [f"objectives={OBJECTIVES}", "model.image.token_dropout=0.0"])
-    torch.manual_seed(0)
-    dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
-    for objective in objectives:
-        objective.attach(Surroundings(dual, ()))
-    module = Pretraining(recipe, dual, objectives).train()
-    module.compute(batch(PARTS[rank])).backward()
-    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    found["mean"] = torch.tensor(module.logged["loss/rotation"])
-    if rank != "one":
-        for value in found.values():  # what DDP does
-            dist.all_reduce(value)
-            value /= 2
+    with meeting(folder, rank):
+        module = make_module(recipe)
+        module.compute(batch(PARTS[rank])).backward()
+        found = gradients_of(module) | {"mean": torch.tensor(module.logged["loss/rotation"])}
+        average(found.values())
     torch.save(found, folder / f"{rank}.pt")
-    if rank != "one":
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
