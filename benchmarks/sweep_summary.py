@@ -137,7 +137,10 @@ def markdown(summary: dict[str, Any]) -> str:
     """Tables as benchmarks/RESULTS.md holds them: arms, differences, findings."""
     arms, differences = summary["arms"], summary["differences"]
     first = next(iter(arms.values()))
-    recalls = [i for i, entry in enumerate(first["retrieval"]) if entry["k"] == 1]
+    recalls = [
+        i for i, entry in enumerate(first["retrieval"])
+        if entry["k"] == 1 and any(arm["retrieval"][i]["value"] is not None for arm in arms.values())
+    ]  # fmt: skip
     head = ["arm", "steps", "rate", "s a step", "**macro AUROC**", "synonyms", "each seed"]
     for i in recalls:
         entry = first["retrieval"][i]

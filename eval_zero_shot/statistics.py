@@ -175,6 +175,7 @@ def macro_over_runs(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0
     None where all resamples agree, as they do with every pair in order: a width of zero, however few the patients.
     """
     value, drawn_R = _mean_over_runs(*bootstrap_aurocs(runs, resamples, seed), seed)
+    drawn_R = drawn_R.clip(0.0, 1.0)  # the spread between few runs is widened, past what an AUROC can be
     return _of_some_width(percentile_interval(value, drawn_R, level=level, patients=_patients(runs), runs=len(runs)))
 
 

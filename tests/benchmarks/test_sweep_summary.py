@@ -20,8 +20,9 @@ FINDINGS = ("cyst", "effusion", "stone")
 
 
 def finished_run(
-    folder: Path, skill: float, seed: int, rows: str = "same", steps: Sequence[float] = (0, 5, 10), view: str = "v"
-) -> Path:
+    folder: Path, skill: float, seed: int, rows: str = "same", steps: Sequence[float] = (0, 5, 10), view: str = "v",
+    pools: bool = True,
+) -> Path:  # fmt: skip
     """A run whose scores follow the labels by `skill`; 60 studies of 40 patients; stones are always absent."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -46,7 +47,8 @@ def finished_run(
     }
     common["provenance"] = {"rows_sha256": rows, "view_sha256": view}
     at: dict[str, Any] = {"k": 1, "pool": 16, "ties": "identical_texts"}
-    recalls = [Metric(n, v, of="text_to_image", at=at) for n, v in (("recall", skill / 10), ("chance", 0.0625))]
+    values = (("recall", skill / 10), ("chance", 0.0625)) if pools else (("recall", None), ("chance", None))
+    recalls = [Metric(n, v, of="text_to_image", at=at) for n, v in values]
     found = [
         Outcome("classification", headline="auroc", metrics=(Metric("auroc", 0.5),), classes=FINDINGS, scores=scores,
                 **common),
@@ -82,6 +84,12 @@ def test_a_better_arm_is_told_from_a_worse_one(tmp_path: Path) -> None:
     assert "text to image R@1 of 16 (chance 0.062)" in told and "| good | 10 | 0.001 | 0.500 |" in told
     assert f"| good - poor | 3 | {difference['macro']['value']:+.3f} (" in told
     assert json.loads(write(tmp_path / "out", summary).read_text()) == json.loads(json.dumps(summary))
+
+
+def test_retrieval_in_pools_that_no_arm_could_fill_is_no_column(tmp_path: Path) -> None:
+    arms = {name: [finished_run(tmp_path / name, 1.0, 0, pools=name == "some")] for name in ("some", "none")}
+    assert "R@1 of 16" in markdown(summarise(arms, [], resamples=10))
+    assert "R@1" not in markdown(summarise({"none": arms["none"]}, [], resamples=10))
 
 
 def test_runs_on_other_studies_are_refused(tmp_path: Path) -> None:

@@ -146,6 +146,14 @@ def test_seeds_that_agree_are_one_run_and_seeds_that_differ_widen() -> None:
     assert width(macro_over_runs(unequal, resamples=400)) > 2 * width(alone)
 
 
+def test_the_interval_of_few_unequal_seeds_stays_within_what_an_auroc_can_be() -> None:
+    labels = np.repeat([[0.0], [1.0]], 10, axis=0)
+    perfect, inverted = (Run.of(sign * labels, labels, range(20)) for sign in (1, -1))
+    interval = macro_over_runs([perfect, perfect, inverted], resamples=200)
+    assert interval.value == pytest.approx(2 / 3)
+    assert (interval.low, interval.high) == (0.0, 1.0)
+
+
 def test_runs_on_other_patients_add_information_runs_on_the_same_do_not() -> None:
     rng = np.random.default_rng(10)
     scores, labels = simulated(100, rng)
