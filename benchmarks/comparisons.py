@@ -59,7 +59,7 @@ PHANTOM = (
 # Whole reports are read by two layers: one layer of attention cannot say which finding a "no" belongs to.
 READER = "model.text={width: 128, layers: 2, heads: 4, context_length: 256}"
 # The shallowest of Merlin's family on twice the quickstart's spacing, so that it has more steps than ours in the same
-# time; on our grid, a quarter as wide, it is half as fast and no better (RESULTS.md).
+# time; on our grid, a quarter as wide, it is half as fast and no better.
 MERLIN = Arm(
     "merlin.yaml",
     (
