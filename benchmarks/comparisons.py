@@ -103,7 +103,7 @@ VELVET = Arm(
 )
 
 # The same systems on real head-and-neck CTs (benchmarks.real_data makes shards/ct): 229 scans to train on, no split to
-# choose anything by, so every arm has the rate it chose on the phantom.
+# choose anything by, so every arm has 1e-3 (on the phantom VELVET-Med chose 3e-4: RESULTS.md).
 REAL = (
     "data.source={kind: shards, path: shards/ct}",
     "evaluate.task=head_neck_ct",
