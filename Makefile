@@ -42,6 +42,7 @@ lint: $(VENV)/.installed ## ruff and mypy
 
 bench: $(VENV)/.installed ## our performance claims, measured on this machine
 	$(PY) -m benchmarks.packed_text $(ARGS)
+	$(PY) -m benchmarks.cpu_attention
 	$(PY) -m benchmarks.data_roads $(DATA)
 	$(PY) -m benchmarks.whole_stream
 	$(PY) -m benchmarks.build_speed $(DATA)

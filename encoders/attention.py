@@ -3,7 +3,8 @@
 Legend: T tokens of all sequences, H heads, D head width, B sequences of one bucket, L its padded length.
 
 Sequences of different length stand one after another (`qkv_T3HD`, bounds in `Packing`). Backends:
-  sdpa     torch's scaled_dot_product_attention; ragged input goes through right-padded length buckets. Any device.
+  sdpa     torch's scaled_dot_product_attention, or in bf16 on a CPU encoders.cpu_attention; ragged input goes through
+           right-padded length buckets. Any device.
   varlen   torch.nn.attention.varlen (torch >= 2.10, CUDA, fp16/bf16).
   xformers memory_efficient_attention with a block-diagonal mask (CUDA, extra `gpu`).
 Slicing sequence by sequence is a trap: each slice's backward writes a gradient of the whole tensor
@@ -14,14 +15,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from encoders import cpu_attention
+
 BACKENDS = ("auto", "sdpa", "varlen", "xformers")
 GROWTH = 1.3  # a bucket's longest sequence may be this much longer than its shortest: at most 30 % padding
+
+
+class Bucket(NamedTuple):
+    """Sequences of similar length, padded on the right to the longest: a block of B x L slots.
+
+    tokens: index of every token among all. slots: its place in the block, flattened. units: which sequences these are,
+    [B]. longest: L. lengths: [B].
+    """
+
+    tokens: Tensor
+    slots: Tensor
+    units: Tensor
+    longest: int
+    lengths: Tensor
+
+    @property
+    def inside(self) -> Tensor:
+        """Which slots hold tokens, bool [B, L]."""
+        return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
 
 
 @dataclass
@@ -34,7 +56,7 @@ class Packing:
 
     lengths: tuple[int, ...]
     device: torch.device | str = "cpu"
-    _buckets: list[tuple[Tensor, Tensor, int, int, Tensor]] | None = field(default=None, repr=False)
+    _buckets: list[Bucket] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -70,13 +92,13 @@ class Packing:
         return (torch.arange(self.total) - torch.repeat_interleave(starts, lengths)).to(self.device)
 
     @property
-    def buckets(self) -> list[tuple[Tensor, Tensor, int, int, Tensor]]:
-        """(token index, slot in the padded [B*L] block, B, L, lengths [B]) for each group of similar length."""
+    def buckets(self) -> list[Bucket]:
+        """Groups of similar length."""
         if self._buckets is None:
             self._buckets = [self._bucket(members) for members in _groups(self.lengths)]
         return self._buckets
 
-    def _bucket(self, members: list[int]) -> tuple[Tensor, Tensor, int, int, Tensor]:
+    def _bucket(self, members: list[int]) -> Bucket:
         lengths = torch.tensor([self.lengths[m] for m in members])
         ends = _running(self.lengths)
         starts = torch.tensor([ends[m] - self.lengths[m] for m in members])
@@ -84,7 +106,9 @@ class Packing:
         inside = torch.arange(longest)[None, :] < lengths[:, None]
         tokens = (starts[:, None] + torch.arange(longest)[None, :])[inside]
         slots = torch.arange(len(members) * longest).view(len(members), longest)[inside]
-        return tokens.to(self.device), slots.to(self.device), len(members), longest, lengths.to(self.device)
+        device = self.device
+        units = torch.tensor(members)
+        return Bucket(tokens.to(device), slots.to(device), units.to(device), longest, lengths.to(device))
 
 
 def _running(lengths: tuple[int, ...]) -> list[int]:
@@ -129,18 +153,29 @@ class _Move(torch.autograd.Function):
         return out.index_copy_(0, source, grad.index_select(0, target)), None, None, None
 
 
-def unpack(x: Tensor, packing: Packing) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Packed rows [T, ...] to right-padded blocks: a list of (block [B, L, ...], token index, slot) per bucket."""
+def moved(x: Tensor, source: Tensor, target: Tensor, rows: int) -> Tensor:
+    """Rows `source` of x to rows `target` of [rows, ...], zero elsewhere; no index may occur twice."""
+    return _Move.apply(x, source, target, rows)
+
+
+def unpack(x: Tensor, packing: Packing) -> list[tuple[Tensor, Bucket]]:
+    """Packed rows [T, ...] to right-padded blocks [B, L, ...], one per bucket."""
     out = []
-    for tokens, slots, count, longest, _ in packing.buckets:
-        block = _Move.apply(x, tokens, slots, count * longest)
-        out.append((block.view(count, longest, *x.shape[1:]), tokens, slots))
+    for bucket in packing.buckets:
+        count = len(bucket.units)
+        block = moved(x, bucket.tokens, bucket.slots, count * bucket.longest)
+        out.append((block.view(count, bucket.longest, *x.shape[1:]), bucket))
     return out
 
 
-def repack(rows: Tensor, tokens: Tensor, slots: Tensor, total: int) -> Tensor:
-    """One block of `unpack` back: its rows [B * L, ...] to [total, ...], zero where other buckets' tokens stand."""
-    return _Move.apply(rows, slots, tokens, total)
+def repack(blocks: list[tuple[Tensor, Bucket]], packing: Packing) -> Tensor:
+    """The blocks of `unpack`, [B, L, ...] each, back to rows [T, ...]."""
+    out = None
+    for block, bucket in blocks:
+        rows = moved(block.flatten(0, 1), bucket.slots, bucket.tokens, packing.total)
+        out = rows if out is None else out + rows
+    assert out is not None
+    return out
 
 
 @cache
@@ -187,22 +222,45 @@ def attend(qkv_T3HD: Tensor, packing: Packing, causal: bool = False, backend: st
     if packing.is_uniform:
         block = qkv_T3HD.view(len(packing.lengths), packing.lengths[0], *qkv_T3HD.shape[1:])
         return _dense(block, causal, None).reshape(qkv_T3HD.shape[0], *qkv_T3HD.shape[2:])
-    out = None
-    for (block, tokens, slots), (_, _, _, longest, lengths) in zip(
-        unpack(qkv_T3HD, packing), packing.buckets, strict=True
-    ):
-        # Under a causal mask right padding is never seen by a real token; without one the padded keys must be hidden.
-        mask = None if causal else (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None, :]
-        done = _dense(block, causal, mask).reshape(-1, *qkv_T3HD.shape[2:])
-        rows = repack(done, tokens, slots, packing.total)
-        out = rows if out is None else out + rows
-    assert out is not None
-    return out
+    # Under a causal mask right padding is never seen by a real token; without one the padded keys must be hidden.
+    done = [
+        (_dense(block, causal, None if causal else bucket.inside[:, None, None, :]), bucket)
+        for block, bucket in unpack(qkv_T3HD, packing)
+    ]
+    return repack(done, packing)
+
+
+def attend_from(q_UHD: Tensor, kv_T2HD: Tensor, packing: Packing) -> Tensor:
+    """One query of each packed sequence over all its tokens: [U, H, D], [T, 2, H, D] to [U, H, D]. Any device."""
+    if packing.is_uniform:
+        k, v = kv_T2HD.view(len(packing.lengths), packing.lengths[0], *kv_T2HD.shape[1:]).unbind(2)
+        return dense(q_UHD[:, None], k, v)[:, 0]
+    out = []
+    for block, bucket in unpack(kv_T2HD, packing):
+        k, v = block.unbind(2)
+        out.append(dense(q_UHD[bucket.units][:, None], k, v, bucket.inside[:, None, None, :])[:, 0])
+    order = torch.cat([bucket.units for bucket in packing.buckets])
+    return torch.cat(out)[torch.argsort(order)]
 
 
 def _dense(qkv_BL3HD: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
-    q, k, v = qkv_BL3HD.permute(2, 0, 3, 1, 4).unbind(0)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
+    q, k, v = qkv_BL3HD.unbind(2)
+    return dense(q, k, v, mask, causal)
+
+
+def dense(q_BQHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Attention over padded sequences, [B, Q, H, D]. mask: bool, broadcast to [B, H, Q, L], True where a query sees a
+    key; no query may see none."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BQHD, k_BLHD, v_BLHD))
+    if not cpu_attention.is_faster(q, k.shape[2]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
+    batch, heads, queries, _ = q.shape
+    if causal:
+        mask = torch.ones(queries, queries, dtype=torch.bool).tril()
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, k.shape[2]).flatten(0, 1)
+    done = cpu_attention.attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask)
+    return done.unflatten(0, (batch, heads)).transpose(1, 2)
 
 
 def _varlen(qkv_T3HD: Tensor, packing: Packing, causal: bool) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from encoders.attention import Packing
 from encoders.features import ImageFeatures, Level, TextFeatures
 from encoders.image_only import ImageOnly
+from encoders.open_clip_vit import encode_vit, is_plain_vit
 from encoders.report_layout import Reports
 from encoders.report_transformer import ReportTransformer
 from encoders.text import encode_foreign, encode_packed, is_packable, project, without_projection
@@ -92,7 +93,9 @@ class DualEncoder(nn.Module):
         patch = grid = before = places = None
         maps: dict[int, Level] = {}
         if not (tokens or trunk or levels or kept):
-            pooled = visual(images)
+            # Evaluated, a tower gives the bits that its users get from open_clip.
+            fast = self.training and is_plain_vit(visual)
+            pooled = encode_vit(visual, images, self.attention_backend) if fast else visual(images)
         else:
             if not hasattr(visual, "trunk"):
                 raise ValueError("patch tokens and trunk features come from timm towers only (ours and timm's)")

@@ -7,10 +7,9 @@ N tokens of an image.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from encoders.attention import Packing, repack, unpack
+from encoders.attention import Packing, dense, repack, unpack
 
 BEHIND = torch.iinfo(torch.int64).max  # the place of padding: seen by nobody, and sees what a word does
 
@@ -22,9 +21,10 @@ def sentence_masks(place_T: Tensor, packing: Packing) -> list[Tensor]:
     pieces see everything.
     """
     masks = []
-    for tokens, slots, count, longest, _ in packing.buckets:
+    for bucket in packing.buckets:
+        count, longest = bucket.inside.shape
         place = torch.full((count * longest,), BEHIND, device=place_T.device)
-        place[slots] = place_T[tokens]
+        place[bucket.slots] = place_T[bucket.tokens]
         query, key = place.view(count, longest, 1), place.view(count, 1, longest)
         seen = (query >= 0) | (key == 0) | (key.abs() == -query)
         masks.append((seen & (key != BEHIND))[:, None])
@@ -36,27 +36,17 @@ def attend_sentences(qkv_T3HD: Tensor, packing: Packing, masks: list[Tensor]) ->
 
     Length buckets with a mask on every device: the kernels for ragged sequences take no mask of this kind.
     """
-    out = None
-    for (block, tokens, slots), mask in zip(unpack(qkv_T3HD, packing), masks, strict=True):
-        q, k, v = block.permute(2, 0, 3, 1, 4).unbind(0)
-        done = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-        rows = repack(done.flatten(0, 1), tokens, slots, packing.total)
-        out = rows if out is None else out + rows
-    assert out is not None
-    return out
+    done = []
+    for (block, bucket), mask in zip(unpack(qkv_T3HD, packing), masks, strict=True):
+        q, k, v = block.unbind(2)
+        done.append((dense(q, k, v, mask), bucket))
+    return repack(done, packing)
 
 
 def attend_images(q_THD: Tensor, kv_IN2HD: Tensor, image_of: Tensor, packing: Packing) -> Tensor:
     """Every token of report r looks at all tokens of image `image_of[r]`: [T, H, D] to [T, H, D]."""
-    report_T = torch.repeat_interleave(
-        torch.arange(len(packing.lengths), device=q_THD.device), torch.tensor(packing.lengths, device=q_THD.device)
-    )
-    out = None
-    for block, tokens, slots in unpack(q_THD, packing):
-        reports = report_T[tokens[slots % block.shape[1] == 0]]  # of each row of the block, by its first token
-        k, v = kv_IN2HD.index_select(0, image_of[reports]).permute(2, 0, 3, 1, 4).unbind(0)
-        done = F.scaled_dot_product_attention(block.transpose(1, 2), k, v).transpose(1, 2)
-        rows = repack(done.flatten(0, 1), tokens, slots, packing.total)
-        out = rows if out is None else out + rows
-    assert out is not None
-    return out
+    done = []
+    for block, bucket in unpack(q_THD, packing):
+        k, v = kv_IN2HD.index_select(0, image_of[bucket.units]).unbind(2)
+        done.append((dense(block, k, v), bucket))
+    return repack(done, packing)

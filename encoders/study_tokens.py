@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from encoders.attention import Packing, repack
+from encoders.attention import Packing, moved
 
 ABSENT = -1.0  # what padding is in every window (data_shards.preprocess)
 
@@ -92,14 +92,14 @@ class StudyTokens:
         if not self.lead:
             return rows_RC
         order, numbers = self._order
-        return repack(rows_RC, numbers, order, len(numbers))
+        return moved(rows_RC, order, numbers, len(numbers))
 
     def unpacked(self, packed_RC: Tensor) -> Tensor:
         """`packed` undone."""
         if not self.lead:
             return packed_RC
         order, numbers = self._order
-        return repack(packed_RC, order, numbers, len(numbers))
+        return moved(packed_RC, numbers, order, len(numbers))
 
     def grouped(self, rows_RC: Tensor, slices: int) -> Tensor:
         """[P * slices, (1+)S, C]: the slices of all volumes, a copy of its study's CLS token before each."""

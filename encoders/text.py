@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from encoders.attention import Packing, attend, bucketed_tokens, unpack
+from encoders.attention import Packing, bucketed_tokens, unpack
+from encoders.open_clip_blocks import is_plain, run_pooled
 
 
 def is_packable(tower: nn.Module) -> bool:
@@ -25,7 +25,7 @@ def is_packable(tower: nn.Module) -> bool:
         and tower.attn_mask is not None
         and tower.cls_emb is None
         and tower.pool_type == "argmax"
-        and all(type(block) is ResidualAttentionBlock for block in tower.transformer.resblocks)
+        and is_plain(tower.transformer)
     )
 
 
@@ -47,12 +47,7 @@ def encode_packed(
             "  fix: tokenise with the release's own tokenizer, which truncates"
         )
     x = tower.token_embedding(tokens_T) + tower.positional_embedding[packing.positions]
-    for block in tower.transformer.resblocks:
-        if tower.transformer.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(_block, block, x, packing, backend, use_reentrant=False)
-        else:
-            x = _block(block, x, packing, backend)
-    pooled = tower.ln_final(x.index_select(0, packing.last))
+    pooled = tower.ln_final(run_pooled(tower.transformer, x, packing, packing.last, causal=True, backend=backend))
     return project(tower, pooled) if projected else pooled
 
 
@@ -82,32 +77,14 @@ def without_projection(tower: nn.Module) -> Iterator[None]:
         tower.proj = kept
 
 
-def _block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, backend: str) -> Tensor:
-    attn = block.attn
-    y = block.ln_1(x_TC)
-    qkv = F.linear(y, attn.in_proj_weight, attn.in_proj_bias).view(len(y), 3, attn.num_heads, -1)
-    y = attend(qkv, packing, causal=True, backend=backend).reshape(len(y), -1)
-    x_TC = x_TC + block.ls_1(attn.out_proj(y))
-    return x_TC + block.ls_2(block.mlp(block.ln_2(x_TC)))
-
-
 def encode_foreign(tower: nn.Module, tokens_T: Tensor, packing: Packing, pad_id: int) -> Tensor:
     """Any other tower (Hugging Face, bidirectional): unpack into length buckets, run it, put rows back in order."""
-    out: list[Tensor] = []
-    first = (torch.cumsum(torch.tensor(packing.lengths), 0) - torch.tensor(packing.lengths)).tolist()
-    unit_of_start = {start: unit for unit, start in enumerate(first)}
-    order: list[int] = []
-    for (block, tokens, slots), (_, _, count, longest, lengths) in zip(
-        unpack(tokens_T, packing), packing.buckets, strict=True
-    ):
-        inside = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        padded = torch.where(inside, block, pad_id)
+    out = []
+    for block, bucket in unpack(tokens_T, packing):
+        padded = torch.where(bucket.inside, block, pad_id)
         if isinstance(tower, TextTransformer):
             # open_clip's own towers do not mask padding, so it is part of their numbers: always the whole context.
-            padded = F.pad(padded, (0, tower.context_length - longest), value=pad_id)
+            padded = F.pad(padded, (0, tower.context_length - bucket.longest), value=pad_id)
         out.append(tower(padded))
-        starts = tokens[(slots % longest) == 0].tolist()
-        order += [unit_of_start[s] for s in starts]
-        assert len(starts) == count
-    rows = torch.cat(out)
-    return rows[torch.argsort(torch.tensor(order, device=rows.device))]
+    order = torch.cat([bucket.units for bucket in packing.buckets])
+    return torch.cat(out)[torch.argsort(order)]

@@ -67,9 +67,9 @@ def test_bounds() -> None:
 def test_buckets_hold_every_token_once_with_little_padding() -> None:
     lengths = tuple(torch.randint(5, 257, (400,), generator=torch.Generator().manual_seed(2)).tolist())
     packing = Packing(lengths)
-    tokens = torch.cat([bucket[0] for bucket in packing.buckets])
+    tokens = torch.cat([bucket.tokens for bucket in packing.buckets])
     assert torch.equal(tokens.sort().values, torch.arange(sum(lengths)))
-    computed = sum(count * longest for _, _, count, longest, _ in packing.buckets)
+    computed = sum(bucket.inside.numel() for bucket in packing.buckets)
     assert computed <= 1.3 * sum(lengths)
     assert len(packing.buckets) < 20
 

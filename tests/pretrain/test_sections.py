@@ -44,7 +44,9 @@ def test_two_ranks_have_the_gradients_of_one_where_texts_are_missing(tiny: Any, 
         assert (text == 0) == (number in (2, 3)), "nobody has a text: nothing is learnt of texts"
         for name, gradient in alone["gradients"].items():
             assert torch.isfinite(gradient).all()
-            torch.testing.assert_close(a["gradients"][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+            # Sums of thousands of fp32 terms in another order, where a small entry may be what is left of large ones.
+            bound = max(5e-5 * float(gradient.abs().max()), 1e-4)
+            torch.testing.assert_close(a["gradients"][name], gradient, rtol=0, atol=bound, msg=name)
 
 
 def test_a_batch_of_another_kind_counts_nothing_only_where_batches_alternate(tiny: Any) -> None:
