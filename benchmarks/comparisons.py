@@ -178,14 +178,14 @@ THEIRS = (
 )
 
 
-def _images(config: str, context: int, positives: str, like: str | None = None) -> Arm:
+def _images(config: str, context: int, positives: str, like: str | None = None, seeds: int | None = None) -> Arm:
     """Recipe `config` at this size. A comparison with a repair has the original loss: positives "own"."""
     words = (
         f"model.text={{width: 128, layers: 2, heads: 4, context_length: {context}}}",
         f"objectives=[{{name: contrastive, units: [report, caption], positives: {positives}}}]",
         *(("model.pretrained=null", "finish=null") if config == "bmc_clip.yaml" else ()),
     )
-    return Arm(config, (*THEIRS, *words), like=like, seeds=3 if like else None)
+    return Arm(config, (*THEIRS, *words), like=like, seeds=seeds)
 
 
 SWEEPS = {
@@ -232,10 +232,10 @@ SWEEPS = {
             "ours": Arm("biomed2d.yaml", rates=(1e-3,)),
             "unimed": _images("unimed_clip.yaml", 256, "own"),
             "bmc": _images("bmc_clip.yaml", 77, "own"),
-            "same_caption": _images("unimed_clip.yaml", 256, "same_caption", like="unimed"),
+            "same_caption": _images("unimed_clip.yaml", 256, "same_caption", like="unimed", seeds=3),
             "same_label": _images("unimed_clip.yaml", 256, "same_label", like="unimed"),
-            "same_label_masked": _images("unimed_clip.yaml", 256, "same_label_masked", like="unimed"),
-            "soft": _images("unimed_clip.yaml", 256, "soft", like="unimed"),
+            "same_label_masked": _images("unimed_clip.yaml", 256, "same_label_masked", like="unimed", seeds=3),
+            "soft": _images("unimed_clip.yaml", 256, "soft", like="unimed", seeds=3),
         },
         (
             ("ours", "unimed"),
