@@ -26,9 +26,9 @@ ARMS = {
     "graph_matching": f"[{{name: graph_matching, hidden: 512, matches: 8, {CROPS}}}]",
     "first_order": f"[{{name: graph_matching, order: first, hidden: 512, matches: 8, {CROPS}}}]",
     "simclr": f"[{{name: simclr, views: crops, dim: 128, hidden: 512, {CROPS}}}]",
-    "vicreg": f"[{{name: vicreg, {CROPS}}}]",
-    "barlow_twins": f"[{{name: barlow_twins, {CROPS}}}]",
-    "byol": f"[{{name: byol, {CROPS}}}]",
+    "vicreg": f"[{{name: vicreg, views: crops, {CROPS}}}]",
+    "barlow_twins": f"[{{name: barlow_twins, views: crops, {CROPS}}}]",
+    "byol": f"[{{name: byol, views: crops, {CROPS}}}]",
     "random": f"[{{name: simclr, views: crops, {CROPS}}}]",  # at a rate of nothing
 }
 PROBES = {"pneumonia": "pneumonia", "slices": "brainstem,spinal_cord,right_parotid,left_parotid,larynx,mandible"}

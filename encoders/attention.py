@@ -215,10 +215,9 @@ def attend(qkv_T3HD: Tensor, packing: Packing, causal: bool = False, backend: st
     if qkv_T3HD.shape[0] != packing.total:
         raise ValueError(f"packing has {packing.total} tokens, the tensor {qkv_T3HD.shape[0]}")
     backend = resolve_backend(backend, qkv_T3HD, packing)
-    if backend == "varlen":
-        return _varlen(qkv_T3HD, packing, causal)
-    if backend == "xformers":
-        return _xformers(qkv_T3HD, packing, causal)
+    if backend != "sdpa":
+        q, k, v = qkv_T3HD.unbind(1)
+        return (_varlen if backend == "varlen" else _xformers)(q, k, v, packing.lengths, packing, causal)
     if packing.is_uniform:
         block = qkv_T3HD.view(len(packing.lengths), packing.lengths[0], *qkv_T3HD.shape[1:])
         return _dense(block, causal, None).reshape(qkv_T3HD.shape[0], *qkv_T3HD.shape[2:])
@@ -230,8 +229,16 @@ def attend(qkv_T3HD: Tensor, packing: Packing, causal: bool = False, backend: st
     return repack(done, packing)
 
 
-def attend_from(q_UHD: Tensor, kv_T2HD: Tensor, packing: Packing) -> Tensor:
-    """One query of each packed sequence over all its tokens: [U, H, D], [T, 2, H, D] to [U, H, D]. Any device."""
+def attend_from(q_UHD: Tensor, kv_T2HD: Tensor, packing: Packing, backend: str = "auto") -> Tensor:
+    """One query of each packed sequence over all its tokens: [U, H, D], [T, 2, H, D] to [U, H, D].
+
+    Raises:
+        ValueError: the backend cannot run here.
+    """
+    backend = resolve_backend(backend, kv_T2HD, packing)
+    if backend != "sdpa":
+        k, v = kv_T2HD.unbind(1)
+        return (_varlen if backend == "varlen" else _xformers)(q_UHD, k, v, (1,) * len(q_UHD), packing, False)
     if packing.is_uniform:
         k, v = kv_T2HD.view(len(packing.lengths), packing.lengths[0], *kv_T2HD.shape[1:]).unbind(2)
         return dense(q_UHD[:, None], k, v)[:, 0]
@@ -252,7 +259,7 @@ def dense(q_BQHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, mask: Tensor | None = 
     """Attention over padded sequences, [B, Q, H, D]. mask: bool, broadcast to [B, H, Q, L], True where a query sees a
     key; no query may see none."""
     q, k, v = (x.transpose(1, 2) for x in (q_BQHD, k_BLHD, v_BLHD))
-    if not cpu_attention.is_faster(q, k.shape[2]):
+    if not cpu_attention.is_faster(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
     batch, heads, queries, _ = q.shape
     if causal:
@@ -263,24 +270,23 @@ def dense(q_BQHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, mask: Tensor | None = 
     return done.unflatten(0, (batch, heads)).transpose(1, 2)
 
 
-def _varlen(qkv_T3HD: Tensor, packing: Packing, causal: bool) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, queries: tuple[int, ...], packing: Packing, causal: bool) -> Tensor:
     from torch.nn.attention import varlen
 
     varlen_attn: Any = varlen.varlen_attn
-    q, k, v = qkv_T3HD.unbind(1)
     bounds, longest = packing.cu_seqlens, max(packing.lengths)
+    asked = torch.tensor((0, *_running(queries)), dtype=torch.int32, device=bounds.device)
     # torch 2.10 says causality by `is_causal`, later releases by a window whose right side is 0.
     try:
-        return varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0 if causal else -1))
+        return varlen_attn(q, k, v, asked, bounds, max(queries), longest, window_size=(-1, 0 if causal else -1))
     except TypeError:
-        return varlen_attn(q, k, v, bounds, bounds, longest, longest, is_causal=causal)
+        return varlen_attn(q, k, v, asked, bounds, max(queries), longest, is_causal=causal)
 
 
-def _xformers(qkv_T3HD: Tensor, packing: Packing, causal: bool) -> Tensor:
+def _xformers(q: Tensor, k: Tensor, v: Tensor, queries: tuple[int, ...], packing: Packing, causal: bool) -> Tensor:
     from xformers.ops import fmha, memory_efficient_attention
 
-    mask = fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(packing.lengths), device=qkv_T3HD.device)
+    mask = fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(queries), list(packing.lengths), device=q.device)
     if causal:
         mask = mask.make_causal()
-    q, k, v = (x[None] for x in qkv_T3HD.unbind(1))
-    return memory_efficient_attention(q, k, v, attn_bias=mask)[0]
+    return memory_efficient_attention(*(x[None] for x in (q, k, v)), attn_bias=mask)[0]

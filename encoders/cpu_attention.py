@@ -8,18 +8,31 @@ Legend: N sequences x heads, Q queries, L keys, D head width.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LONGEST = 512  # keys: beyond it the probabilities, which are kept for the backward pass, outweigh all else
 TILE = 2 << 20  # bytes of scores at a time: they stay in the cache
 
 
-def is_faster(q: Tensor, keys: int) -> bool:
-    """Whether `attention` is the better kernel for these queries."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= LONGEST
+@cache
+def _has_products() -> bool:
+    """Whether this processor has matrix products in bf16; without them torch's kernel is the faster one."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def is_faster(q_NQD: Tensor, k_NLD: Tensor, v_NLD: Tensor) -> bool:
+    """Whether `attention` can take these and is the better kernel for them; leading dimensions may be more."""
+    return (
+        q_NQD.device.type == "cpu"
+        and q_NQD.dtype == k_NLD.dtype == v_NLD.dtype == torch.bfloat16
+        and k_NLD.shape[-2] <= LONGEST
+        and _has_products()
+    )
 
 
 def attention(q_NQD: Tensor, k_NLD: Tensor, v_NLD: Tensor, seen: Tensor | None) -> Tensor:
@@ -49,6 +62,7 @@ class _Attention(torch.autograd.Function):
         return torch.bmm(p, v)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, p = ctx.saved_tensors
         grad = grads[0]

@@ -36,7 +36,7 @@ def run_pooled(
             x_TC = checkpoint(_block, block, x_TC, packing, causal, backend, use_reentrant=False)
         else:
             x_TC = _block(block, x_TC, packing, causal, backend)
-    return _last_block(last, x_TC, packing, read_U)
+    return _last_block(last, x_TC, packing, read_U, backend)
 
 
 def _block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, causal: bool, backend: str) -> Tensor:
@@ -47,13 +47,13 @@ def _block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, causal
     return _after_attention(block, x_TC, y)
 
 
-def _last_block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, read_U: Tensor) -> Tensor:
+def _last_block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, read_U: Tensor, backend: str) -> Tensor:
     attn, width = block.attn, x_TC.shape[1]
     y, x_UC = block.ln_1(x_TC), x_TC.index_select(0, read_U)
     (w_q, w_kv), (b_q, b_kv) = (one.split((width, 2 * width)) for one in (attn.in_proj_weight, attn.in_proj_bias))
     q = F.linear(y.index_select(0, read_U), w_q, b_q).view(len(read_U), attn.num_heads, -1)
     kv = F.linear(y, w_kv, b_kv).view(len(y), 2, attn.num_heads, -1)
-    return _after_attention(block, x_UC, attend_from(q, kv, packing).reshape(len(read_U), -1))
+    return _after_attention(block, x_UC, attend_from(q, kv, packing, backend).reshape(len(read_U), -1))
 
 
 def _after_attention(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
