@@ -25,9 +25,9 @@ import yaml
 from benchmarks.machine import machine
 from benchmarks.real_data import XRAY_LABELS
 from benchmarks.real_images import ORGANS
-from benchmarks.scores import read_scores
+from benchmarks.scores import read_scores, told
 from eval_zero_shot.outcome import Outcome, read_results
-from eval_zero_shot.statistics import Interval, Run, macro_difference, macro_over_runs
+from eval_zero_shot.statistics import Run, macro_difference, macro_over_runs
 
 TASK = "public_images"
 HELD = ("xray", "pneumonia")
@@ -132,15 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("|---|---|---|---|---|---|")
         for domain, names in domains.items():
             runs = {key: [pooled(one, names, variant) for one in its] for key, variant in WEIGHTS.items()}
-            values = [_told(macro_over_runs(some)) for some in runs.values()]
-            values += [_told(macro_difference(runs["merged"], runs[end]), "+") for end in ("base", "adapted")]
+            values = [told(macro_over_runs(some)) for some in runs.values()]
+            values += [told(macro_difference(runs["merged"], runs[end]), "+") for end in ("base", "adapted")]
             print(f"| {domain} | {' | '.join(values)} |")
     return 0
-
-
-def _told(found: Interval, sign: str = "") -> str:
-    value = "–" if found.value is None else f"{found.value:{sign}.3f}"
-    return value if found.low is None else f"{value} ({found.low:{sign}.3f} to {found.high:{sign}.3f})"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eval_zero_shot.outcome import Outcome, Protocol, read_results
-from eval_zero_shot.statistics import Run
+from eval_zero_shot.statistics import Interval, Run
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,9 @@ def read_scores(outcome: Outcome, variant: str = "") -> Scores:
         raise ValueError("a score of some study is missing: the file was cut short")
     patients = rows.drop_duplicates("key").set_index("key")["patient"].reindex(keys)
     return Scores(outcome.classes, tuple(keys), Run.of(scores_NL, labels_NL, patients.tolist()))
+
+
+def told(found: Interval, sign: str = "") -> str:
+    """An interval in a table's cell; sign: "+" for differences."""
+    value = "–" if found.value is None else f"{found.value:{sign}.3f}"
+    return value if found.low is None else f"{value} ({found.low:{sign}.3f} to {found.high:{sign}.3f})"

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.scores import Scores, outcome_of, read_scores
-from eval_zero_shot.statistics import Interval, macro_difference, macro_over_runs
+from benchmarks.scores import Scores, outcome_of, read_scores, told
+from eval_zero_shot.statistics import macro_difference, macro_over_runs
 
 CROPS = "crops: {scale: [0.3, 1.0], flip: 0.5, jitter: 0.4, blur: 0.2}"
 ARMS = {
@@ -101,13 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = {arm: [one.run for one in found] for arm, found in arms.items()}
         for arm, its in runs.items():
             against = runs.get("graph_matching") if arm != "graph_matching" else None
-            differ = "" if against is None else _told(macro_difference(against, its), "+")
-            print(f"| {arm} | {_told(macro_over_runs(its))} | {differ} |")
+            differ = "" if against is None else told(macro_difference(against, its), "+")
+            print(f"| {arm} | {told(macro_over_runs(its))} | {differ} |")
     return 0
-
-
-def _told(found: Interval, sign: str = "") -> str:
-    return f"{found.value:{sign}.3f} ({found.low:{sign}.3f} to {found.high:{sign}.3f})"
 
 
 if __name__ == "__main__":
