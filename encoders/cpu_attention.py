@@ -1,6 +1,6 @@
 """Attention in bf16 on a CPU, where torch's own flash kernel spends most of a step in its backward pass.
 
-Forward and backward together it is 2 to 4 times as fast for up to a few hundred tokens on a CPU with avx512_bf16
+Forward and backward together ours is 1.7 to 5 times as fast for up to 512 tokens on a CPU with avx512_bf16
 (benchmarks.cpu_attention, RESULTS.md).
 
 Legend: N sequences x heads, Q queries, L keys, D head width.
