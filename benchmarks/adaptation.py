@@ -13,7 +13,6 @@ Intervals are nested: patients inside every draw of seeds.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -23,6 +22,7 @@ import numpy as np
 import yaml
 
 from benchmarks.machine import machine
+from benchmarks.module import run_module
 from benchmarks.real_data import XRAY_LABELS
 from benchmarks.real_images import ORGANS
 from benchmarks.scores import read_scores, told
@@ -53,12 +53,7 @@ def train(run: str, args: argparse.Namespace, settings: dict[str, object]) -> Pa
         words = ["--config", "biomed2d.yaml", *words]
         if (folder / "recipe.yaml").is_file():
             words = ["--resume", str(folder)]
-        done = subprocess.run(
-            [sys.executable, "-m", "pretrain.fit", *words],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            sys.exit(f"{run} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        run_module("pretrain.fit", words)
     return folder
 
 

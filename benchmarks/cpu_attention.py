@@ -1,6 +1,6 @@
 """Attention in bf16 on a CPU, forward and backward: ours against torch's `scaled_dot_product_attention`, in turns.
 
-    python -m benchmarks.cpu_attention [--repeats 15]
+python -m benchmarks.cpu_attention [--repeats 15]
 """
 
 from __future__ import annotations

@@ -15,10 +15,8 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.machine import machine
+from benchmarks.module import run_module
 from benchmarks.sweep_summary import loss_clock
 
 BATCH_SECONDS = re.compile(r"Batch \(t\): ([0-9.]+)")
@@ -84,7 +83,7 @@ def ours(folder: Path, shards: Path, context: int, steps: int, batch: int, numbe
     recipe["output"] = {"root": str(folder), "run": f"ours-{context}-{number}"}
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    _run(["-m", "pretrain.fit", "--config", str(file)], folder)
+    run_module("pretrain.fit", ["--config", str(file)])
     clock = loss_clock(folder / f"ours-{context}-{number}")
     (first, began), (last, ended) = clock[0], clock[-1]
     return (ended - began) / (last - first)
@@ -96,15 +95,8 @@ def theirs(folder: Path, table: Path, context: int, batch: int, number: int) -> 
     words += ["--force-context-length", str(context), "--batch-size", str(batch), "--epochs", "1", "--workers", "1"]
     words += ["--device", "cpu", "--log-every-n-steps", "1", "--lr", "5e-4", "--wd", "0.2", "--warmup", "0"]
     words += ["--logs", str(folder), "--name", f"theirs-{context}-{number}", "--save-frequency", "0"]
-    said = _run(["-m", "open_clip_train.main", *words], folder)
+    said = run_module("open_clip_train.main", words)
     return statistics.mean([float(t) for t in BATCH_SECONDS.findall(said)][1:])
-
-
-def _run(words: Sequence[str], folder: Path) -> str:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env=os.environ)
-    if done.returncode:
-        sys.exit(f"{' '.join(words[:2])} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return done.stdout + done.stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:

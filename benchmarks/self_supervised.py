@@ -12,12 +12,12 @@ repeated. Intervals are nested: patients inside every draw of seeds.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import machine
+from benchmarks.module import run_module
 from benchmarks.scores import Scores, outcome_of, read_scores, told
 from eval_zero_shot.statistics import macro_difference, macro_over_runs
 
@@ -59,7 +59,7 @@ def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
             "output.run": run,
         }
         words = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
-        _run(["-m", "pretrain.fit", "--config", "lvm_med.yaml", *words])
+        run_module("pretrain.fit", ["--config", "lvm_med.yaml", *words])
     return args.out / run / "release"
 
 
@@ -67,14 +67,8 @@ def probe(release: Path, name: str, args: argparse.Namespace) -> Scores:
     out = release.parent / "probes" / name
     if not (out / "results.json").is_file():
         words = ["--model", str(release), "--data", str(args.images / name), "--labels", PROBES[name]]
-        _run(["-m", "eval_zero_shot.probe", *words, "--knn", "0", "--batch-size", "64", "--out", str(out)])
+        run_module("eval_zero_shot.probe", [*words, "--knn", "0", "--batch-size", "64", "--out", str(out)])
     return read_scores(outcome_of(out, "probe"))
-
-
-def _run(words: Sequence[str]) -> None:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(words[:2])} ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
