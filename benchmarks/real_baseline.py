@@ -10,22 +10,49 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from eval_zero_shot.probe.fitting import Fitted
+    from eval_zero_shot.probe.split import Split
 
-def thumbnail_of(shards: object, row: int) -> np.ndarray:
+
+def thumbnail_of(shards: Any, row: int) -> np.ndarray:
     """16x16x16 (volumes, HU clipped to ±1000) or 16x16 (images) means, flattened."""
     from PIL import Image
 
     from benchmarks.phantom_floor import thumbnail
 
-    source, _ = shards.scan(row, 0)  # type: ignore[attr-defined]
+    source, _ = shards.scan(row, 0)
     if isinstance(source, bytes):
         with Image.open(io.BytesIO(source)) as image:
             small = image.convert("L").resize((16, 16), Image.Resampling.BOX)
         return np.asarray(small, dtype=np.float64).ravel() / 255
     return thumbnail(source[:]).astype(np.float64)
+
+
+def thumbnail_probe(
+    shards: Any, labels: Sequence[str], train_split: str = "train", test_split: str = "test"
+) -> tuple[Fitted, Split]:
+    """The fit, scored on the test split, and that split: labels and patients of the studies."""
+    from eval_zero_shot.probe import Split, probe
+    from eval_zero_shot.probe.fitting import STRENGTHS
+    from eval_zero_shot.probe.split import require_apart, scaling
+
+    every_NL = shards.labels(tuple(labels))
+
+    def split(name: str) -> Split:
+        rows = shards.rows(name)
+        features = np.stack([thumbnail_of(shards, int(row)) for row in rows])
+        return Split(features, every_NL[rows], np.array([shards.patient(int(row)) for row in rows]))
+
+    train, test = split(train_split), split(test_split)
+    require_apart(train=train.patients_N, test=test.patients_N)
+    scale = scaling(train)
+    # Pixels side by side are nearly the same: at the largest strengths the optimum is out of reach of fp64.
+    return probe(train.scaled(*scale), None, test.scaled(*scale).features_ND, strengths=STRENGTHS[:-3]), test
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,24 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--test-split", default="test", metavar="NAME", help="default: test")
     args = parser.parse_args(argv)
     from data_shards.shard_set import ShardSet
-    from eval_zero_shot.probe import Split, probe
-    from eval_zero_shot.probe.fitting import STRENGTHS
     from eval_zero_shot.probe.measures import measure
-    from eval_zero_shot.probe.split import require_apart, scaling
 
-    shards, labels = ShardSet.open(args.shards), tuple(args.labels.split(","))
-    every_NL = shards.labels(labels)
-
-    def split(name: str) -> Split:
-        rows = shards.rows(name)
-        features = np.stack([thumbnail_of(shards, int(row)) for row in rows])
-        return Split(features, every_NL[rows], np.array([shards.patient(int(row)) for row in rows]))
-
-    train, test = split(args.train_split), split(args.test_split)
-    require_apart(train=train.patients_N, test=test.patients_N)
-    scale = scaling(train)
-    # Pixels side by side are nearly the same: at the largest strengths the optimum is out of reach of fp64.
-    found = probe(train.scaled(*scale), None, test.scaled(*scale).features_ND, strengths=STRENGTHS[:-3])
+    labels = tuple(args.labels.split(","))
+    found, test = thumbnail_probe(ShardSet.open(args.shards), labels, args.train_split, args.test_split)
     metrics = measure(found.logits_NL, test.labels_NL, test.patients_N, labels, False, found.base_L)
     print("| label | thumbnail AUROC | 95 % interval | test + / - |\n|---|---|---|---|")
     for metric in (m for m in metrics if m.name == "auroc"):

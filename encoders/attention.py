@@ -13,6 +13,7 @@ Slicing sequence by sequence is a trap: each slice's backward writes a gradient 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ class Packing:
     lengths: tuple[int, ...]
     device: torch.device | str = "cpu"
     _buckets: list[Bucket] | None = field(default=None, repr=False)
+    _places: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -98,6 +100,16 @@ class Packing:
             self._buckets = [self._bucket(members) for members in _groups(self.lengths)]
         return self._buckets
 
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Tokens of all buckets, and the slot of each where the buckets' blocks stand one after another."""
+        if self._places is None:
+            sizes = [len(bucket.units) * bucket.longest for bucket in self.buckets]
+            starts = [end - size for end, size in zip(_running(sizes), sizes, strict=True)]
+            slots = [bucket.slots + start for bucket, start in zip(self.buckets, starts, strict=True)]
+            self._places = torch.cat([bucket.tokens for bucket in self.buckets]), torch.cat(slots)
+        return self._places
+
     def _bucket(self, members: list[int]) -> Bucket:
         lengths = torch.tensor([self.lengths[m] for m in members])
         ends = _running(self.lengths)
@@ -111,7 +123,7 @@ class Packing:
         return Bucket(tokens.to(device), slots.to(device), units.to(device), longest, lengths.to(device))
 
 
-def _running(lengths: tuple[int, ...]) -> list[int]:
+def _running(lengths: Sequence[int]) -> list[int]:
     total, out = 0, []
     for length in lengths:
         total += length
@@ -160,22 +172,16 @@ def moved(x: Tensor, source: Tensor, target: Tensor, rows: int) -> Tensor:
 
 def unpack(x: Tensor, packing: Packing) -> list[tuple[Tensor, Bucket]]:
     """Packed rows [T, ...] to right-padded blocks [B, L, ...], one per bucket."""
-    out = []
-    for bucket in packing.buckets:
-        count = len(bucket.units)
-        block = moved(x, bucket.tokens, bucket.slots, count * bucket.longest)
-        out.append((block.view(count, bucket.longest, *x.shape[1:]), bucket))
-    return out
+    buckets = packing.buckets
+    sizes = [len(bucket.units) * bucket.longest for bucket in buckets]
+    blocks = moved(x, *packing.places, sum(sizes)).split(sizes)  # one move: autograd adds up none of the blocks
+    return [(one.unflatten(0, (-1, bucket.longest)), bucket) for one, bucket in zip(blocks, buckets, strict=True)]
 
 
 def repack(blocks: list[tuple[Tensor, Bucket]], packing: Packing) -> Tensor:
-    """The blocks of `unpack`, [B, L, ...] each, back to rows [T, ...]."""
-    out = None
-    for block, bucket in blocks:
-        rows = moved(block.flatten(0, 1), bucket.slots, bucket.tokens, packing.total)
-        out = rows if out is None else out + rows
-    assert out is not None
-    return out
+    """The blocks of `unpack`, [B, L, ...] each, in its order, back to rows [T, ...]."""
+    tokens, slots = packing.places
+    return moved(torch.cat([block.flatten(0, 1) for block, _ in blocks]), slots, tokens, packing.total)
 
 
 @cache

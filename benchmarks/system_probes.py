@@ -1,0 +1,106 @@
+"""Linear probes of the towers that a sweep of systems trained, beside the regression on thumbnails.
+
+    python -m benchmarks.system_probes images [--out runs/sweeps/images]
+
+Zero-shot scores compare what systems make of images and words together; these compare the images' features alone,
+where systems that have learnt their words badly may still have learnt to see. Logistic regression on frozen features
+of every run that the sweep's summary.json names, on the same splits. Probes that are done are not repeated. Intervals
+are nested: patients inside every draw of seeds.
+
+Legend: N studies, L facts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.comparisons import SWEEPS
+from benchmarks.machine import machine
+from benchmarks.module import run_module
+from benchmarks.real_baseline import thumbnail_probe
+from benchmarks.real_data import CT_LABELS, XRAY_LABELS
+from benchmarks.real_images import ORGANS
+from benchmarks.scores import outcome_of, read_scores, told
+from benchmarks.sweep import differences_of
+from eval_zero_shot.statistics import Run, macro_difference, macro_over_runs
+
+# What the studies of each sweep are asked about: shard set -> labels.
+QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "images": {
+        "shards/images/xray": XRAY_LABELS,
+        "shards/images/pneumonia": ("pneumonia",),
+        "shards/images/slices": tuple(ORGANS.values()),
+    },
+    "systems_real": {"shards/ct": CT_LABELS},
+}
+THUMBNAIL = "thumbnails"
+
+
+def probe(run: Path, data: str, labels: Sequence[str]) -> Run:
+    """Scores of one run's tower on one shard set."""
+    out = run / "probes" / Path(data).name
+    if not (out / "results.json").is_file():
+        words = ["--model", str(run / "release"), "--data", data, "--labels", ",".join(labels)]
+        run_module("eval_zero_shot.probe", [*words, "--knn", "0", "--batch-size", "64", "--out", str(out)])
+    return read_scores(outcome_of(out, "probe")).run
+
+
+def thumbnails(data: str, labels: Sequence[str]) -> Run:
+    from data_shards.shard_set import ShardSet
+
+    shards = ShardSet.open(data)
+    found, test = thumbnail_probe(shards, labels)
+    return Run.of(found.logits_NL, test.labels_NL, test.patients_N)
+
+
+def side_by_side(runs: Sequence[Run]) -> Run:
+    """Studies of several sets with labels of their own: what a set was not asked is unknown of its studies."""
+    count, width = (sum(run.scores_NL.shape[axis] for run in runs) for axis in (0, 1))
+    scores, labels = np.zeros((count, width)), np.full((count, width), np.nan)
+    row = column = 0
+    for run in runs:
+        block = slice(row, row + run.scores_NL.shape[0]), slice(column, column + run.scores_NL.shape[1])
+        scores[block], labels[block] = run.scores_NL, run.labels_NL
+        row, column = block[0].stop, block[1].stop
+    return Run(scores, labels, np.concatenate([run.patients_N for run in runs]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.system_probes", description="Linear probes of the towers of a sweep."
+    )
+    add = parser.add_argument
+    add("name", choices=sorted(QUESTIONS), metavar="NAME", help=", ".join(QUESTIONS))
+    add("--out", type=Path, metavar="DIR", help="of benchmarks.sweep (default: runs/sweeps/NAME)")
+    add("--arms", nargs="+", metavar="ARM", help="these arms alone (default: all of the summary)")
+    args = parser.parse_args(argv)
+    out, asked = args.out or Path("runs/sweeps") / args.name, QUESTIONS[args.name]
+    names = {arm: list(its["runs"]) for arm, its in json.loads((out / "summary.json").read_text())["arms"].items()}
+    names = {arm: its for arm, its in names.items() if arm in (args.arms or names)}
+    print(machine())
+    found: dict[str, list[Run]] = {}
+    for arm, its in names.items():
+        found[arm] = [side_by_side([probe(out / one, *question) for question in asked.items()]) for one in its]
+        print(f"{arm}: {len(its)} runs", flush=True)
+    pixels = side_by_side([thumbnails(*question) for question in asked.items()])
+    facts = sum(map(len, asked.values()))
+    print(f"\n| arm | macro AUROC of {facts} facts, linear probe | - {THUMBNAIL} |\n|---|---|---|")
+    print(f"| {THUMBNAIL} | {told(macro_over_runs([pixels]))} | |")
+    for arm, runs in found.items():
+        beyond = told(macro_difference(runs, [pixels] * len(runs)), "+")
+        print(f"| {arm} | {told(macro_over_runs(runs))} | {beyond} |")
+    print("\n| difference | seeds | macro AUROC |\n|---|---|---|")
+    for a, b in differences_of(SWEEPS[args.name], list(found)):
+        both = min(len(found[a]), len(found[b]))
+        print(f"| {a} - {b} | {both} | {told(macro_difference(found[a][:both], found[b][:both]), '+')} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
