@@ -20,7 +20,7 @@ TILE = 2 << 20  # bytes of scores at a time: they stay in the cache
 
 
 @cache
-def _has_products() -> bool:
+def has_products() -> bool:
     """Whether this processor has matrix products in bf16; without them torch's kernel is the faster one."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -31,7 +31,7 @@ def is_faster(q_NQD: Tensor, k_NLD: Tensor, v_NLD: Tensor) -> bool:
         q_NQD.device.type == "cpu"
         and q_NQD.dtype == k_NLD.dtype == v_NLD.dtype == torch.bfloat16
         and k_NLD.shape[-2] <= LONGEST
-        and _has_products()
+        and has_products()
     )
 
 

@@ -8,18 +8,19 @@ Legend: T tokens of all sequences, U sequences, C width.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, Transformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoders.attention import Packing, attend, attend_from
+from encoders.cpu_linear import linear
 
 
 def is_plain(transformer: Transformer) -> bool:
     """Whether these blocks are the ones that `run_pooled` reproduces."""
     return len(transformer.resblocks) > 0 and all(
-        type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv") for block in transformer.resblocks
+        type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv") and type(block.mlp.c_fc) is nn.Linear
+        for block in transformer.resblocks
     )
 
 
@@ -42,7 +43,7 @@ def run_pooled(
 def _block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, causal: bool, backend: str) -> Tensor:
     attn = block.attn
     y = block.ln_1(x_TC)
-    qkv = F.linear(y, attn.in_proj_weight, attn.in_proj_bias).view(len(y), 3, attn.num_heads, -1)
+    qkv = linear(y, attn.in_proj_weight, attn.in_proj_bias).view(len(y), 3, attn.num_heads, -1)
     y = attend(qkv, packing, causal=causal, backend=backend).reshape(len(y), -1)
     return _after_attention(block, x_TC, y)
 
@@ -51,11 +52,13 @@ def _last_block(block: ResidualAttentionBlock, x_TC: Tensor, packing: Packing, r
     attn, width = block.attn, x_TC.shape[1]
     y, x_UC = block.ln_1(x_TC), x_TC.index_select(0, read_U)
     (w_q, w_kv), (b_q, b_kv) = (one.split((width, 2 * width)) for one in (attn.in_proj_weight, attn.in_proj_bias))
-    q = F.linear(y.index_select(0, read_U), w_q, b_q).view(len(read_U), attn.num_heads, -1)
-    kv = F.linear(y, w_kv, b_kv).view(len(y), 2, attn.num_heads, -1)
+    q = linear(y.index_select(0, read_U), w_q, b_q).view(len(read_U), attn.num_heads, -1)
+    kv = linear(y, w_kv, b_kv).view(len(y), 2, attn.num_heads, -1)
     return _after_attention(block, x_UC, attend_from(q, kv, packing, backend).reshape(len(read_U), -1))
 
 
 def _after_attention(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
-    x = x + block.ls_1(block.attn.out_proj(attended))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    out, mlp = block.attn.out_proj, block.mlp
+    x = x + block.ls_1(linear(attended, out.weight, out.bias))
+    y = mlp.gelu(linear(block.ln_2(x), mlp.c_fc.weight, mlp.c_fc.bias))
+    return x + block.ls_2(linear(y, mlp.c_proj.weight, mlp.c_proj.bias))

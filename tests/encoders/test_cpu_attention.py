@@ -55,7 +55,7 @@ def test_errors_are_those_of_torchs_kernel(kind: str, sharpness: float, monkeypa
         with torch.autocast("cpu", torch.bfloat16):  # as in training
             return dense(q, k, v, None if kind == "causal" else mask, kind == "causal")
 
-    monkeypatch.setattr(cpu_attention, "_has_products", lambda: True)  # on any processor, slow or not
+    monkeypatch.setattr(cpu_attention, "has_products", lambda: True)  # on any processor, slow or not
     assert cpu_attention.is_faster(*(x.transpose(1, 2) for x in qkv.unbind(2)))
     exact = run(flash, qkv.double(), weight)
     for mine, its, right in zip(run(ours, qkv, weight), run(flash, qkv, weight), exact, strict=True):
@@ -78,7 +78,7 @@ def test_others_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cpu_attention.is_faster(half, half, short)
     assert not cpu_attention.is_faster(half, long, long)
     assert not cpu_attention.is_faster(half.to("meta"), half.to("meta"), half.to("meta"))
-    monkeypatch.setattr(cpu_attention, "_has_products", lambda: False)
+    monkeypatch.setattr(cpu_attention, "has_products", lambda: False)
     assert not cpu_attention.is_faster(half, half, half)
 
 

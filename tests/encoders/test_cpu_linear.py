@@ -1,0 +1,54 @@
+"""Linear layers in bf16 on a CPU: no further from float64 than torch's own, and the gradients of each input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from encoders import cpu_attention, cpu_linear
+
+pytestmark = pytest.mark.skipif(not cpu_attention.has_products(), reason="this processor has no products in bf16")
+
+
+def inputs(rows: int = 37, width: int = 24, out: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(rows, width, generator=generator).requires_grad_(),
+        torch.randn(out, width, generator=generator).requires_grad_(),
+        torch.randn(out, generator=generator).requires_grad_(),
+    )
+
+
+def run(function: object, *, autocast: bool) -> list[Tensor]:
+    leaves = inputs()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = function(*leaves)  # type: ignore[operator]
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    y.backward(weight.to(y.dtype))
+    return [y.detach(), *(one.grad for one in leaves if one.grad is not None)]
+
+
+def test_errors_are_those_of_torchs_own() -> None:
+    ours, theirs = run(cpu_linear.linear, autocast=True), run(F.linear, autocast=True)
+    assert len(ours) == len(theirs) == 4 and ours[0].dtype == torch.bfloat16
+    assert [one.dtype for one in ours[1:]] == [torch.float32] * 3
+    exact = run(lambda *leaves: F.linear(*(one.double() for one in leaves)), autocast=False)
+    for mine, its, true in zip(ours, theirs, exact, strict=True):
+        error = (mine.double() - true).norm()
+        assert 0 < error <= 1.05 * (its.double() - true).norm()
+
+
+def test_other_precisions_are_torchs_own() -> None:
+    for mine, its in zip(run(cpu_linear.linear, autocast=False), run(F.linear, autocast=False), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_what_is_frozen_gets_no_gradient_and_second_derivatives_are_refused() -> None:
+    x, weight, bias = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = cpu_linear.linear(x, weight.detach(), bias.detach())
+    (grad,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
