@@ -178,14 +178,34 @@ THEIRS = (
 )
 
 
-def _images(config: str, context: int, positives: str, like: str | None = None, seeds: int | None = None) -> Arm:
+# The same systems where nothing is told by place and no words are made of labels: patches of CTs with reports.
+PATCHES = (
+    "data.source={kind: shards, path: shards/images/patches}",
+    *(word for word in IMAGES if not word.startswith("evaluate.task")),
+    "evaluate.task=benchmarks/ct_patches.yaml",
+)
+# Whole reports tell patches of one organ apart, so labels make no positives of them; in so few words order is content.
+OUR_PATCHES = (
+    "data.units={report: true, sentences: true}",
+    "objectives.2={name: contrastive, weight: 1.0, units: [report], positives: same_caption}",
+)
+THEIR_PATCHES = (
+    *(word for word in THEIRS if not word.startswith(("data.source", "data.units"))),
+    "data.units={report: true}",
+)
+
+
+def _images(
+    config: str, context: int, positives: str, like: str | None = None, seeds: int | None = None,
+    theirs: tuple[str, ...] = THEIRS, units: str = "[report, caption]",
+) -> Arm:  # fmt: skip
     """Recipe `config` at this size. A comparison with a repair has the original loss: positives "own"."""
     words = (
         f"model.text={{width: 128, layers: 2, heads: 4, context_length: {context}}}",
-        f"objectives=[{{name: contrastive, units: [report, caption], positives: {positives}}}]",
+        f"objectives=[{{name: contrastive, units: {units}, positives: {positives}}}]",
         *(("model.pretrained=null", "finish=null") if config == "bmc_clip.yaml" else ()),
     )
-    return Arm(config, (*THEIRS, *words), like=like, seeds=seeds)
+    return Arm(config, (*theirs, *words), like=like, seeds=seeds)
 
 
 SWEEPS = {
@@ -246,6 +266,21 @@ SWEEPS = {
             ("soft", "unimed"),
         ),
         common=IMAGES,
+        seconds=60.0,
+        rates=(3e-4, 1e-3, 3e-3),
+        systems=True,
+    ),
+    "patches": Sweep(
+        {
+            "ours": Arm("biomed2d.yaml", OUR_PATCHES, rates=(1e-3,)),
+            "unimed": _images("unimed_clip.yaml", 256, "own", theirs=THEIR_PATCHES, units="[report]"),
+            "bmc": _images("bmc_clip.yaml", 77, "own", theirs=THEIR_PATCHES, units="[report]"),
+            "same_label": _images(
+                "unimed_clip.yaml", 256, "same_label", like="unimed", theirs=THEIR_PATCHES, units="[report]"
+            ),
+        },
+        (("ours", "unimed"), ("ours", "bmc"), ("same_label", "unimed")),
+        common=PATCHES,
         seconds=60.0,
         rates=(3e-4, 1e-3, 3e-3),
         systems=True,

@@ -1,10 +1,12 @@
-"""Public real images of three kinds as shard sets: `python -m benchmarks.real_images --data ROOT`.
+"""Public real images as shard sets: `python -m benchmarks.real_images --data ROOT`.
 
 - `xray`: Hannover chest radiographs, each with a report of its facts (benchmarks.real_data).
 - `pneumonia`: PneumoniaMNIST, 28 x 28, a label an image and no text.
 - `slices`: axial slices of OpenKBP's head-and-neck CTs, ten a scan, lung, soft tissue and bone as red, green and blue;
   labels say which organs are in the slice, from the label maps beside the scans. An organ that nobody contoured in a
   scan is unknown in all its slices.
+- `patches`: squares of such slices around one organ each, turned by any angle, shifted and scaled, so that nothing can
+  be told by place or outline; labels say which organ, a report says that and what is measured in the patch.
 
 Labels become captions at load time (`public_images` of data_shards.caption_templates, a sentence a label;
 `benchmarks/real_images_captions.yaml`, one caption for some of them, as UniMed-CLIP's); `public_images` is the task of
@@ -50,35 +52,94 @@ def pneumonia(root: Path, folder: Path) -> Iterator[Row]:
                 yield {**told, "pneumonia": str(int(label.item()))}
 
 
-def slices(root: Path, folder: Path) -> Iterator[Row]:
-    import nibabel as nib
+def head_neck_scans(root: Path) -> list[tuple[str, str]]:
+    """Name and split."""
+    with (root / "openkbp_ct" / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        scans = [(row["volume"], row["split"] == "train") for row in csv.DictReader(file)]
+    return [(name, "test" if not t else "val" if i % 7 == 0 else "train") for i, (name, t) in enumerate(scans)]
+
+
+def save(hu: np.ndarray, path: Path) -> None:
+    """A plane in HU as a picture of three windows."""
     from PIL import Image
 
+    channels = [np.clip((hu - low) / (high - low), 0, 1) * 255 for low, high in WINDOWS]
+    Image.fromarray(np.stack(channels, -1).round().astype(np.uint8)).save(path)
+
+
+def slices(root: Path, folder: Path) -> Iterator[Row]:
+    import nibabel as nib
+
     base = root / "openkbp_ct"
-    with (base / "pairs.csv").open(newline="", encoding="utf-8") as file:
-        scans = [(row["volume"], row["split"] == "train") for row in csv.DictReader(file)]
-    for number, (name, trained) in enumerate(scans):
-        split = "test" if not trained else "val" if number % 7 == 0 else "train"
+    for name, split in head_neck_scans(root):
         hu = np.asarray(nib.as_closest_canonical(nib.load(base / "ct" / f"{name}.nii.gz")).dataobj)
         seg = np.asarray(nib.as_closest_canonical(nib.load(base / "seg" / f"{name}.nii.gz")).dataobj) % 16
         known = set(np.unique(seg).tolist())
         for z in np.linspace(0, hu.shape[2] - 1, SLICES + 2)[1:-1].round().astype(int):
             plane = np.flip(hu[:, :, z].T, 0).astype(np.float32)  # anterior up, the patient's right on the left
-            channels = [np.clip((plane - low) / (high - low), 0, 1) * 255 for low, high in WINDOWS]
             if np.ptp(plane.clip(WINDOWS[0][0], WINDOWS[-1][1])) == 0:
                 continue  # outside the body: the collection is cropped to it, and filled with air
             key = f"{name}-{z}"
-            Image.fromarray(np.stack(channels, -1).round().astype(np.uint8)).save(folder / f"{key}.png")
+            save(plane, folder / f"{key}.png")
             there = {
                 organ: str(int((seg[:, :, z] == code).any())) if code in known else "" for code, organ in ORGANS.items()
             }
             yield {"id": key, "patient": name, "image": str(folder / f"{key}.png"), "split": split, **there}
 
 
+PATCH_ORGANS = {"brainstem": (1,), "spinal_cord": (2,), "parotid": (3, 4), "larynx": (6,), "mandible": (7,)}
+PATCHES, SIDE, PIXELS, SHIFT = 4, 96.0, 64, 12.0  # of each organ in a scan; mm; pixels; mm
+AIR = ((0.02, "There is no air."), (0.2, "A part of it is air."), (1.0, "Much of it is air."))
+BONE = ((0.03, "There is hardly any bone."), (0.12, "A part of it is bone."), (1.0, "Much of it is bone."))
+
+
+def patches(root: Path, folder: Path) -> Iterator[Row]:
+    import nibabel as nib
+
+    for number, (name, split) in enumerate(head_neck_scans(root)):
+        image = nib.as_closest_canonical(nib.load(root / "openkbp_ct" / "ct" / f"{name}.nii.gz"))
+        hu, spacing = np.asarray(image.dataobj), image.header.get_zooms()[:2]
+        seg = np.asarray(nib.as_closest_canonical(nib.load(root / "openkbp_ct" / "seg" / f"{name}.nii.gz")).dataobj)
+        for organ, codes in PATCH_ORGANS.items():
+            rng = np.random.default_rng([number, codes[0]])
+            contoured = [code for code in codes if (seg % 16 == code).any()]
+            if not contoured:
+                continue
+            mask = seg % 16 == rng.choice(contoured)
+            heights = np.flatnonzero(mask.any((0, 1)))
+            for z in sorted(rng.choice(heights, min(PATCHES, len(heights)), replace=False)):
+                patch = turned(hu[:, :, z].astype(np.float32), np.argwhere(mask[:, :, z]).mean(0), spacing, rng)
+                key = f"{name}-{organ}-{z}"
+                save(patch, folder / f"{key}.png")
+                yield {"id": key, "patient": name, "image": str(folder / f"{key}.png"), "split": split,
+                       "report": patch_report(organ, patch),
+                       **{one: str(int(one == organ)) for one in PATCH_ORGANS}}  # fmt: skip
+
+
+def turned(plane: np.ndarray, centre: np.ndarray, spacing: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+    """A square of a plane around `centre` (voxels), at an angle, a shift and a scale of chance; air outside."""
+    from scipy.ndimage import map_coordinates
+
+    angle, scale, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25), rng.uniform(-SHIFT, SHIFT, 2)
+    ticks = (np.arange(PIXELS) + 0.5) / PIXELS - 0.5
+    square = np.stack(np.meshgrid(ticks, ticks, indexing="ij")).reshape(2, -1) * SIDE * scale
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    places = (turn @ square + shift[:, None]) / np.asarray(spacing)[:, None] + centre[:, None]
+    return map_coordinates(plane, places, order=1, cval=-1000.0).reshape(PIXELS, PIXELS)
+
+
+def patch_report(organ: str, patch: np.ndarray) -> str:
+    shares = ((AIR, (patch < -400).mean()), (BONE, (patch > 250).mean()))
+    said = [next(words for limit, words in steps if share <= limit) for steps, share in shares]
+    metal = ["There is metal."] if (patch > 2000).any() else []
+    where = "parotid gland" if organ == "parotid" else organ.replace("_", " ")
+    return " ".join([f"The {where} is in the middle.", *said, *metal])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or the code of the build that failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.real_images", description="Public real images of three kinds as shard sets."
+        prog="python -m benchmarks.real_images", description="Public real images as shard sets."
     )
     add = parser.add_argument
     add("--data", required=True, type=Path, metavar="ROOT", help="folder of the collections")
@@ -90,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("xray", xrays, XRAY_LABELS, ["--text-columns", "report", "--test-fraction", "0.4", "--val-fraction", "0.1"]),
         ("pneumonia", pneumonia, ("pneumonia",), by_column),
         ("slices", slices, tuple(ORGANS.values()), by_column),
+        ("patches", patches, tuple(PATCH_ORGANS), ["--split-column", "split", "--text-columns", "report"]),
     )
     for name, table, labels, more in sets:
         with tempfile.TemporaryDirectory() as pictures:

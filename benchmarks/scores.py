@@ -55,6 +55,21 @@ def read_scores(outcome: Outcome, variant: str = "") -> Scores:
     return Scores(outcome.classes, tuple(keys), Run.of(scores_NL, labels_NL, patients.tolist()))
 
 
+def read_recall(outcome: Outcome) -> Scores | None:
+    """Hits of a retrieval's headline, R@1 in pools of 64 with identical reports as hits: a column a direction. A study
+    that asks nothing in a direction is unknown there. For `weighted_mean`. None where there were fewer studies than a
+    pool holds."""
+    table = outcome.scores
+    rows = None if table is None else table[table["variant"] == ""]
+    if rows is None or not len(rows):
+        return None
+    wide = rows.pivot(index="key", columns="of", values="score")
+    hits_NL = wide.to_numpy(np.float64)
+    patients = rows.drop_duplicates("key").set_index("key")["patient"].reindex(wide.index)
+    run = Run.of(np.nan_to_num(hits_NL), np.where(np.isnan(hits_NL), np.nan, 1.0), patients.tolist())
+    return Scores(tuple(wide.columns), tuple(wide.index), run)
+
+
 def told(found: Interval, sign: str = "") -> str:
     """An interval in a table's cell; sign: "+" for differences."""
     value = "–" if found.value is None else f"{found.value:{sign}.3f}"

@@ -20,7 +20,7 @@ from encoders.dual import DualEncoder
 from eval_zero_shot.embedding import evaluating, study_batches
 from eval_zero_shot.inputs import choose_rows
 from eval_zero_shot.labels import task_labels
-from eval_zero_shot.statistics import Run, bootstrap_aurocs
+from eval_zero_shot.statistics import Run, bootstrap
 from eval_zero_shot.tasks import Task
 from pretrain import build, studies
 from pretrain.centring import bias_of, centred, follow
@@ -137,7 +137,7 @@ class Supervised:
     def select(self) -> float:
         """Macro AUROC of the studies that choose the checkpoint in `pretrain.fit`; -1 where none has both classes."""
         run = self.score(choose_rows(self.data.select_rows, self.recipe.evaluate.max_studies))[1]
-        aurocs_L = bootstrap_aurocs([run], 0, 0)[0][0]
+        aurocs_L = bootstrap([run], 0, 0)[0][0]
         return -1.0 if np.isnan(aurocs_L).all() else float(np.nanmean(aurocs_L))
 
     def score(self, rows: NDArray) -> tuple[tuple[str, ...], Run]:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.scores import Scores, outcome_of, read_scores
+from benchmarks.scores import Scores, outcome_of, read_recall, read_scores
 from eval_zero_shot.outcome import Outcome
-from eval_zero_shot.statistics import macro_difference, macro_over_runs
+from eval_zero_shot.statistics import macro_difference, macro_over_runs, weighted_mean
 
 SAME = ("task_sha256", "data_sha256", "rows_sha256")
+BOTH_WAYS = "R@1 of 64, both ways"
 SAME_PREPROCESSING = ("geometry_sha256", "view_sha256")
 
 
@@ -39,20 +40,34 @@ def summarise(
     same = SAME if systems else SAME + SAME_PREPROCESSING
     results = {arm: [outcome_of(f / "results") for f in runs] for arm, runs in folders.items()}
     scores = {arm: [read_scores(outcome) for outcome in runs] for arm, runs in results.items()}
+    hits = {arm: [read_recall(outcome_of(f / "results", "retrieval")) for f in runs] for arm, runs in folders.items()}
     _require_same([o.provenance for runs in results.values() for o in runs], same)
-    options = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     first = next(iter(folders))
 
     def differ(a: str, b: str, pick: Any) -> dict[str, Any]:
         pairs = list(zip(scores[a], scores[b], strict=False))  # seeds that both have
         return asdict(macro_difference([pick(s) for s, _ in pairs], [pick(s) for _, s in pairs], **options))
 
+    def recall(a: str, b: str | None = None) -> dict[str, Any] | None:
+        pairs = list(zip(hits[a], hits[b or a], strict=False))
+        ours, theirs = ([one.run for one in side if one is not None] for side in zip(*pairs, strict=True))
+        if len(ours) < len(pairs) or len(theirs) < len(pairs):
+            return None
+        if b is None:
+            return asdict(macro_over_runs(ours, measure=weighted_mean, **options))
+        return asdict(macro_difference(ours, theirs, measure=weighted_mean, **options))
+
     return {
-        "arms": {arm: _arm(list(folders[arm]), results[arm], scores[arm], options) for arm in folders},
+        "arms": {
+            arm: _arm(list(folders[arm]), results[arm], scores[arm], options) | {"recall_at_1_in_64": recall(arm)}
+            for arm in folders
+        },
         "differences": [
             {
                 "of": f"{a} - {b}",
                 "macro": differ(a, b, lambda s: s.run),
+                "recall_at_1_in_64": recall(a, b),
                 "findings": {
                     name: differ(a, b, lambda s, name=name: s.finding(name)) for name in scores[a][0].findings
                 },
@@ -142,6 +157,8 @@ def markdown(summary: dict[str, Any]) -> str:
         if entry["k"] == 1 and any(arm["retrieval"][i]["value"] is not None for arm in arms.values())
     ]  # fmt: skip
     head = ["arm", "steps", "rate", "s a step", "**macro AUROC**", "synonyms", "each seed"]
+    pooled = any(arm["recall_at_1_in_64"] for arm in arms.values())
+    head += [BOTH_WAYS] * pooled
     for i in recalls:
         entry = first["retrieval"][i]
         head.append(
@@ -151,6 +168,7 @@ def markdown(summary: dict[str, Any]) -> str:
         [
             name, str(arm["steps"]), f"{arm['rate']:g}", _number(arm["step_seconds"]), _span(arm["macro"]),
             _number(arm["synonym_macro"]), " ".join(_number(v) for v in arm["runs"].values()),
+            *([_span(arm["recall_at_1_in_64"])] * pooled),
             *(_number(arm["retrieval"][i]["value"]) for i in recalls),
         ]
         for name, arm in arms.items()
@@ -159,8 +177,11 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [f"95 % intervals over seeds and {patients} held-out patients.", "", *_table(head, rows)]
     if differences:
         seeds = [str(d["macro"]["runs"]) for d in differences]
-        told = [[d["of"], n, _span(d["macro"], "+.3f")] for d, n in zip(differences, seeds, strict=True)]
-        lines += ["", *_table(["difference", "seeds", "macro AUROC"], told)]
+        told = [
+            [d["of"], n, _span(d["macro"], "+.3f"), *([_span(d["recall_at_1_in_64"], "+.3f")] * pooled)]
+            for d, n in zip(differences, seeds, strict=True)
+        ]
+        lines += ["", *_table(["difference", "seeds", "macro AUROC", *[BOTH_WAYS] * pooled], told)]
     names = list(first["findings"])
     each = [[name, *(_span(arm["findings"][name]) for arm in arms.values())] for name in names]
     return "\n".join([*lines, "", *_table(["finding", *arms], each)])
@@ -174,7 +195,9 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _span(interval: Mapping[str, Any], form: str = ".3f") -> str:
+def _span(interval: Mapping[str, Any] | None, form: str = ".3f") -> str:
+    if interval is None:
+        return "–"
     value, low, high = (interval[name] for name in ("value", "low", "high"))
     if low is None or high is None:
         return _number(value)

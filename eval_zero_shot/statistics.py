@@ -13,7 +13,7 @@ the wide side where seeds hardly differ, most where each run has its own patient
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,8 +86,20 @@ def weighted_auroc(scores_N: ArrayLike, labels_N: ArrayLike, weights_RN: ArrayLi
         return np.where(pairs > 0, (positive_RG * below_RG).sum(1) / pairs, np.nan)
 
 
-def bootstrap_aurocs(runs: Sequence[Run], resamples: int, seed: int) -> tuple[Array, Array]:
-    """(estimate_SL, resampled_SRL): every finding's AUROC in every run, on the data and under each patient draw."""
+def weighted_mean(scores_N: ArrayLike, labels_N: ArrayLike, weights_RN: ArrayLike) -> Array:
+    """Mean score of each row of weights, such as recall of hits 0 and 1; nan labels are masked."""
+    scores, known = np.asarray(scores_N, dtype=np.float64), ~np.isnan(np.asarray(labels_N, dtype=np.float64))
+    weights_RN = np.atleast_2d(np.asarray(weights_RN))[:, known].astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return weights_RN @ scores[known] / weights_RN.sum(1)
+
+
+Measure = Callable[[ArrayLike, ArrayLike, ArrayLike], Array]
+
+
+def bootstrap(runs: Sequence[Run], resamples: int, seed: int, measure: Measure = weighted_auroc) -> tuple[Array, Array]:
+    """(estimate_SL, resampled_SRL): every finding's AUROC (or another measure) in every run, on the data and under each
+    patient draw."""
     names, inverse = np.unique(np.concatenate([run.patients_N for run in runs]), return_inverse=True)
     patient_of = np.split(inverse, np.cumsum([len(run.patients_N) for run in runs])[:-1])
     findings = {run.scores_NL.shape[1] for run in runs}
@@ -101,7 +113,7 @@ def bootstrap_aurocs(runs: Sequence[Run], resamples: int, seed: int) -> tuple[Ar
     for s, run in enumerate(runs):
         for j in range(n_findings):
             ones = np.ones((1, len(run.patients_N)))
-            estimate[s, j] = weighted_auroc(run.scores_NL[:, j], run.labels_NL[:, j], ones)[0]
+            estimate[s, j] = measure(run.scores_NL[:, j], run.labels_NL[:, j], ones)[0]
     block = max(1, _CHUNK // max(n_patients, max(len(run.patients_N) for run in runs)))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
@@ -109,7 +121,7 @@ def bootstrap_aurocs(runs: Sequence[Run], resamples: int, seed: int) -> tuple[Ar
         for s, run in enumerate(runs):
             weights_RN = counts_RP[:, patient_of[s]]
             for j in range(n_findings):
-                drawn[s, start : start + size, j] = weighted_auroc(run.scores_NL[:, j], run.labels_NL[:, j], weights_RN)
+                drawn[s, start : start + size, j] = measure(run.scores_NL[:, j], run.labels_NL[:, j], weights_RN)
     return estimate, drawn
 
 
@@ -144,7 +156,7 @@ def auroc_intervals(
     inside each resample, and resamples in which one of these loses a class are skipped and counted, so every resample
     averages the same findings.
     """
-    (estimate_L,), (drawn_RL,) = bootstrap_aurocs([run], resamples, seed)
+    (estimate_L,), (drawn_RL,) = bootstrap([run], resamples, seed)
     usable = ~np.isnan(estimate_L)
     each = [finding_interval(run, j, level) for j in range(len(estimate_L))]
     total = len(np.unique(run.patients_N))
@@ -169,13 +181,16 @@ def finding_interval(run: Run, finding: int, level: float = 0.95) -> Interval:
     return Interval(value, low, high, level, patients=patients, method="logit")
 
 
-def macro_over_runs(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Interval of the mean macro AUROC over runs (seeds), patients resampled inside every draw of runs.
+def macro_over_runs(
+    runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0, level: float = 0.95, measure: Measure = weighted_auroc
+) -> Interval:
+    """Interval of the mean macro AUROC over runs (seeds), patients resampled inside every draw of runs; or of the mean
+    over columns of another measure from 0 to 1.
 
     None where all resamples agree, as they do with every pair in order: a width of zero, however few the patients.
     """
-    value, drawn_R = _mean_over_runs(*bootstrap_aurocs(runs, resamples, seed), seed)
-    drawn_R = drawn_R.clip(0.0, 1.0)  # the spread between few runs is widened, past what an AUROC can be
+    value, drawn_R = _mean_over_runs(*bootstrap(runs, resamples, seed, measure), seed)
+    drawn_R = drawn_R.clip(0.0, 1.0)  # the spread between few runs is widened, past what a share can be
     return _of_some_width(percentile_interval(value, drawn_R, level=level, patients=_patients(runs), runs=len(runs)))
 
 
@@ -187,14 +202,15 @@ def _of_some_width(found: Interval) -> Interval:
 
 
 def macro_difference(
-    ours: Sequence[Run], theirs: Sequence[Run], *, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Interval of mean macro AUROC(ours) - mean macro AUROC(theirs), paired by patient.
+    ours: Sequence[Run], theirs: Sequence[Run], *, resamples: int = 1000, seed: int = 0, level: float = 0.95,
+    measure: Measure = weighted_auroc,
+) -> Interval:  # fmt: skip
+    """Interval of mean macro AUROC(ours) - mean macro AUROC(theirs), or of another measure, paired by patient.
 
     Both arms are scored under the same patient draws. With as many runs in both arms run i is paired with run i (same
     seed), else runs are drawn apart. Findings count where they have both classes in every run of both arms.
     """
-    estimate_SL, drawn_SRL = bootstrap_aurocs([*ours, *theirs], resamples, seed)
+    estimate_SL, drawn_SRL = bootstrap([*ours, *theirs], resamples, seed, measure)
     usable = ~np.isnan(estimate_SL).any(axis=0)
     estimate_SL, drawn_SRL = estimate_SL[:, usable], drawn_SRL[:, :, usable]
     n = len(ours)

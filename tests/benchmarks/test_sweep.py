@@ -40,7 +40,7 @@ def test_every_arm_is_a_recipe(sweep: str, tmp_path: Path, monkeypatch: pytest.M
     """Where the shards of benchmarks.real_data and real_images are."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
-    for folder in ("ct", "images/xray", "images/pneumonia", "images/slices"):
+    for folder in ("ct", "images/xray", "images/pneumonia", "images/slices", "images/patches"):
         (tmp_path / "shards" / folder).mkdir(parents=True)
         (tmp_path / "shards" / folder / "manifest.json").write_text("{}")
     found = SWEEPS[sweep]

@@ -49,10 +49,19 @@ def finished_run(
     at: dict[str, Any] = {"k": 1, "pool": 16, "ties": "identical_texts"}
     values = (("recall", skill / 10), ("chance", 0.0625)) if pools else (("recall", None), ("chance", None))
     recalls = [Metric(n, v, of="text_to_image", at=at) for n, v in values]
+    hits = pd.DataFrame(
+        [
+            (f"{i:04x}", f"p{i % 40}", "", way, float((i + seed + j) % 4 < skill), 1.0)
+            for i in range(60)
+            for j, way in enumerate(("image_to_text", "text_to_image"))
+        ],
+        columns=scores.columns,
+    )
     found = [
         Outcome("classification", headline="auroc", metrics=(Metric("auroc", 0.5),), classes=FINDINGS, scores=scores,
                 **common),
-        Outcome("retrieval", headline="mean_recall", metrics=(Metric("mean_recall", 0.1), *recalls), **common),
+        Outcome("retrieval", headline="mean_recall", metrics=(Metric("mean_recall", 0.1), *recalls),
+                scores=hits if pools else None, **common),
     ]  # fmt: skip
     write_results(folder / "results", found)
     (folder / "environment.json").write_text(json.dumps({"cores": 2}))
@@ -74,6 +83,9 @@ def test_a_better_arm_is_told_from_a_worse_one(tmp_path: Path) -> None:
     assert difference["of"] == "good - poor"
     assert difference["macro"]["low"] > 0.2
     assert difference["macro"]["runs"] == 3 and difference["macro"]["patients"] == 40
+    recall, poor = difference["recall_at_1_in_64"], summary["arms"]["poor"]["recall_at_1_in_64"]
+    assert recall["value"] == good["recall_at_1_in_64"]["value"] == 0.5 and poor["value"] == 0
+    assert 0.3 < recall["low"] < 0.5 < recall["high"] < 0.7
     assert good["macro"]["low"] < good["macro"]["value"] < good["macro"]["high"]
     each = [good["findings"][name]["value"] for name in ("cyst", "effusion")]
     assert good["macro"]["value"] == pytest.approx(np.mean(each)), "findings without both classes are left out"

@@ -10,10 +10,11 @@ from eval_zero_shot import EvalError
 from eval_zero_shot.statistics import (
     Run,
     auroc_intervals,
-    bootstrap_aurocs,
+    bootstrap,
     macro_difference,
     macro_over_runs,
     weighted_auroc,
+    weighted_mean,
 )
 
 NAN = float("nan")
@@ -62,6 +63,19 @@ def test_constant_scores_are_one_half_in_every_resample() -> None:
     assert (macro.value, macro.low, macro.high) == (0.5, 0.5, 0.5)
 
 
+def test_means_of_hits_nest_too() -> None:
+    """One study a patient, one run: the interval of a share, as the binomial has it."""
+    hits, known = np.repeat([[1.0, 0.0]], 100, axis=0), np.ones((100, 2))
+    hits[60:, 0], known[:50, 1] = 0.0, np.nan
+    run = Run.of(hits, known, range(100))
+    found = macro_over_runs([run], measure=weighted_mean, resamples=4000)
+    assert found.value == pytest.approx((0.6 + 0.0) / 2)
+    assert found.low is not None and found.high is not None
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.6 * 0.4 / 100) / 2, rel=0.1)
+    nothing = macro_difference([run], [run], measure=weighted_mean, resamples=50)
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
+
+
 def test_same_seed_same_interval() -> None:
     scores, labels = simulated(50, np.random.default_rng(2))
     run = Run.of(scores, labels, range(50))
@@ -72,9 +86,9 @@ def test_same_seed_same_interval() -> None:
 def test_resamples_do_not_depend_on_how_they_are_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, labels = simulated(50, np.random.default_rng(2))
     run = Run.of(scores, labels, range(50))
-    whole = bootstrap_aurocs([run], 64, seed=0)[1]
+    whole = bootstrap([run], 64, seed=0)[1]
     monkeypatch.setattr("eval_zero_shot.statistics._CHUNK", 500)
-    assert np.array_equal(whole, bootstrap_aurocs([run], 64, seed=0)[1], equal_nan=True)
+    assert np.array_equal(whole, bootstrap([run], 64, seed=0)[1], equal_nan=True)
 
 
 def test_a_patients_studies_are_one_observation() -> None:
