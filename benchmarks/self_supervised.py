@@ -3,8 +3,9 @@
     python -m benchmarks.real_images --data ROOT
     python -m benchmarks.self_supervised [--seeds 3] [--steps 300] [--out runs/self_supervised]
 
-The same tower, images, crops, batches and steps for all (`lvm_med.yaml` on the three sets of benchmarks.real_images);
-then logistic regression on frozen features of PneumoniaMNIST (pneumonia) and of CT slices (which organs). `random` is
+The same tower, images, crops, batches and steps for all (`lvm_med.yaml` on radiographs and CT slices of
+benchmarks.real_images); then logistic regression on frozen features of PneumoniaMNIST (pneumonia), of CT slices (which
+organs) and of turned patches of them (which organ), which thumbnails do not solve. `random` is
 the tower as it is born, with BatchNorm's statistics of the same batches. Runs and probes that are done are not
 repeated. Intervals are nested: patients inside every draw of seeds.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.module import run_module
+from benchmarks.real_images import ORGANS, PATCH_ORGANS
 from benchmarks.scores import Scores, outcome_of, read_scores, told
 from eval_zero_shot.statistics import macro_difference, macro_over_runs
 
@@ -31,14 +33,15 @@ ARMS = {
     "byol": f"[{{name: byol, views: crops, {CROPS}}}]",
     "random": f"[{{name: simclr, views: crops, {CROPS}}}]",  # at a rate of nothing
 }
-PROBES = {"pneumonia": "pneumonia", "slices": "brainstem,spinal_cord,right_parotid,left_parotid,larynx,mandible"}
+TRAINED_ON = ("xray", "pneumonia", "slices")
+PROBES = {"pneumonia": "pneumonia", "slices": ",".join(ORGANS.values()), "patches": ",".join(PATCH_ORGANS)}
 
 
 def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
     """The run's release."""
     run = f"{arm}-s{seed}-{args.steps}"
     if not (args.out / run / "release").is_dir():
-        parts = ", ".join(f"{{name: {name}, path: {args.images / name}}}" for name in ("xray", *PROBES))
+        parts = ", ".join(f"{{name: {name}, path: {args.images / name}}}" for name in TRAINED_ON)
         settings = {
             "seed": seed,
             "data.source": f"{{kind: mixture, mix: temperature, temperature: 2, sources: [{parts}]}}",
