@@ -32,7 +32,7 @@ install: $(VENV)/.installed ## the environment alone, in .venv (5 GB, minutes)
 quickstart: $(VENV)/.installed ## phantom CT studies -> 3D encoder -> held-out zero-shot table -> a folder open_clip loads
 	$(PY) -m pretrain.fit --config ct3d.yaml $(ARGS)
 
-test: $(VENV)/.installed ## the tests, minutes (ARGS='-k name' narrows, WORKERS=8 hurries)
+test: $(VENV)/.installed ## the tests, minutes (ARGS='-k name' narrows, WORKERS=8 hurries, WORKERS=0 is one process)
 	$(TEST_ENV) $(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-full: $(VENV)/.installed ## the slow ones: killed and resumed runs, several ranks, every README block

@@ -1,7 +1,7 @@
 """What a linear model reads from a thumbnail: `python -m benchmarks.real_baseline SHARDS --labels A,B,C`.
 
-Logistic regression (eval_zero_shot.probe: C by folds over patients) on 16x16x16 means of a CT or 16x16 of a radiograph,
-trained and scored on the same splits as a recipe. An encoder that does no better has learnt nothing.
+Logistic regression (eval_zero_shot.probe) on 16x16x16 means of a CT or 16x16 of each colour of an image, trained and
+scored on the same splits as a recipe. An encoder that does no better has learnt nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def thumbnail_of(shards: Any, row: int) -> np.ndarray:
-    """16x16x16 (volumes, HU clipped to ±1000) or 16x16 (images) means, flattened."""
+    """16x16x16 (volumes, HU clipped to ±1000) or 16x16 (images, each of their colours) means, flattened."""
     from PIL import Image
 
     from benchmarks.phantom_floor import thumbnail
@@ -28,7 +28,8 @@ def thumbnail_of(shards: Any, row: int) -> np.ndarray:
     source, _ = shards.scan(row, 0)
     if isinstance(source, bytes):
         with Image.open(io.BytesIO(source)) as image:
-            small = image.convert("L").resize((16, 16), Image.Resampling.BOX)
+            colours = image.convert("L" if image.mode in ("1", "L") else "RGB")
+            small = colours.resize((16, 16), Image.Resampling.BOX)
         return np.asarray(small, dtype=np.float64).ravel() / 255
     return thumbnail(source[:]).astype(np.float64)
 
@@ -36,7 +37,8 @@ def thumbnail_of(shards: Any, row: int) -> np.ndarray:
 def thumbnail_probe(
     shards: Any, labels: Sequence[str], train_split: str = "train", test_split: str = "test"
 ) -> tuple[Fitted, Split]:
-    """The fit, scored on the test split, and that split: labels and patients of the studies."""
+    """The fit, scored on the test split, and that split: labels and patients of the studies. As in probes of towers, a
+    split `val` chooses the strength and is then learnt from too."""
     from eval_zero_shot.probe import Split, probe
     from eval_zero_shot.probe.fitting import STRENGTHS
     from eval_zero_shot.probe.split import require_apart, scaling
@@ -49,10 +51,12 @@ def thumbnail_probe(
         return Split(features, every_NL[rows], np.array([shards.patient(int(row)) for row in rows]))
 
     train, test = split(train_split), split(test_split)
-    require_apart(train=train.patients_N, test=test.patients_N)
+    held = split("val") if shards.manifest["splits"].get("val") else None
+    require_apart(train=train.patients_N, val=None if held is None else held.patients_N, test=test.patients_N)
     scale = scaling(train)
+    chosen_on = None if held is None else held.scaled(*scale)
     # Pixels side by side are nearly the same: at the largest strengths the optimum is out of reach of fp64.
-    return probe(train.scaled(*scale), None, test.scaled(*scale).features_ND, strengths=STRENGTHS[:-3]), test
+    return probe(train.scaled(*scale), chosen_on, test.scaled(*scale).features_ND, strengths=STRENGTHS[:-3]), test
 
 
 def main(argv: Sequence[str] | None = None) -> int:

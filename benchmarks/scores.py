@@ -59,10 +59,9 @@ def read_recall(outcome: Outcome) -> Scores | None:
     """Hits of a retrieval's headline, R@1 in pools of 64 with identical reports as hits: a column a direction. A study
     that asks nothing in a direction is unknown there. For `weighted_mean`. None where there were fewer studies than a
     pool holds."""
-    table = outcome.scores
-    rows = None if table is None else table[table["variant"] == ""]
-    if rows is None or not len(rows):
+    if outcome.headline != "recall_at_1_in_64" or outcome.scores is None:
         return None
+    rows = outcome.scores[outcome.scores["variant"] == ""]
     wide = rows.pivot(index="key", columns="of", values="score")
     hits_NL = wide.to_numpy(np.float64)
     patients = rows.drop_duplicates("key").set_index("key")["patient"].reindex(wide.index)

@@ -40,8 +40,10 @@ def summarise(
     same = SAME if systems else SAME + SAME_PREPROCESSING
     results = {arm: [outcome_of(f / "results") for f in runs] for arm, runs in folders.items()}
     scores = {arm: [read_scores(outcome) for outcome in runs] for arm, runs in results.items()}
-    hits = {arm: [read_recall(outcome_of(f / "results", "retrieval")) for f in runs] for arm, runs in folders.items()}
-    _require_same([o.provenance for runs in results.values() for o in runs], same)
+    retrieval = {arm: [outcome_of(f / "results", "retrieval") for f in runs] for arm, runs in folders.items()}
+    hits = {arm: [read_recall(outcome) for outcome in runs] for arm, runs in retrieval.items()}
+    for each in (results, retrieval):
+        _require_same([o.provenance for runs in each.values() for o in runs], same)
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     first = next(iter(folders))
 
@@ -157,8 +159,8 @@ def markdown(summary: dict[str, Any]) -> str:
         if entry["k"] == 1 and any(arm["retrieval"][i]["value"] is not None for arm in arms.values())
     ]  # fmt: skip
     head = ["arm", "steps", "rate", "s a step", "**macro AUROC**", "synonyms", "each seed"]
-    pooled = any(arm["recall_at_1_in_64"] for arm in arms.values())
-    head += [BOTH_WAYS] * pooled
+    both_ways = [BOTH_WAYS] if any(arm["recall_at_1_in_64"] for arm in arms.values()) else []
+    head += both_ways
     for i in recalls:
         entry = first["retrieval"][i]
         head.append(
@@ -168,7 +170,7 @@ def markdown(summary: dict[str, Any]) -> str:
         [
             name, str(arm["steps"]), f"{arm['rate']:g}", _number(arm["step_seconds"]), _span(arm["macro"]),
             _number(arm["synonym_macro"]), " ".join(_number(v) for v in arm["runs"].values()),
-            *([_span(arm["recall_at_1_in_64"])] * pooled),
+            *(_span(arm["recall_at_1_in_64"]) for _ in both_ways),
             *(_number(arm["retrieval"][i]["value"]) for i in recalls),
         ]
         for name, arm in arms.items()
@@ -178,10 +180,10 @@ def markdown(summary: dict[str, Any]) -> str:
     if differences:
         seeds = [str(d["macro"]["runs"]) for d in differences]
         told = [
-            [d["of"], n, _span(d["macro"], "+.3f"), *([_span(d["recall_at_1_in_64"], "+.3f")] * pooled)]
+            [d["of"], n, _span(d["macro"], "+.3f"), *(_span(d["recall_at_1_in_64"], "+.3f") for _ in both_ways)]
             for d, n in zip(differences, seeds, strict=True)
         ]
-        lines += ["", *_table(["difference", "seeds", "macro AUROC", *[BOTH_WAYS] * pooled], told)]
+        lines += ["", *_table(["difference", "seeds", "macro AUROC", *both_ways], told)]
     names = list(first["findings"])
     each = [[name, *(_span(arm["findings"][name]) for arm in arms.values())] for name in names]
     return "\n".join([*lines, "", *_table(["finding", *arms], each)])

@@ -4,8 +4,8 @@
 
 Zero-shot scores compare what systems make of images and words together; these compare the images' features alone,
 where systems that have learnt their words badly may still have learnt to see. Logistic regression on frozen features
-of every run that the sweep's summary.json names, on the same splits. Probes that are done are not repeated. Intervals
-are nested: patients inside every draw of seeds.
+of every run that the sweep's summary.json names, on the same splits. Probes that are done are not repeated: delete the
+runs' folders `probes` where the shards were built anew. Intervals are nested: patients inside every draw of seeds.
 
 Legend: N studies, L facts.
 """
@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from benchmarks.module import run_module
 from benchmarks.real_baseline import thumbnail_probe
 from benchmarks.real_data import CT_LABELS, XRAY_LABELS
-from benchmarks.real_images import ORGANS
+from benchmarks.real_images import ORGANS, PATCH_ORGANS
 from benchmarks.scores import outcome_of, read_scores, told
 from benchmarks.sweep import differences_of
 from eval_zero_shot.statistics import Run, macro_difference, macro_over_runs
@@ -37,6 +37,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "shards/images/pneumonia": ("pneumonia",),
         "shards/images/slices": tuple(ORGANS.values()),
     },
+    "patches": {"shards/images/patches": tuple(PATCH_ORGANS)},
     "systems_real": {"shards/ct": CT_LABELS},
 }
 THUMBNAIL = "thumbnails"
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out, asked = args.out or Path("runs/sweeps") / args.name, QUESTIONS[args.name]
     names = {arm: list(its["runs"]) for arm, its in json.loads((out / "summary.json").read_text())["arms"].items()}
-    names = {arm: its for arm, its in names.items() if arm in (args.arms or names)}
+    if unknown := sorted(set(args.arms or ()) - set(names)):
+        parser.error(f"--arms: {', '.join(unknown)} is none of {', '.join(names)}")
+    names = {arm: names[arm] for arm in args.arms or names}
     print(machine())
     found: dict[str, list[Run]] = {}
     for arm, its in names.items():

@@ -57,8 +57,8 @@ class Packing:
 
     lengths: tuple[int, ...]
     device: torch.device | str = "cpu"
-    _buckets: list[Bucket] | None = field(default=None, repr=False)
-    _places: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _buckets: list[Bucket] | None = field(default=None, init=False, repr=False, compare=False)
+    _places: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -102,7 +102,8 @@ class Packing:
 
     @property
     def places(self) -> tuple[Tensor, Tensor]:
-        """Tokens of all buckets, and the slot of each where the buckets' blocks stand one after another."""
+        """Tokens of all buckets, and the slot of each where the buckets' blocks stand one after another,
+        int64 [T] each."""
         if self._places is None:
             sizes = [len(bucket.units) * bucket.longest for bucket in self.buckets]
             starts = [end - size for end, size in zip(_running(sizes), sizes, strict=True)]

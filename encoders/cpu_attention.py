@@ -22,7 +22,7 @@ TILE = 2 << 20  # bytes of scores at a time: they stay in the cache
 @cache
 def has_products() -> bool:
     """Whether this processor has matrix products in bf16; without them torch's kernel is the faster one."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def is_faster(q_NQD: Tensor, k_NLD: Tensor, v_NLD: Tensor) -> bool:

@@ -7,9 +7,12 @@ Legend: T tokens of all sequences, U sequences, C width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.checkpoint import checkpoint
 
 from encoders.attention import Packing, attend, attend_from
@@ -18,9 +21,22 @@ from encoders.cpu_linear import linear
 
 def is_plain(transformer: Transformer) -> bool:
     """Whether these blocks are the ones that `run_pooled` reproduces."""
-    return len(transformer.resblocks) > 0 and all(
-        type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv") and type(block.mlp.c_fc) is nn.Linear
-        for block in transformer.resblocks
+    return len(transformer.resblocks) > 0 and all(map(_is_plain_block, transformer.resblocks))
+
+
+def _is_plain_block(block: Any) -> bool:
+    """Whether these are open_clip's own parts: an adapter or a quantised layer in their place has a forward pass of its
+    own, which reading weights would pass by."""
+    if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+        return False
+    attn, mlp = block.attn, block.mlp
+    linear_ones = (mlp.c_fc, mlp.c_proj, attn.out_proj)
+    return (
+        type(attn) is nn.MultiheadAttention
+        and attn.in_proj_bias is not None
+        and all(
+            type(one) in (nn.Linear, NonDynamicallyQuantizableLinear) and one.bias is not None for one in linear_ones
+        )
     )
 
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import real_images
 from data_shards.captions import load_templates
 from data_shards.shard_set import ShardSet
 from eval_zero_shot.tasks import load_task
+
+
+def test_a_patch_is_turned_about_what_it_is_of() -> None:
+    """A bright spot stays within the shift of the middle, in mm, on whatever grid."""
+    plane = np.full((80, 60), -1000.0, np.float32)
+    plane[30:32, 40:42] = 1000
+    patches = [
+        real_images.turned(plane, np.array([30.5, 40.5]), (2.0, 3.0), np.random.default_rng(seed)) for seed in range(8)
+    ]
+    places = [np.argwhere(patch > 0).mean(0) - 31.5 for patch in patches]
+    millimetres = real_images.SIDE / real_images.PIXELS
+    assert all(np.abs(place).max() * 0.8 * millimetres <= real_images.SHIFT * 2**0.5 for place in places)
+    assert len({tuple(place.round()) for place in places}) == 8
 
 
 @pytest.mark.full

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,10 @@ def inputs(rows: int = 37, width: int = 24, out: int = 40) -> tuple[Tensor, Tens
     )
 
 
-def run(function: object, *, autocast: bool) -> list[Tensor]:
+def run(function: Callable[..., Tensor], *, autocast: bool) -> list[Tensor]:
     leaves = inputs()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = function(*leaves)  # type: ignore[operator]
+        y = function(*leaves)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     y.backward(weight.to(y.dtype))
     return [y.detach(), *(one.grad for one in leaves if one.grad is not None)]
@@ -45,10 +47,34 @@ def test_other_precisions_are_torchs_own() -> None:
         assert torch.equal(mine, its)
 
 
-def test_what_is_frozen_gets_no_gradient_and_second_derivatives_are_refused() -> None:
+def test_precisions_are_mixed_as_torch_mixes_them() -> None:
     x, weight, bias = inputs()
     with torch.autocast("cpu", torch.bfloat16):
-        y = cpu_linear.linear(x, weight.detach(), bias.detach())
+        assert cpu_linear.linear(x.double(), weight.double(), bias.double()).dtype == torch.float64
+    with pytest.raises(RuntimeError):
+        cpu_linear.linear(x.bfloat16(), weight, bias)
+
+
+def test_frozen_weights_keep_no_activations_and_pass_the_gradient_on() -> None:
+    found, saved = [], []
+    for function in (cpu_linear.linear, F.linear):
+        x, weight, bias = inputs()
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            y = function(x, weight.detach(), bias.detach())
+        y.float().square().sum().backward()
+        assert x.grad is not None
+        found.append(x.grad)
+    assert (found[0] - found[1]).norm() < 0.01 * found[1].norm()
+    assert x.shape not in saved
+
+
+def test_second_derivatives_are_refused() -> None:
+    x, weight, bias = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = cpu_linear.linear(x, weight, bias)
     (grad,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()

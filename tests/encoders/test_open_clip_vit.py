@@ -53,6 +53,16 @@ def test_features_and_gradients_are_open_clips(
             assert relative(gradient, its_own[name]) < 1e-5, name
 
 
+def test_blocks_with_an_adapter_keep_their_own_forward_pass(model_cfg: Callable[..., dict[str, Any]]) -> None:
+    class Adapted(torch.nn.Linear):
+        pass
+
+    for name in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
+        tower = build(model_cfg).clip.visual
+        tower.transformer.resblocks[1].set_submodule(name, Adapted(64, 64))
+        assert not is_plain_vit(tower)
+
+
 def test_bf16_is_no_further_from_fp32_than_open_clips(model_cfg: Callable[..., dict[str, Any]]) -> None:
     dual, images = build(model_cfg), torch.randn(8, 3, 32, 32)
     with torch.no_grad():
