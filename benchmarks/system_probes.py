@@ -1,11 +1,13 @@
 """Linear probes of the towers that a sweep of systems trained, beside the regression on thumbnails.
 
     python -m benchmarks.system_probes images [--out runs/sweeps/images]
+    python -m benchmarks.system_probes patches --task benchmarks/ct_patches_reports.yaml
 
 Zero-shot scores compare what systems make of images and words together; these compare the images' features alone,
 where systems that have learnt their words badly may still have learnt to see. Logistic regression on frozen features
-of every run that the sweep's summary.json names, on the same splits. Probes that are done are not repeated: delete the
-runs' folders `probes` where the shards were built anew. Intervals are nested: patients inside every draw of seeds.
+of every run that the sweep's summary.json names, on the same splits. With `--task`, zero-shot scores by other prompts
+than the sweep's instead. What is done is not repeated: delete the runs' folders `probes` where the shards were built
+anew. Intervals are nested: patients inside every draw of seeds.
 
 Legend: N studies, L facts.
 """
@@ -43,13 +45,18 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 THUMBNAIL = "thumbnails"
 
 
-def probe(run: Path, data: str, labels: Sequence[str]) -> Run:
-    """Scores of one run's tower on one shard set."""
-    out = run / "probes" / Path(data).name
+def score(run: Path, data: str, labels: Sequence[str], task: Path | None) -> Run:
+    """Scores of one run's tower on one shard set, a column a label: of a linear probe, or of a task's prompts."""
+    out = run / ("probes" if task is None else task.stem) / Path(data).name
     if not (out / "results.json").is_file():
-        words = ["--model", str(run / "release"), "--data", data, "--labels", ",".join(labels)]
-        run_module("eval_zero_shot.probe", [*words, "--knn", "0", "--batch-size", "64", "--out", str(out)])
-    return read_scores(outcome_of(out, "probe")).run
+        words = ["--model", str(run / "release"), "--data", data, "--batch-size", "64", "--out", str(out)]
+        if task is None:
+            run_module("eval_zero_shot.probe", [*words, "--labels", ",".join(labels), "--knn", "0"])
+        else:
+            run_module("eval_zero_shot.classify", [*words, "--task", str(task)])
+    found = read_scores(outcome_of(out, "probe" if task is None else "classification"))
+    order = [found.findings.index(label) for label in labels]
+    return Run(found.run.scores_NL[:, order], found.run.labels_NL[:, order], found.run.patients_N)
 
 
 def thumbnails(data: str, labels: Sequence[str]) -> Run:
@@ -80,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("name", choices=sorted(QUESTIONS), metavar="NAME", help=", ".join(QUESTIONS))
     add("--out", type=Path, metavar="DIR", help="of benchmarks.sweep (default: runs/sweeps/NAME)")
     add("--arms", nargs="+", metavar="ARM", help="these arms alone (default: all of the summary)")
+    add("--task", type=Path, metavar="FILE", help="zero-shot by these prompts in place of linear probes")
     args = parser.parse_args(argv)
     out, asked = args.out or Path("runs/sweeps") / args.name, QUESTIONS[args.name]
     names = {arm: list(its["runs"]) for arm, its in json.loads((out / "summary.json").read_text())["arms"].items()}
@@ -89,11 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(machine())
     found: dict[str, list[Run]] = {}
     for arm, its in names.items():
-        found[arm] = [side_by_side([probe(out / one, *question) for question in asked.items()]) for one in its]
+        found[arm] = [
+            side_by_side([score(out / one, *question, args.task) for question in asked.items()]) for one in its
+        ]
         print(f"{arm}: {len(its)} runs", flush=True)
     pixels = side_by_side([thumbnails(*question) for question in asked.items()])
     facts = sum(map(len, asked.values()))
-    print(f"\n| arm | macro AUROC of {facts} facts, linear probe | - {THUMBNAIL} |\n|---|---|---|")
+    how = "linear probe" if args.task is None else args.task.stem
+    print(f"\n| arm | macro AUROC of {facts} facts, {how} | - {THUMBNAIL} |\n|---|---|---|")
     print(f"| {THUMBNAIL} | {told(macro_over_runs([pixels]))} | |")
     for arm, runs in found.items():
         beyond = told(macro_difference(runs, [pixels] * len(runs)), "+")
