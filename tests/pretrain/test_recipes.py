@@ -164,6 +164,10 @@ def test_biomed2d_on_reports_and_labels_together(
     assert all(f"loss/{term}," in logged for term in ("contrastive0", "sentence", "contrastive2"))
     _load_as_told(said, encoders_first=False, size=(3, 64, 64))
 
+    more = ["--objectives.3", "{name: simclr, weight: 0.1}", "--finish", "{interpolate_with: start}"]
+    assert fit.main(["--config", "biomed2d.yaml", "--smoke", "--output.run", "more", *more]) == 0
+    assert "loss/simclr," in Path("runs/more/metrics.csv").read_text() and Path("runs/more/base").is_dir()
+
 
 JOINS = {
     "radimagenet": "_radimagenet_", "chexpert": "_chexpert_", "chestxray8": "_chestxray8_", "openi": "_openi_",
