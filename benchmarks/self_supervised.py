@@ -84,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", type=int, default=3, help="seeds of each arm (default: 3)")
     add("--steps", type=int, default=300, help="optimiser steps (default: 300)")
     add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    add(
+        "--beside", nargs="+", type=Path, default=[], metavar="RUN", help="runs of another system, one a seed, to probe"
+    )
     args = parser.parse_args(argv)
     print(machine())
     scores: dict[str, dict[str, list[Scores]]] = {name: {arm: [] for arm in args.arms} for name in PROBES}
@@ -93,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in PROBES:
                 scores[name][arm].append(probe(release, name, args))
             print(f"seed {seed}: {arm}", flush=True)
+    for name in PROBES if args.beside else ():
+        scores[name]["beside"] = [probe(run / "release", name, args) for run in args.beside]
     for name, arms in scores.items():
         print(f"\n| {name} | macro AUROC | graph_matching - it |\n|---|---|---|")
         runs = {arm: [one.run for one in found] for arm, found in arms.items()}
