@@ -178,7 +178,7 @@ THEIRS = (
 )
 
 
-# The same systems where nothing is told by place and no words are made of labels: patches of CTs with reports.
+# The same systems on turned patches of CTs, which have reports: thumbnails read less of them.
 PATCHES = (
     "data.source={kind: shards, path: shards/images/patches}",
     *(word for word in IMAGES if not word.startswith("evaluate.task")),

@@ -5,8 +5,9 @@
 - `slices`: axial slices of OpenKBP's head-and-neck CTs, ten a scan, lung, soft tissue and bone as red, green and blue;
   labels say which organs are in the slice, from the label maps beside the scans. An organ that nobody contoured in a
   scan is unknown in all its slices.
-- `patches`: squares of such slices around one organ each, turned by any angle, shifted and scaled, so that nothing can
-  be told by place or outline; labels say which organ, a report says that and what is measured in the patch.
+- `patches`: squares of such slices around the centroid of one organ each, turned by any angle, shifted by up to 12 mm
+  along each axis and scaled, so that less can be told by place and outline; labels say which organ, a report says that
+  it is in the middle (so far as this puts it there) and what is measured in the patch.
 
 Labels become captions at load time (`public_images` of data_shards.caption_templates, a sentence a label;
 `benchmarks/real_images_captions.yaml`, one caption for some of them, as UniMed-CLIP's); `public_images` is the task of

@@ -5,9 +5,9 @@
 
 The same tower, images, crops, batches and steps for all (`lvm_med.yaml` on radiographs and CT slices of
 benchmarks.real_images); then logistic regression on frozen features of PneumoniaMNIST (pneumonia), of CT slices (which
-organs) and of turned patches of them (which organ), which thumbnails do not solve. `random` is
-the tower as it is born, with BatchNorm's statistics of the same batches. Runs and probes that are done are not
-repeated. Intervals are nested: patients inside every draw of seeds.
+organs) and of turned patches of them (which organ). `random` is the tower as it is born, with BatchNorm's statistics of
+the same batches. Runs and probes that are done are not repeated. Intervals are nested: patients inside every draw of
+seeds.
 """
 
 from __future__ import annotations

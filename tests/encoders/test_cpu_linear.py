@@ -11,7 +11,8 @@ from torch import Tensor
 
 from encoders import cpu_attention, cpu_linear
 
-pytestmark = pytest.mark.skipif(not cpu_attention.has_products(), reason="this processor has no products in bf16")
+# Of the kernel alone: what falls back to torch's own is tested on every processor.
+kernel = pytest.mark.skipif(not cpu_attention.has_products(), reason="this processor has no products in bf16")
 
 
 def inputs(rows: int = 37, width: int = 24, out: int = 40) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,6 +33,7 @@ def run(function: Callable[..., Tensor], *, autocast: bool) -> list[Tensor]:
     return [y.detach(), *(one.grad for one in leaves if one.grad is not None)]
 
 
+@kernel
 def test_errors_are_those_of_torchs_own() -> None:
     ours, theirs = run(cpu_linear.linear, autocast=True), run(F.linear, autocast=True)
     assert len(ours) == len(theirs) == 4 and ours[0].dtype == torch.bfloat16
@@ -47,6 +49,12 @@ def test_other_precisions_are_torchs_own() -> None:
         assert torch.equal(mine, its)
 
 
+def test_a_processor_without_such_products_takes_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_linear, "has_products", lambda: False)
+    for mine, its in zip(run(cpu_linear.linear, autocast=True), run(F.linear, autocast=True), strict=True):
+        assert torch.equal(mine, its)
+
+
 def test_precisions_are_mixed_as_torch_mixes_them() -> None:
     x, weight, bias = inputs()
     with torch.autocast("cpu", torch.bfloat16):
@@ -55,6 +63,7 @@ def test_precisions_are_mixed_as_torch_mixes_them() -> None:
         cpu_linear.linear(x.bfloat16(), weight, bias)
 
 
+@kernel
 def test_frozen_weights_keep_no_activations_and_pass_the_gradient_on() -> None:
     found, saved = [], []
     for function in (cpu_linear.linear, F.linear):
@@ -71,6 +80,7 @@ def test_frozen_weights_keep_no_activations_and_pass_the_gradient_on() -> None:
     assert x.shape not in saved
 
 
+@kernel
 def test_second_derivatives_are_refused() -> None:
     x, weight, bias = inputs()
     with torch.autocast("cpu", torch.bfloat16):

@@ -163,6 +163,9 @@ def test_bert_releases_load_anywhere(
     dual = build_dual(bert_cfg(model_cfg, bert, "resnet10t")).eval()
     write_release(tmp_path / "made", dual.clip.state_dict(), dual.model_cfg, planar, View("centre"))
     expected = dual.encode_units(*pack(texts, HFTokenizer(str(bert), 48)))
+    images = torch.randn(2, 3, *planar.size)
+    with torch.no_grad():
+        seen = dual.clip.encode_image(images)
     shutil.rmtree(bert)  # as on another machine
     moved = (tmp_path / "made").rename(tmp_path / "moved")
     assert str(tmp_path) not in (moved / "open_clip_config.json").read_text()
@@ -174,4 +177,6 @@ def test_bert_releases_load_anywhere(
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{moved}")
     tokens = open_clip.get_tokenizer(f"local-dir:{moved}")(list(texts))
     assert relative(model.eval().encode_text(tokens), expected) < 1e-5
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(images), seen)
     assert relative(encoders.load(moved).model.encode_units(*pack(texts, loaded.tokenizer)), expected) < 1e-6
