@@ -123,6 +123,34 @@ MERLIN_REAL = Arm(
     ),
 )
 
+# And on turned cubes around organs (benchmarks.real_organs): ten times as many to train on, a split to choose by, and
+# little that a thumbnail tells. All see 32^3 voxels of 3 mm, the whole of a cube.
+CUBES = (
+    "data.source={kind: shards, path: shards/organs}",
+    "evaluate.task=benchmarks/ct_patches.yaml",
+    *(word for word in PHANTOM if not word.startswith("data.source")),
+)
+CUBE = ("data.geometry.spacing_mm=[3.0, 3.0, 3.0]", "data.train_view.size=[32, 32, 32]", "data.eval_view.size=[32, 32, 32]")
+OUR_CUBES = Arm(
+    "ct3d_real.yaml",
+    (
+        *CUBE,
+        "model.image.name=voxvit_tiny.p-8x8x8_i-32x32x32_c-4_s-extremes_o-grid_l-0",
+        "model.image.image_size=32",
+    ),
+    rates=(1e-3,),
+)
+MERLIN_CUBES = Arm(
+    "merlin.yaml",
+    (
+        READER,
+        *CUBE,
+        "model.image.name=i3d_resnet26.i-32x32x32_c-1_w-32",
+        "model.image.image_size=32",
+        "model.image.grad_checkpointing=false",
+    ),
+)
+
 # One part at a time on top of plain contrast of whole reports, by the quickstart's tower.
 PLAIN = "objectives=[{name: contrastive, units: [report]}]"
 PARTS = {
@@ -245,6 +273,14 @@ SWEEPS = {
         (("ours", "merlin"), ("ours", "velvet_med")),
         common=REAL,
         seconds=90.0,  # 120 steps of ours, the recipe's own length
+        systems=True,
+    ),
+    "organs": Sweep(
+        {"ours": OUR_CUBES, "merlin": MERLIN_CUBES, "velvet_med": VELVET},
+        (("ours", "merlin"), ("ours", "velvet_med")),
+        common=CUBES,
+        seconds=90.0,
+        rates=(3e-4, 1e-3, 3e-3),
         systems=True,
     ),
     "images": Sweep(

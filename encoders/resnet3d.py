@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from encoders.conv3d import Conv3d
 from encoders.create import create_tower
 from encoders.tag_resnet3d import DEPTHS, ResNetTag, parse_resnet_tag
 
@@ -35,15 +36,15 @@ class Bottleneck(nn.Module):
     def __init__(self, tag: ResNetTag, channels: int, inner: int, stride: int) -> None:
         super().__init__()
         out = EXPANSION * inner
-        self.conv1 = nn.Conv3d(channels, inner, 1, bias=False)
+        self.conv1 = Conv3d(channels, inner, 1, bias=False)
         self.bn1 = _norm(tag, inner)
-        self.conv2 = nn.Conv3d(inner, inner, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = Conv3d(inner, inner, 3, stride=stride, padding=1, bias=False)
         self.bn2 = _norm(tag, inner)
-        self.conv3 = nn.Conv3d(inner, out, 1, bias=False)
+        self.conv3 = Conv3d(inner, out, 1, bias=False)
         self.bn3 = _norm(tag, out)
         self.downsample: nn.Module | None = None
         if stride > 1 or channels != out:
-            self.downsample = nn.Sequential(nn.Conv3d(channels, out, 1, stride=stride, bias=False), _norm(tag, out))
+            self.downsample = nn.Sequential(Conv3d(channels, out, 1, stride=stride, bias=False), _norm(tag, out))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -103,7 +104,7 @@ class ResNet3D(nn.Module):
             "first_conv": "conv1",
             "classifier": "fc",
         }
-        self.conv1 = nn.Conv3d(tag.channels, tag.width, (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False)
+        self.conv1 = Conv3d(tag.channels, tag.width, (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False)
         self.bn1 = _norm(tag, tag.width)
         channels = tag.width
         for stage, depth in enumerate(DEPTHS[tag.size]):
@@ -115,7 +116,7 @@ class ResNet3D(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
-            if isinstance(module, nn.Conv3d):
+            if isinstance(module, Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)  # type: ignore[arg-type]  # blocks begin as identity: 1706.02677 §5.1

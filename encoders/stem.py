@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoders.conv3d import Conv3d
 from encoders.features import world_size
 from encoders.tag_fields import Size3
 
@@ -30,7 +31,7 @@ class PatchStem(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int, patch: Size3) -> None:
-        super().__init__(nn.Conv3d(channels, width, patch, stride=patch))
+        super().__init__(Conv3d(channels, width, patch, stride=patch))
         self.patch = patch
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class ConvResidual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = _norm(width)
-        self.conv = nn.Conv3d(width, width, 3, padding=1)
+        self.conv = Conv3d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(F.gelu(self.norm(x)))
@@ -93,15 +94,15 @@ class ConvStem(nn.Sequential):
             factor: Size3 = tuple(2 if stage < h else 1 for h in halvings)  # type: ignore[assignment]
             out = max(STEM_WIDTH, width // 12) << stage
             if stage == 0:
-                layers += [nn.Conv3d(previous, out, 3, stride=factor, padding=1)]
+                layers += [Conv3d(previous, out, 3, stride=factor, padding=1)]
             else:
                 layers += [nn.MaxPool3d(factor)]
             if 0 < stage < stages:
-                layers += [nn.Conv3d(previous, out, 3, padding=1)]
+                layers += [Conv3d(previous, out, 3, padding=1)]
             if stage < stages:
                 layers += [ConvResidual(out), _norm(out), nn.GELU()]
                 previous = out
-        super().__init__(*layers, nn.Conv3d(previous, width, 1))
+        super().__init__(*layers, Conv3d(previous, width, 1))
 
 
 class ExtremesStem(nn.Sequential):
@@ -117,14 +118,14 @@ class ExtremesStem(nn.Sequential):
         previous, out = 4 * channels + 1, max(2 * STEM_WIDTH, width // 6)
         layers: list[nn.Module] = [Extremes(block), Standardise(previous)]
         while True:
-            layers += [nn.Conv3d(previous, out, 3, padding=1), ConvResidual(out), _norm(out), nn.GELU()]
+            layers += [Conv3d(previous, out, 3, padding=1), ConvResidual(out), _norm(out), nn.GELU()]
             if max(rest) == 1:
                 break
             factor: Size3 = tuple(2 if r > 1 else 1 for r in rest)  # type: ignore[assignment]
             layers += [nn.MaxPool3d(factor)]
             rest = tuple(r // f for r, f in zip(rest, factor, strict=True))
             previous, out = out, 2 * out
-        super().__init__(*layers, nn.Conv3d(out, width, 1))
+        super().__init__(*layers, Conv3d(out, width, 1))
 
 
 class Extremes(nn.Module):
