@@ -41,6 +41,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "patches": {"shards/images/patches": tuple(PATCH_ORGANS)},
     "systems_real": {"shards/ct": CT_LABELS},
+    "organs": {"shards/organs": tuple(PATCH_ORGANS)},
 }
 THUMBNAIL = "thumbnails"
 

@@ -37,10 +37,10 @@ def test_a_run_is_named_after_what_determines_it() -> None:
 
 @pytest.mark.parametrize("sweep", sorted(SWEEPS))
 def test_every_arm_is_a_recipe(sweep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the shards of benchmarks.real_data and real_images are."""
+    """Where the shards of benchmarks.real_data, real_images and real_organs are."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
-    for folder in ("ct", "images/xray", "images/pneumonia", "images/slices", "images/patches"):
+    for folder in ("ct", "images/xray", "images/pneumonia", "images/slices", "images/patches", "organs"):
         (tmp_path / "shards" / folder).mkdir(parents=True)
         (tmp_path / "shards" / folder / "manifest.json").write_text("{}")
     found = SWEEPS[sweep]
