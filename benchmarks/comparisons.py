@@ -217,7 +217,9 @@ PATCHES = (
     "evaluate.task=benchmarks/ct_patches.yaml",
 )
 # Whole reports tell patches of one organ apart, so labels make no positives of them; in so few words order is content.
+# Reports measure the whole of a patch, so crops are as large as the others'.
 OUR_PATCHES = (
+    "data.train_view.scale=[0.9, 1.0]",
     "data.units={report: true, sentences: true}",
     "objectives.2={name: contrastive, weight: 1.0, units: [report], positives: same_caption}",
 )
