@@ -5,9 +5,9 @@
 Chest radiographs (ROOT/hannover_cxr) with figure captions of natural length (ROOT/text/roco_captions_ccby.csv.gz),
 paired at random: speed does not care. open_clip reads them through its CSV reader in its bf16 (`amp_bf16`) with its own
 random crops, we from shards that `data_shards` wrote of the same bytes, in bf16 with the same crops; InfoNCE and AdamW
-in both, one loader process each. open_clip pads every caption to the context; ours are packed without padding. Both are
-whole programs started from the command line, in turns; a figure is the mean of the step times after the first, and
-the median of the rounds.
+in both, without clipping (open_clip's default), one loader process each. open_clip pads every caption to the context;
+ours are packed without padding. Both are whole programs started from the command line, in turns; a figure is the mean
+of the step times after the first, and the median of the rounds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RECIPE = {
     },
     "model": {"image": {"name": "ViT-S-16", "image_size": 224}, "embed_dim": 384},
     "objectives": [{"name": "contrastive", "units": ["report"]}],
-    "optim": {"lr": 5e-4, "weight_decay": 0.2},
+    "optim": {"lr": 5e-4, "weight_decay": 0.2, "clip_norm": None},
     "evaluate": {"task": None},
     "checkpoint": {"every_steps": 1_000_000},
 }

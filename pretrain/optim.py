@@ -130,7 +130,8 @@ def optimizers(module: nn.Module, optim: OptimSection, fused: bool) -> list[torc
 
 
 def clipped(parameters: Sequence[nn.Parameter], bound: float) -> float:
-    """Scale gradients so that their joint norm is at most `bound`; the norm before.
+    """Scale gradients so that their joint norm is at most `bound`; the norm before. Those within it are left alone: a
+    product with one would be a pass over all of them.
 
     Sharded tensors and whole ones (objectives' own under FSDP2) have no norm together in torch: each kind has its own,
     and the joint one scales both.
@@ -141,12 +142,14 @@ def clipped(parameters: Sequence[nn.Parameter], bound: float) -> float:
             kinds.setdefault(hasattr(parameter.grad, "full_tensor"), []).append(parameter)
     norms: list[Any] = []
     for sharded, each in kinds.items():
-        norm: Any = nn.utils.get_total_norm([p.grad for p in each if p.grad is not None])
-        norms.append(norm.full_tensor() if sharded else norm)
+        own: Any = nn.utils.get_total_norm([p.grad for p in each if p.grad is not None])
+        norms.append(own.full_tensor() if sharded else own)
     total = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
-    for each in kinds.values():
-        nn.utils.clip_grads_with_norm_(each, bound, total)
-    return float(total)
+    norm = float(total)
+    if norm > bound:  # not of NaN either, with which nothing is done
+        for each in kinds.values():
+            nn.utils.clip_grads_with_norm_(each, bound, total)
+    return norm
 
 
 def forget_zeros(parameters: list[nn.Parameter]) -> None:
