@@ -6,6 +6,9 @@ A run's folder is named after arm, seed and a hash of its resolved recipe and of
 repeated, one that was stopped goes on, and one of other code or another recipe is left alone. Where a comparison has a
 budget in seconds, steps are timed first (benchmarks.budget), and of two arms the one with more steps runs again with
 as many as the other. Numbers come from the per-study scores that each run leaves (benchmarks.sweep_summary).
+
+Runs keep their releases and training states, 150 to 300 MB each: a comparison of systems leaves up to 12 GB. What
+summaries and probes read are `results`, `tensorboard` and `release`; `checkpoints` may go once all is done.
 """
 
 from __future__ import annotations
