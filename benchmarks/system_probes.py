@@ -1,13 +1,13 @@
 """Linear probes of the towers that a sweep of systems trained, beside the regression on thumbnails.
 
     python -m benchmarks.system_probes images [--out runs/sweeps/images]
-    python -m benchmarks.system_probes patches --task benchmarks/ct_patches_reports.yaml
+    python -m benchmarks.system_probes organs --task benchmarks/ct_patches_reports.yaml
 
 Zero-shot scores compare what systems make of images and words together; these compare the images' features alone,
 where systems that have learnt their words badly may still have learnt to see. Logistic regression on frozen features
 of every run that the sweep's summary.json names, on the same splits. With `--task`, zero-shot scores by other prompts
-than the sweep's instead. What is done is not repeated: delete the runs' folders `probes` where the shards were built
-anew. Intervals are nested: patients inside every draw of seeds.
+than the sweep's instead, and VELVET-Med's with its own reader of reports too. What is done is not repeated: delete the
+runs' folders `probes` where the shards were built anew. Intervals are nested: patients inside every draw of seeds.
 
 Legend: N studies, L facts.
 """
@@ -44,13 +44,17 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "organs": {"shards/organs": tuple(PATCH_ORGANS)},
 }
 THUMBNAIL = "thumbnails"
+OWN_READER = ", its report transformer"
 
 
-def score(run: Path, data: str, labels: Sequence[str], task: Path | None) -> Run:
-    """Scores of one run's tower on one shard set, a column a label: of a linear probe, or of a task's prompts."""
-    out = run / ("probes" if task is None else task.stem) / Path(data).name
+def score(run: Path, data: str, labels: Sequence[str], task: Path | None, own_reader: bool = False) -> Run:
+    """Scores of one run's tower on one shard set, a column a label: of a linear probe, or of a task's prompts, read by
+    the text tower or by the report transformer beside it."""
+    kind = "probes" if task is None else f"{task.stem}_own_reader" if own_reader else task.stem
+    out = run / kind / Path(data).name
     if not (out / "results.json").is_file():
-        words = ["--model", str(run / "release"), "--data", data, "--batch-size", "64", "--out", str(out)]
+        model = f"report:{run / 'release'}" if own_reader else str(run / "release")
+        words = ["--model", model, "--data", data, "--batch-size", "64", "--out", str(out)]
         if task is None:
             run_module("eval_zero_shot.probe", [*words, "--labels", ",".join(labels), "--knn", "0"])
         else:
@@ -58,6 +62,11 @@ def score(run: Path, data: str, labels: Sequence[str], task: Path | None) -> Run
     found = read_scores(outcome_of(out, "probe" if task is None else "classification"))
     order = [found.findings.index(label) for label in labels]
     return Run(found.run.scores_NL[:, order], found.run.labels_NL[:, order], found.run.patients_N)
+
+
+def has_reader(run: Path) -> bool:
+    heads = run / "release" / "heads.json"
+    return heads.is_file() and "report" in json.loads(heads.read_text())
 
 
 def thumbnails(data: str, labels: Sequence[str]) -> Run:
@@ -98,9 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(machine())
     found: dict[str, list[Run]] = {}
     for arm, its in names.items():
-        found[arm] = [
-            side_by_side([score(out / one, *question, args.task) for question in asked.items()]) for one in its
-        ]
+        readers = [False, True] if args.task is not None and all(has_reader(out / one) for one in its) else [False]
+        for own in readers:
+            found[arm + OWN_READER * own] = [
+                side_by_side([score(out / one, *question, args.task, own) for question in asked.items()]) for one in its
+            ]
         print(f"{arm}: {len(its)} runs", flush=True)
     pixels = side_by_side([thumbnails(*question) for question in asked.items()])
     facts = sum(map(len, asked.values()))
@@ -111,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         beyond = told(macro_difference(runs, [pixels] * len(runs)), "+")
         print(f"| {arm} | {told(macro_over_runs(runs))} | {beyond} |")
     print("\n| difference | seeds | macro AUROC |\n|---|---|---|")
-    for a, b in differences_of(SWEEPS[args.name], list(found)):
+    pairs = differences_of(SWEEPS[args.name], list(found))
+    for a, b in [*pairs, *((a, b + OWN_READER) for a, b in pairs if b + OWN_READER in found)]:
         both = min(len(found[a]), len(found[b]))
         print(f"| {a} - {b} | {both} | {told(macro_difference(found[a][:both], found[b][:both]), '+')} |")
     return 0
