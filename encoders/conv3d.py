@@ -16,9 +16,10 @@ class Conv3d(nn.Conv3d):
     """[B, C, D, H, W] to [B, C', D', H', W'], as `torch.nn.Conv3d`, in the precision that autocast asks for."""
 
     def forward(self, x: Tensor) -> Tensor:
-        autocast = torch.is_autocast_enabled(x.device.type)
-        kind = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        if x.device.type != "cpu" or kind != torch.bfloat16 or not 1 < x.shape[2] < self.kernel_size[0]:
+        if x.device.type != "cpu" or not 1 < x.shape[2] < self.kernel_size[0]:
+            return super().forward(x)
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if kind != torch.bfloat16:
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             bias = None if self.bias is None else self.bias.float()
