@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 class Arm:
     """One system: overrides of one recipe.
 
-    like: an arm of which this one changes one thing: it takes that arm's steps and learning rate. times: that arm's
-    steps so many times, a handicap for ours. seeds: of this arm, where it has fewer than the others. rates: the
-    learning rates it chooses from, where they are not the sweep's.
+    like: an arm of which this one changes one thing: it takes that arm's steps and learning rate. seeds: of this arm,
+    where it has fewer than the others. rates: the learning rates it chooses from, where they are not the sweep's.
     """
 
     config: str
     overrides: tuple[str, ...] = ()
     like: str | None = None
-    times: int = 1
     seeds: int | None = None
     rates: tuple[float, ...] | None = None
 
@@ -284,14 +282,8 @@ SWEEPS = {
         systems=True,
     ),
     "organs": Sweep(
-        {
-            "ours": OUR_CUBES,
-            "merlin": MERLIN_CUBES,
-            "velvet_med": VELVET,
-            # In the time of the others it does not beat thumbnails.
-            "velvet_med_twice": replace(VELVET, like="velvet_med", times=2),
-        },
-        (("ours", "merlin"), ("ours", "velvet_med"), ("ours", "velvet_med_twice")),
+        {"ours": OUR_CUBES, "merlin": MERLIN_CUBES, "velvet_med": VELVET},
+        (("ours", "merlin"), ("ours", "velvet_med")),
         common=CUBES,
         seconds=180.0,
         rates=(1e-3, 3e-3, 1e-2),  # VELVET-Med's best of the others' three was the largest

@@ -232,8 +232,7 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
     rate_of = {arm: max(jobs, key=validation_score).rate for arm, jobs in trials.items()}
     for arm, its in sweep.arms.items():
         if its.like is not None:
-            steps = budget[its.like]
-            budget[arm], rate_of[arm] = steps and its.times * steps, rate_of[its.like]
+            budget[arm], rate_of[arm] = budget[its.like], rate_of[its.like]
     arms = {
         arm: [job(arm, s, rate_of[arm]) for s in range(min(args.seeds, its.seeds or args.seeds))]
         for arm, its in sweep.arms.items()
