@@ -48,7 +48,7 @@ def turned_cube(hu: np.ndarray, centre: np.ndarray, spacing: np.ndarray, rng: np
     from scipy.ndimage import map_coordinates
     from scipy.spatial.transform import Rotation
 
-    turn = Rotation.random(rng=rng).as_matrix()
+    turn = Rotation.random(None, rng).as_matrix()
     scale, shift = rng.uniform(0.8, 1.25), rng.uniform(-SHIFT, SHIFT, 3)
     ticks = (np.arange(VOXELS) + 0.5) / VOXELS - 0.5
     grid = np.stack(np.meshgrid(ticks, ticks, ticks, indexing="ij")).reshape(3, -1) * SIDE * scale

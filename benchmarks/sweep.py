@@ -8,7 +8,8 @@ budget in seconds, steps are timed first (benchmarks.budget), and of two arms th
 as many as the other. Numbers come from the per-study scores that each run leaves (benchmarks.sweep_summary).
 
 Runs keep their releases and training states, 150 to 300 MB each: a comparison of systems leaves up to 12 GB. What
-summaries and probes read are `results`, `tensorboard` and `release`; `checkpoints` may go once all is done.
+summaries and probes read are `results`, `tensorboard`, `release` and the scores in `checkpoints`; the folders
+`checkpoints/step-*` may go once all is done.
 """
 
 from __future__ import annotations
@@ -190,10 +191,19 @@ def cores() -> int:
 
 
 def validation_score(job: Job) -> float:
-    """The best macro AUROC a run had on the selection split; -1 where it has none."""
+    """The best macro AUROC a run had on the selection split; -1 where no finding has both classes.
+
+    Raises:
+        ConfigError: it has no such scores: a rate would be chosen without them.
+    """
     file = job.folder / "checkpoints" / "scores.json"
-    scores = json.loads(file.read_text()).values() if file.is_file() else ()
-    return max(scores, default=-1.0)
+    if not file.is_file():
+        raise ConfigError(
+            f"{job.name} has no checkpoints/scores.json: its studies have no split to choose by, or it was deleted",
+            why="a learning rate would be chosen without its score",
+            fix="give one rate (--rates), or delete the run's folder, and it is trained again",
+        )
+    return max(json.loads(file.read_text()).values(), default=-1.0)
 
 
 def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> dict[str, list[Job]] | int:
@@ -229,7 +239,7 @@ def sweep_runs(sweep: Sweep, args: argparse.Namespace, extra: Sequence[str]) -> 
     trials = {arm: [job(arm, 0, rate) for rate in rates[arm]] for arm in systems}
     if any(len(some) > 1 for some in rates.values()) and (status := go(trials)):
         return status
-    rate_of = {arm: max(jobs, key=validation_score).rate for arm, jobs in trials.items()}
+    rate_of = {arm: max(jobs, key=validation_score).rate if jobs[1:] else jobs[0].rate for arm, jobs in trials.items()}
     for arm, its in sweep.arms.items():
         if its.like is not None:
             budget[arm], rate_of[arm] = budget[its.like], rate_of[its.like]

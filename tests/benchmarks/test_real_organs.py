@@ -24,6 +24,24 @@ def test_a_cube_is_turned_about_what_it_is_of() -> None:
     assert (places.max(0) > 0).all() and (places.min(0) < 0).all()
 
 
+def test_a_cube_is_turned_and_not_bent() -> None:
+    """Two spots 30 mm apart stay so far apart, up to the scale, and lie on every side of each other."""
+    spacing, centre = np.array([4.0, 5.0, 2.5]), np.array([30, 25, 35])
+    apart = []
+    for seed in range(24):
+        found = []
+        for aside in ((0, 0, 0), (0, 6, 0)):  # voxels; 30 mm along the second axis
+            scan = np.full((60, 50, 70), -1000.0, np.float32)
+            low = centre + aside - 1
+            scan[tuple(slice(n, n + 3) for n in low)] = 1000
+            cube = real_organs.turned_cube(scan, centre, spacing, np.random.default_rng(seed)) + 1000
+            found.append(np.stack(np.nonzero(cube)) @ cube[cube != 0] / cube.sum())
+        apart.append((found[1] - found[0]) * real_organs.SIDE / real_organs.VOXELS)
+    length = np.linalg.norm(apart, axis=1)
+    assert (length > 30 / 1.25 - 2).all() and (length < 30 / 0.8 + 2).all()
+    assert (np.max(apart, axis=0) > 10).all() and (np.min(apart, axis=0) < -10).all()
+
+
 @pytest.mark.full
 def test_every_cube_has_one_organ_and_a_report_of_it(shared_data: Path, tmp_path: Path) -> None:
     assert real_organs.main(["--data", str(shared_data), "--out", str(tmp_path / "organs"), "--workers", "1"]) == 0

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.budget import step_budget
 from benchmarks.comparisons import SWEEPS, Arm, Sweep
-from benchmarks.sweep import REPO, Job, at_steps_of, code_hash, differences_of, main, make_job
+from benchmarks.sweep import REPO, Job, at_steps_of, code_hash, differences_of, main, make_job, validation_score
 from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
 
@@ -87,6 +87,15 @@ def test_differences_at_equal_steps_stand_beside_those_of_the_budget() -> None:
     assert differences_of(sweep, ["ours"]) == []
     assert differences_of(sweep, ["ours", "theirs"]) == [("ours", "theirs")]
     assert differences_of(sweep, ["ours", "theirs", again]) == [("ours", "theirs"), (again, "theirs")]
+
+
+def test_no_rate_is_chosen_without_scores(tmp_path: Path) -> None:
+    job = make_job(SWEEP, "infonce", 0, 1e-3, (), True, tmp_path, "c")
+    with pytest.raises(ConfigError, match="no checkpoints/scores"):
+        validation_score(job)
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "scores.json").write_text('{"10": 0.5, "20": 0.7}')
+    assert validation_score(job) == 0.7
 
 
 def test_arms_differ_in_the_objective_alone() -> None:
