@@ -7,7 +7,8 @@ Zero-shot scores compare what systems make of images and words together; these c
 where systems that have learnt their words badly may still have learnt to see. Logistic regression on frozen features
 of every run that the sweep's summary.json names, on the same splits. With `--task`, zero-shot scores by other prompts
 than the sweep's instead, and VELVET-Med's with its own reader of reports too. What is done is not repeated: delete the
-runs' folders `probes` where the shards were built anew. Intervals are nested: patients inside every draw of seeds.
+runs' folders `probes` and those named after tasks where the shards were built anew. Intervals are nested: patients
+inside every draw of seeds.
 
 Legend: N studies, L facts.
 """
