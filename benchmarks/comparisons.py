@@ -1,50 +1,11 @@
-"""What `benchmarks.sweep` compares: arms, each a recipe with overrides, and the differences that are reported."""
+"""What `benchmarks.sweep` compares: systems of volumes here, of images in benchmarks.comparisons_2d."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-
-@dataclass(frozen=True)
-class Arm:
-    """One system: overrides of one recipe.
-
-    like: an arm of which this one changes one thing: it takes that arm's steps and learning rate. seeds: of this arm,
-    where it has fewer than the others. rates: the learning rates it chooses from, where they are not the sweep's.
-    """
-
-    config: str
-    overrides: tuple[str, ...] = ()
-    like: str | None = None
-    seeds: int | None = None
-    rates: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Arms of one comparison.
-
-    arms: by name. differences: pairs (a, b), a - b is reported. seeds: of each arm. common: overrides of every arm,
-    which the arm's own win over. seconds: T, every arm gets T / (its median step) steps; None: the recipes' own steps.
-    rates: learning rates that each arm chooses from; empty: the recipe's own. systems: the arms may see scans
-    differently, as whole systems do; otherwise scores of different preprocessing are refused.
-    """
-
-    arms: dict[str, Arm]
-    differences: tuple[tuple[str, str], ...]
-    seeds: int = 5
-    common: tuple[str, ...] = ()
-    seconds: float | None = None
-    rates: tuple[float, ...] = ()
-    systems: bool = False
-
-    def only(self, names: Collection[str]) -> Sweep:
-        """Some of the arms, what they are ablations of, and the differences that are left."""
-        names = {*names, *(like for name in names if (like := self.arms[name].like) is not None)}
-        pairs = tuple(pair for pair in self.differences if set(pair) <= names)
-        return replace(self, arms={name: arm for name, arm in self.arms.items() if name in names}, differences=pairs)
-
+from benchmarks.arms import Arm, Sweep
+from benchmarks.comparisons_2d import SWEEPS_2D
 
 # What fits two cores: the quickstart's grid, batch and text tower for all, about 4,000 studies to train on.
 PHANTOM = (
@@ -198,62 +159,6 @@ PARTS = {
     ),
 }
 
-# Systems of images on three collections together (benchmarks.real_images makes shards/images), all from random weights:
-# what is compared is what each makes of the same pairs, not what it starts from.
-IMAGES = (
-    "data.workers=0",
-    "evaluate.task=public_images",
-    "evaluate.every_steps=1000000",
-    "checkpoint.keep_top=0",
-    "train.batch_size=64",
-)
-THEIRS = (
-    "data.source={kind: mixture, mix: proportional, batches: mixed, sources: [{name: xray, path: shards/images/xray}, "
-    "{name: pneumonia, path: shards/images/pneumonia}, {name: slices, path: shards/images/slices}]}",
-    "data.geometry.size=[64, 64]",
-    "data.train_view.size=[64, 64]",
-    "data.eval_view.size=[64, 64]",
-    "data.units={report: true, templates: benchmarks/real_images_captions.yaml}",
-    "data.max_damaged=0",
-    "model.image={name: resnet10t, image_size: 64}",
-    "model.embed_dim=256",
-    "train.chunk=null",
-    "train.precision=auto",
-)
-
-
-# The same systems on turned patches of CTs, which have reports: thumbnails read less of them.
-PATCHES = (
-    "data.source={kind: shards, path: shards/images/patches}",
-    *(word for word in IMAGES if not word.startswith("evaluate.task")),
-    "evaluate.task=benchmarks/ct_patches.yaml",
-)
-# Whole reports tell patches of one organ apart, so labels make no positives of them; in so few words order is content.
-# Reports measure the whole of a patch, so crops are as large as the others'.
-OUR_PATCHES = (
-    "data.train_view.scale=[0.9, 1.0]",
-    "data.units={report: true, sentences: true}",
-    "objectives.2={name: contrastive, weight: 1.0, units: [report], positives: same_caption}",
-)
-THEIR_PATCHES = (
-    *(word for word in THEIRS if not word.startswith(("data.source", "data.units"))),
-    "data.units={report: true}",
-)
-
-
-def _images(
-    config: str, context: int, positives: str, like: str | None = None, seeds: int | None = None,
-    theirs: tuple[str, ...] = THEIRS, units: str = "[report, caption]",
-) -> Arm:  # fmt: skip
-    """Recipe `config` at this size. A comparison with a repair has the original loss: positives "own"."""
-    words = (
-        f"model.text={{width: 128, layers: 2, heads: 4, context_length: {context}}}",
-        f"objectives=[{{name: contrastive, units: {units}, positives: {positives}}}]",
-        *(("model.pretrained=null", "finish=null") if config == "bmc_clip.yaml" else ()),
-    )
-    return Arm(config, (*theirs, *words), like=like, seeds=seeds)
-
-
 SWEEPS = {
     "infonce_vs_sentence": Sweep(
         {
@@ -306,44 +211,6 @@ SWEEPS = {
         rates=(1e-3, 3e-3, 1e-2),  # in a first try on validation VELVET-Med wanted 3e-3 rather than 3e-4
         systems=True,
     ),
-    "images": Sweep(
-        {
-            "ours": Arm("biomed2d.yaml", rates=(1e-3,)),
-            "unimed": _images("unimed_clip.yaml", 256, "own"),
-            "bmc": _images("bmc_clip.yaml", 77, "own"),
-            "same_caption": _images("unimed_clip.yaml", 256, "same_caption", like="unimed", seeds=3),
-            "same_label": _images("unimed_clip.yaml", 256, "same_label", like="unimed"),
-            "same_label_masked": _images("unimed_clip.yaml", 256, "same_label_masked", like="unimed", seeds=3),
-            "soft": _images("unimed_clip.yaml", 256, "soft", like="unimed", seeds=3),
-        },
-        (
-            ("ours", "unimed"),
-            ("ours", "bmc"),
-            ("same_caption", "unimed"),
-            ("same_label", "unimed"),
-            ("same_label_masked", "unimed"),
-            ("soft", "unimed"),
-        ),
-        common=IMAGES,
-        seconds=60.0,
-        rates=(3e-4, 1e-3, 3e-3),
-        systems=True,
-    ),
-    "patches": Sweep(
-        {
-            "ours": Arm("biomed2d.yaml", OUR_PATCHES, rates=(1e-3,)),
-            "unimed": _images("unimed_clip.yaml", 256, "own", theirs=THEIR_PATCHES, units="[report]"),
-            "bmc": _images("bmc_clip.yaml", 77, "own", theirs=THEIR_PATCHES, units="[report]"),
-            "same_label": _images(
-                "unimed_clip.yaml", 256, "same_label", like="unimed", theirs=THEIR_PATCHES, units="[report]"
-            ),
-        },
-        (("ours", "unimed"), ("ours", "bmc"), ("same_label", "unimed")),
-        common=PATCHES,
-        seconds=60.0,
-        rates=(3e-4, 1e-3, 3e-3),
-        systems=True,
-    ),
     "parts": Sweep(
         PARTS,
         (
@@ -357,4 +224,5 @@ SWEEPS = {
         common=(*PHANTOM, "train.steps=300"),
         systems=True,
     ),
+    **SWEEPS_2D,
 }

@@ -29,8 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from benchmarks.arms import Sweep
 from benchmarks.budget import step_budget
-from benchmarks.comparisons import SWEEPS, Sweep
+from benchmarks.comparisons import SWEEPS
 from pretrain.config import dump, load_recipe, split_argv
 from pretrain.errors import ConfigError
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.arms import Arm, Sweep
 from benchmarks.budget import step_budget
-from benchmarks.comparisons import SWEEPS, Arm, Sweep
+from benchmarks.comparisons import SWEEPS
 from benchmarks.sweep import REPO, Job, at_steps_of, code_hash, differences_of, main, make_job, validation_score
 from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
