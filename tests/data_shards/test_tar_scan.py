@@ -206,6 +206,7 @@ def test_a_second_tar_behind_the_first_is_not_lost_in_silence(tmp_path: Path) ->
         (b"hello", "is not a tar"),
         (b"x" * 2000, "is not a tar"),
     ],
+    ids=["gzip", "bzip2", "zstd", "zip", "empty", "short text", "long text"],
 )
 def test_what_is_no_plain_tar_is_refused(tmp_path: Path, body: bytes, said: str) -> None:
     (tmp_path / "x.tar").write_bytes(body)
