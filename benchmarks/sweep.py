@@ -130,8 +130,9 @@ class Runner:
         Raises:
             ConfigError: the code was edited meanwhile: later runs would be of another program under the same name.
         """
-        waiting = [job for job in jobs if not job.done]
-        print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done already", flush=True)
+        once = {job.name: job for job in jobs}  # arms "at the steps of" two others may be the same
+        waiting = [job for job in once.values() if not job.done]
+        print(f"{len(once) - len(waiting)} of {len(once)} runs are done already", flush=True)
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         failed: list[Job] = []
         total = len(waiting)

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.arms import Arm, Sweep
 from benchmarks.budget import step_budget
 from benchmarks.comparisons import SWEEPS
-from benchmarks.sweep import REPO, Job, at_steps_of, code_hash, differences_of, main, make_job, validation_score
+from benchmarks.sweep import REPO, Job, Runner, at_steps_of, code_hash, differences_of, main, make_job, validation_score
 from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
 
@@ -88,6 +88,12 @@ def test_differences_at_equal_steps_stand_beside_those_of_the_budget() -> None:
     assert differences_of(sweep, ["ours"]) == []
     assert differences_of(sweep, ["ours", "theirs"]) == [("ours", "theirs")]
     assert differences_of(sweep, ["ours", "theirs", again]) == [("ours", "theirs"), (again, "theirs")]
+
+
+def test_a_run_that_two_arms_need_runs_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job("ours", 0, None, "no_such.yaml", (), True, tmp_path, "ours-7-s0")
+    assert Runner(2, code_hash()).run([job, job]) == [job]  # it fails, once
+    assert capsys.readouterr().out.count("starts: ours-7-s0") == 1
 
 
 def test_no_rate_is_chosen_without_scores(tmp_path: Path) -> None:
