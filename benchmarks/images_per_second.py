@@ -7,8 +7,8 @@ paired at random: speed does not care. open_clip reads them through its CSV read
 random crops, we from shards that `data_shards` wrote of the same bytes, in bf16 with the same crops; InfoNCE and AdamW
 in both, without clipping (open_clip's default), one loader process each. open_clip pads every caption to the context;
 ours are packed without padding. Both are whole programs started from the command line, in turns; a figure is the mean
-of the step times after the first, and the median of the rounds. The second step of ours still costs a fifth more than
-the rest, for memory that it touches first: runs are long enough for that not to be what is measured.
+of the step times after the first, and the median of the rounds. The second step of ours is slower than those
+after it, for memory that it touches first: runs are long enough for that not to be what is measured.
 """
 
 from __future__ import annotations
