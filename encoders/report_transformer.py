@@ -4,7 +4,7 @@
 A report is `[CLS] [SEN_1] … [SEN_n]`, then its words (encoders.report_layout). [SEN_i] sees [CLS] and its own sentence,
 everything else sees everything. So in one layer a [SEN_i] knows of no other sentence; over several it does, through
 [CLS] and the words, which have read the whole report. Out come: a word, the sum of its pieces; a sentence, the mean of
-its pieces; the report, [CLS]; each through a projection of its own into the joint space.
+[SEN_i] and its words; the report, [CLS]; each through a projection of its own into the joint space.
 
 The layers normalise first (pre-LN) and end in a norm, where BERT normalises last: nothing published is loaded into
 them, and from scratch they train at any depth.
@@ -86,7 +86,7 @@ class ReportTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.projections = nn.ModuleDict({level: nn.Linear(width, embed_dim) for level in levels})
         fused = fusion_layers > 0
-        self.image_in = nn.Linear(image_width, width) if fused else None
+        self.image_in = nn.Sequential(nn.Linear(image_width, width), nn.LayerNorm(width)) if fused else None
         self.fusion = nn.ModuleList(Layer(width, heads, feedforward, dropout, True) for _ in range(fusion_layers))
         self.fusion_norm = nn.LayerNorm(width) if fused else None
         self.matched = nn.Linear(width, 1) if matching and fused else None
@@ -145,9 +145,10 @@ class ReportTransformer(nn.Module):
         pieces = reports.word_T >= 0
         of_pieces = states_TC[pieces]
         if "sentences" in wanted:
-            row, many = reports.sentence_T[pieces], len(reports.sentence_report_S)
-            counts = torch.bincount(row, minlength=many).to(of_pieces.dtype)
-            found["sentences"] = _summed(of_pieces, row, many) / counts[:, None]
+            many = len(reports.sentence_report_S)
+            words_S = torch.bincount(reports.word_sentence_W, minlength=many).to(of_pieces.dtype)
+            told_SC = _summed(of_pieces, reports.sentence_T[pieces], many) + states_TC[reports.place_T < 0]
+            found["sentences"] = told_SC / (1 + words_S)[:, None]
         if "words" in wanted:
             found["words"] = _summed(of_pieces, reports.word_T[pieces], len(reports.word_report_W))
         return {level: self.projections[level](x) for level, x in found.items()}

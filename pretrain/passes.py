@@ -12,7 +12,8 @@ is a function `(dual, part, fields) -> {field: Rows}`. Known ones:
                    `sentences` [S, D], `words` [W, D] in the joint space, `word_sentences` [W] (number of the
                    sentence in its report), `states` [T, C] of its tokens, `places` [T] (encoders.report_layout),
                    `identity` [R, 2] (pretrain.reports), `draws` [R, 2] uniform in [0, 1)
-    report:masked  the same with 15 % of the tokens hidden: `states`, `places`, `targets` [T], the hidden ids or -1
+    report:masked  the same with 15 % of the tokens hidden: `states`, `places`, `targets` [T], the hidden ids or -1;
+                   report:masked_text and report:masked_image are draws of their own
 
 More are an objective's own (`Objective.passes`).
 
@@ -172,12 +173,13 @@ def _narrow(states: Tensor) -> Tensor:
 KNOWN: dict[str, Pass] = {
     "image:global": image_global, "text:units": text_units,
     "report:units": report_units, "report:masked": report_masked,
+    "report:masked_text": report_masked, "report:masked_image": report_masked,
 }  # fmt: skip
 FIELDS: dict[str, tuple[str, ...]] = {
     "image:global": ("pooled", "trunk", "tokens", "kept", *LEVELS),
     "text:units": ("units",),
     "report:units": (*REPORT_LEVELS, "word_sentences", "states", "places", "identity", "draws"),
-    "report:masked": ("states", "places", "targets"),
+    **dict.fromkeys(("report:masked", "report:masked_text", "report:masked_image"), ("states", "places", "targets")),
 }
 
 

@@ -101,6 +101,8 @@ class SimCLROptions(PairOptions):
     temperature: float = Field(0.5, gt=0.0, description="divides the cosines")
     dim: int = Field(512, gt=0, description="width of the projection")
     hidden: int | None = Field(None, gt=0, description="width of a hidden layer before it; null for a linear one")
+    gather: bool = Field(True, description="negatives of all ranks; false: of the study's own rank, as published")
+    exclude_related: bool = Field(True, description="one text or one patient is no negative; false: as published")
 
 
 class RotationOptions(ViewOptions):
@@ -207,7 +209,9 @@ class HierarchicalOptions(Section):
 class MatchingOptions(Section):
     """Does the text belong to the image? Each with its own partner, a hard text and a hard image."""
 
-    temperature: float = Field(0.07, gt=0.0, description="of the similarities that hard negatives are drawn by")
+    temperature: float | None = Field(
+        None, gt=0.0, description="hard negatives are drawn by; null: that of report_contrastive, 0.07 without it"
+    )
     gather: bool = Field(True, description="negatives of all ranks; false: of the study's own rank, as published")
     exclude_related: bool = Field(True, description="one text or one patient is no negative; false: as published")
 
@@ -216,6 +220,7 @@ class MaskedLanguageOptions(Section):
     """15 % of a report's tokens are hidden and predicted."""
 
     condition: Literal["text", "image"] = Field("text", description="of the rest of the report, or of the image too")
+    own_mask: bool = Field(False, description="draws what it hides by itself, for one more reading of the reports")
 
 
 class MaskedImageOptions(Section):

@@ -98,8 +98,9 @@ def train(
         merging.check(data)
         if checkpoint:
             require_base(folder)
+    around = Surroundings(dual, data.shards.label_names, data.train_labels, data.train_captions, objectives)
     for objective in objectives:
-        objective.attach(Surroundings(dual, data.shards.label_names, data.train_labels, data.train_captions))
+        objective.attach(around)
     if first and not resume:
         runs.create(folder, recipe)
     if first and merging is not None and not checkpoint:

@@ -5,7 +5,7 @@ Legend: B studies of the global batch, U its distinct text units, D embedding wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -79,13 +79,14 @@ class GlobalBatch:
 @dataclass(frozen=True)
 class Surroundings:
     """What an objective may know before training: the dual encoder, what the shards call their labels, and on request
-    the labels of the training studies, [R, L], NaN where unknown, and what identifies the lists of captions of some of
-    them, 0 for none."""
+    the labels of the training studies, [R, L], NaN where unknown, what identifies the lists of captions of some of
+    them, 0 for none, and all objectives of the recipe."""
 
     dual: DualEncoder
     label_names: tuple[str, ...]
     train_labels: Callable[[], Tensor] = lambda: torch.empty(0, 0)
     train_captions: Callable[[], list[int]] = list
+    objectives: Iterable[nn.Module] = ()
 
     @property
     def embed_dim(self) -> int:

@@ -5,7 +5,8 @@
 
 15 % of a report's tokens are hidden (pretrain.masking). `condition: text` predicts from the layers that read the
 report; `condition: image` sends them through the fusion layers, over the image tower's patch tokens, before. Two
-entries of a recipe, one of each, share the hidden tokens, their encoding and the prediction's layers.
+entries of a recipe, one of each, share the prediction's layers, and the hidden tokens and their encoding unless
+`own_mask` is set, as VELVET-Med has it: then each draws its own, and the reports are read once more.
 
 Legend: T tokens of all reports of a part, M hidden ones, V vocabulary.
 """
@@ -32,9 +33,13 @@ class MaskedLanguage(Objective):
     coupling = "sample"
     Options = MaskedLanguageOptions
 
+    def __init__(self, options: MaskedLanguageOptions) -> None:
+        super().__init__(options)
+        self.masked = f"report:masked_{options.condition}" if options.own_mask else "report:masked"
+
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        own = ("report:masked.states", "report:masked.places", "report:masked.targets", "report_vocabulary")
+        own = (*(f"{self.masked}.{field}" for field in ("states", "places", "targets")), "report_vocabulary")
         return (*own, "image:global.tokens", "report_fusion") if self.options.condition == "image" else own
 
     def attach(self, around: Surroundings) -> None:
@@ -46,13 +51,13 @@ class MaskedLanguage(Objective):
         return masked_counts(reports_of(report, batch, slice(0, len(batch)))[0]).sum()
 
     def each(self, rows: Mapping[str, Rows], part: Part) -> tuple[Tensor, dict[str, Tensor]]:
-        states, owner = rows["report:masked.states"].values, rows["report:masked.states"].owner
-        places, targets = (rows[f"report:masked.{field}"].values for field in ("places", "targets"))
+        states, owner = rows[f"{self.masked}.states"].values, rows[f"{self.masked}.states"].owner
+        places, targets = (rows[f"{self.masked}.{field}"].values for field in ("places", "targets"))
         masked_M, weight = (targets >= 0).nonzero()[:, 0], 1.0
         if not len(masked_M):  # nothing is hidden here, and sharded layers want every rank
             states = states if len(states) else states.new_zeros(1, states.shape[1])
             places, targets, owner = (x if len(x) else x.new_zeros(1) for x in (places, targets, owner))
-            owner = owner if len(rows["report:masked.states"].owner) else owner + part.studies.start
+            owner = owner if len(rows[f"{self.masked}.states"].owner) else owner + part.studies.start
             masked_M, weight = torch.zeros(1, dtype=torch.int64, device=states.device), 0.0
         study_R, lengths = torch.unique_consecutive(owner, return_counts=True)
         image: tuple[Tensor, ...] = ()

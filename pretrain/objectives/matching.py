@@ -4,9 +4,10 @@ eq. 3, with the 1 : 2 ratio and the binary cross-entropy of VELVET-Med (arXiv 25
     L = mean over (image, text, y) of BCE(m(image, text), y)
 
 Each study gives three pairs: its image and its text (y = 1); its image and a hard text, its text and a hard image
-(y = 0), drawn in proportion to exp(cosine / temperature) among the studies that are no relatives: other text, other
-patient. A study without any is left out altogether: its positive alone would teach to answer yes. The cosines are those
-of `report_contrastive` and have no gradient here: without that objective in the recipe hard negatives are random ones.
+(y = 0), drawn in proportion to exp(cosine / τ), τ that of `report_contrastive`, among the studies that are no
+relatives: other text, other patient. A study without any is left out altogether: its positive alone would teach to
+answer yes. The cosines are those of `report_contrastive` and have no gradient here: without that objective in the
+recipe hard negatives are random ones.
 
 What is gathered over ranks: the image tower's patch tokens [B, N, F], and every token of every report [T, C] (in
 autocast's dtype). Each rank sends a share of the pairs through the fusion layers, not all of them: its loss is that
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from encoders.features import rank, world_size
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
-from pretrain.objectives.report_contrastive import READS, image_report_pairs
+from pretrain.objectives.report_contrastive import READS, ReportContrastive, image_report_pairs
 from pretrain.schema_objectives import MatchingOptions
 
 
@@ -43,10 +44,19 @@ class Matching(Objective):
     def attach(self, around: Surroundings) -> None:
         self.around = around
 
+    def temperature(self) -> float | Tensor:
+        """Of the draw of hard negatives: the recipe's, else the one that `report_contrastive` learns, else 0.07."""
+        if self.options.temperature is not None:
+            return float(self.options.temperature)
+        for other in self.around.objectives:
+            if isinstance(other, ReportContrastive):
+                return torch.exp(-other.logit_scale.detach().double())
+        return 0.07
+
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         cosine_RR, _, negative_RR, study_R = image_report_pairs(batch, self.options)
         draws_R2 = batch.rows["report:units.draws"].values
-        sharp_RR = cosine_RR.detach().double() / self.options.temperature
+        sharp_RR = cosine_RR.detach().double() / self.temperature()
         text_R = drawn(sharp_RR, negative_RR, draws_R2[:, 0])
         image_R = drawn(sharp_RR.T, negative_RR.T, draws_R2[:, 1])
         taken = negative_RR.any(1).nonzero()[:, 0]

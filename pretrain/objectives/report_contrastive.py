@@ -70,8 +70,12 @@ class ReportContrastive(Objective):
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         cosine_RR, positive_RR, negative_RR, _ = image_report_pairs(batch, self.options)
-        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        scale = self.logit_scale.exp()
         smoothing = self.options.label_smoothing
         to_text = multi_positive_nce(scale * cosine_RR, positive_RR, negative_RR, smoothing)
         to_image = multi_positive_nce(scale * cosine_RR.T, positive_RR.T, negative_RR.T, smoothing)
         return (to_text + to_image) / 2, {"scale": scale.detach()}
+
+    def after_step(self, module: nn.Module) -> None:
+        with torch.no_grad():  # not in forward: beyond the bound it would have no gradient that leads back
+            self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

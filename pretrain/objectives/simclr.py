@@ -5,7 +5,7 @@
 
 p is the other view of the same study; N(i) are the views of all studies of the global batch that are of another patient
 and have another report. SwinUNETR's self-supervision, which VELVET-Med uses, takes a linear g of 512 and τ = 0.5; its
-negatives are all other studies, of its own GPU alone.
+negatives are all other studies, of its own GPU alone: both can be switched back.
 
 With small crops beside two large ones (pretrain.crops) every view of the study is a p of its own; l_i is their mean.
 
@@ -42,7 +42,12 @@ class SimCLR(OfViews):
         logits_nn = z_nD @ z_nD.T / self.options.temperature
         same_nn = views.owner[:, None] == views.owner[None, :]
         positive_nn = same_nn & ~torch.eye(len(z_nD), dtype=torch.bool, device=z_nD.device)
-        negative_nn = ~batch.related_BB(SAME_TEXT)[views.owner][:, views.owner]
+        negative_nn = ~same_nn
+        if self.options.exclude_related:
+            negative_nn = ~batch.related_BB(SAME_TEXT)[views.owner][:, views.owner]
+        if not self.options.gather:
+            rank_n = batch.rank_B[views.owner]
+            negative_nn = negative_nn & (rank_n[:, None] == rank_n[None, :])
         with torch.no_grad():
             best_n = logits_nn.masked_fill(~(positive_nn | negative_nn), float("-inf")).argmax(1)
             found = positive_nn.gather(1, best_n[:, None]).float().mean()

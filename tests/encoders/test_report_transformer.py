@@ -162,7 +162,7 @@ def test_packed_is_padded_is_each_alone_is_the_loop(reader: ReportTransformer) -
 
 
 @torch.no_grad()
-def test_levels_are_cls_the_mean_of_a_sentence_and_the_sum_of_a_words_pieces(reader: ReportTransformer) -> None:
+def test_levels_are_cls_the_mean_of_a_sentences_words_and_the_sum_of_a_words_pieces(reader: ReportTransformer) -> None:
     laid = reader.lay_out(ids())
     states = reader.read(laid)
     found = reader.levels(states, laid, ("report", "sentences", "words"))
@@ -170,12 +170,18 @@ def test_levels_are_cls_the_mean_of_a_sentence_and_the_sum_of_a_words_pieces(rea
         begin = sum(laid.lengths[:row])
         torch.testing.assert_close(found["report"][row], reader.projections["report"](states[begin]))
         assert length == (laid.report_T == row).sum()
-    for level, rows in (("sentences", laid.sentence_T), ("words", laid.word_T)):
-        for number in range(len(found[level])):
-            own = [states[t] for t in range(len(states)) if rows[t] == number]
-            pooled = sum(own) / (len(own) if level == "sentences" else 1)
-            torch.testing.assert_close(found[level][number], reader.projections[level](pooled), atol=1e-5, rtol=1e-5)
-    assert len(found["sentences"]) == sum(len(report) for report in REPORTS)
+    words = [sum(states[t] for t in range(len(states)) if laid.word_T[t] == n) for n in range(len(found["words"]))]
+    number = 0
+    for row, report in enumerate(REPORTS):
+        for i in range(len(report)):
+            [own] = [states[t] for t in range(len(states)) if laid.report_T[t] == row and laid.place_T[t] == -1 - i]
+            said = [word for word, of in zip(words, laid.word_sentence_W.tolist(), strict=True) if of == number]
+            want = reader.projections["sentences"]((own + sum(said)) / (1 + len(said)))
+            torch.testing.assert_close(found["sentences"][number], want, atol=1e-5, rtol=1e-5)
+            number += 1
+    for word, given in zip(words, found["words"], strict=True):
+        torch.testing.assert_close(given, reader.projections["words"](word), atol=1e-5, rtol=1e-5)
+    assert number == len(found["sentences"])
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import shlex
 import subprocess
@@ -26,6 +27,7 @@ from data_shards.shard_set import ShardSet, ShardWriter
 from encoders.loading import Loaded
 from pretrain import fit
 from pretrain.config import load_recipe, packaged
+from pretrain.objectives import find_objective
 from tests.data_shards.foreign_tars import picture, write_tar
 
 # The quickstart, and systems of others.
@@ -243,6 +245,45 @@ def _made_up_films(folder: Path) -> None:
         for i in range(10):
             Image.fromarray(rng.integers(0, 255, (90, 80), np.uint8)).save(folder / f"{i}.png")
             writer.writerow([f"s{i}", f"{i}.png", f"p{i}", f"Film {i}. The heart is normal."])
+
+
+def test_velvet_med_at_small_size(tmp_path: Path) -> None:
+    """Every term on a Swin with its pyramid, and what is released of them."""
+    size = "[32, 32, 32]"
+    words = ["--config", "velvet_med.yaml", "--smoke", "--output.root", str(tmp_path), "--output.run", "run"]
+    words += ["--data.cache", str(tmp_path / "cache"), "--evaluate.task", "null", "--train.batch_size", "4"]
+    words += ["--data.train_view.size", size, "--data.eval_view.size", size]
+    words += ["--model.image.name", "swin3d_tiny.i-32x32x32_c-1_w-12", "--model.image.image_size", "32"]
+    words += ["--model.report.width", "48", "--model.report.layers", "2", "--model.report.fusion_layers", "1"]
+    words += ["--model.report.feedforward", "64"]
+    words += ["--model.text.width", "64", "--model.text.layers", "1", "--model.text.heads", "2"]
+    assert fit.main(words) == 0
+    rows = [row.split(",") for row in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]]
+    terms = ("contrastive", "report_contrastive", "hierarchical2", "hierarchical3", "matching", "masked_language5")
+    terms += ("masked_language6", "simclr", "rotation", "inpainting")
+    assert {name for _, name, _ in rows if name.startswith("loss/")} == {f"loss/{name}" for name in terms}
+    assert all(math.isfinite(float(value)) for _, name, value in rows if name.startswith("loss/"))
+    release = encoders.load(str(tmp_path / "run" / "release"))
+    assert set(release.heads) >= {"report", "local_level1_words", "local_level2_sentences"}
+    said = release.heads["report"].encode([["Small nodule.", "No effusion."]], release.tokenizer)
+    assert said.report_RD.shape == (1, 512) and said.sentences_SD.shape == (2, 512) and len(said.words_WD) == 6
+
+
+def test_the_original_of_velvet_med_has_every_repair_switched_off() -> None:
+    """The command of docs/recipes.md; what it changes is told by name."""
+    said = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    [command] = re.findall(r"pretrain\.fit (--config velvet_med\.yaml --train\.devices.*?)```", said, re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))[2:]
+    keys = [f"{key.removeprefix('--')}={value}" for key, value in zip(words[::2], words[1::2], strict=True)]
+    keys = [key for key in keys if not key.startswith("data.source=")]  # no such shards here
+    ours, theirs = load_recipe("velvet_med.yaml"), load_recipe("velvet_med.yaml", keys)
+    assert theirs.data.geometry.windows == ((0, 255),)
+    for theirs_of in theirs.objectives[1:]:
+        options = find_objective(theirs_of.name).Options(**theirs_of.options)
+        assert not getattr(options, "gather", False) and not getattr(options, "exclude_related", False), theirs_of.name
+    assert theirs.objectives[0].weight == 0
+    pairs = zip(ours.objectives, theirs.objectives, strict=True)
+    assert [n for n, (one, other) in enumerate(pairs) if one != other] == [0, 1, 2, 3, 4, 7]
 
 
 def test_merlin_at_small_size(tmp_path: Path) -> None:

@@ -79,3 +79,14 @@ def test_without_a_report_in_the_batch_it_says_so() -> None:
     empty = {name: Rows(one.values[:0], one.owner[:0]) for name, one in b.rows.items()}
     with pytest.raises(ValueError, match="no study of this batch has a sentence"):
         ReportContrastive(ReportContrastiveOptions())(replace(b, rows=empty))
+
+
+def test_a_temperature_at_its_bound_finds_its_way_back() -> None:
+    objective = ReportContrastive(ReportContrastiveOptions())
+    with torch.no_grad():
+        objective.logit_scale.fill_(5.0)
+    objective.after_step(objective)
+    assert float(objective.logit_scale) == pytest.approx(math.log(100.0))
+    loss, _ = objective(global_batch(IDENTITY, PATIENT))
+    loss.backward()
+    assert objective.logit_scale.grad is not None and objective.logit_scale.grad.abs() > 0

@@ -59,7 +59,7 @@ def test_a_run_is_released_with_it_and_goes_on_as_if_never_stopped(
     state = torch.load(runs.checkpoint("whole") / "trainer.ckpt", weights_only=True)
     trained, averaged = state["trained_report"], heads(runs, "whole")
     assert {f"report.{key}" for key in trained} == averaged.keys()
-    for key in ("layers.0.qkv.weight", "fusion.0.kv.weight", "predict.bias", "matched.weight", "image_in.weight"):
+    for key in ("layers.0.qkv.weight", "fusion.0.kv.weight", "predict.bias", "matched.weight", "image_in.0.weight"):
         assert not torch.equal(trained[key], averaged[f"report.{key}"]), key
     release = encoders.load(runs.folder("whole") / "release")
     report = release.heads["report"]

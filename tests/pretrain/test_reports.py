@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from data_shards.batch import Batch, TextBatch
 from data_shards.units import Unit, hash64, text_identity
@@ -17,7 +18,7 @@ from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
 from pretrain.masking import mask_tokens, masked_counts
 from pretrain.module import Pretraining
-from pretrain.objectives.base import Surroundings
+from pretrain.objectives.base import GlobalBatch, Surroundings
 from pretrain.objectives.matching import drawn
 from pretrain.passes import Part, Rows, split, whole
 from pretrain.reports import reports_of
@@ -57,7 +58,7 @@ def module_of(tiny: Any, *words: str) -> Pretraining:
     dual = build.build_model(recipe)
     objectives = build.build_objectives(recipe)
     for objective in objectives:
-        objective.attach(Surroundings(dual, ()))
+        objective.attach(Surroundings(dual, (), objectives=objectives))
     module = Pretraining(recipe, dual, objectives).train()
     with torch.no_grad():
         for name, parameter in module.dual.named_parameters():
@@ -186,28 +187,49 @@ def test_hard_negatives_are_drawn_by_their_similarity() -> None:
     assert drawn(sharp, torch.zeros(1, 5, dtype=torch.bool), torch.tensor([0.5])).tolist() == [0]
 
 
-@pytest.mark.parametrize("exclude", ["true", "false"])
-def test_matching_is_the_cross_entropy_of_a_positive_and_two_hard_negatives(tiny: Any, exclude: str) -> None:
-    module = module_of(tiny, f'objectives=[{{"name": "matching", "exclude_related": {exclude}}}, {MASKED}]')
+@pytest.mark.parametrize(
+    ("options", "temperature"),
+    [
+        ('"exclude_related": true', 0.07),
+        ('"exclude_related": false', 0.07),
+        ('"temperature": 0.5', 0.5),
+        ('"gather": false, "exclude_related": false', 0.07),
+    ],
+)
+def test_matching_is_the_cross_entropy_of_a_positive_and_two_hard_negatives(
+    tiny: Any, options: str, temperature: float
+) -> None:
+    module = module_of(tiny, f'objectives=[{{"name": "matching", {options}}}, {MASKED}]')
+    alone, related = '"gather": false' in options, '"exclude_related": false' in options
     made, report = batch(), module.dual.report
     assert report is not None
     torch.manual_seed(3)
     rows = rows_of(module, whole(made))
     module._begin(made)
-    loss = float(module.of_batch(rows).detach())
+    if alone:  # studies 0 to 2 are one rank's, 3 and 4 another's
+        matching = module.objectives[0]
+        whole_batch = GlobalBatch(
+            F.normalize(rows["image:global.pooled"].values, dim=-1), None, made.patient_B, torch.tensor(0.0), None,
+            torch.zeros(5, 0), (), rows, counts=(3, 2),
+        )  # fmt: skip
+        loss = float(matching(whole_batch)[0].detach())
+    else:
+        loss = float(module.of_batch(rows).detach())
     report.double()
     study = rows["report:units.report"].owner.tolist()
     image = F.normalize(rows["image:global.pooled"].values.double(), dim=-1)
     text = F.normalize(rows["report:units.report"].values.double(), dim=-1)
 
     def negative(i: int, j: int) -> bool:
-        if exclude == "false":
+        if alone:
+            return i != j and (study[i] < 3) == (study[j] < 3)
+        if related:
             return i != j
         kin = {frozenset(p) for p in ((0, 3), (0, 4), (3, 0))}  # one patient, the same sentences
         return i != j and frozenset((study[i], study[j])) not in kin
 
     def draw(similarity: list[float], others: list[int], u: float) -> int:
-        weights = [math.exp(s / 0.07) for s in similarity]
+        weights = [math.exp(s / temperature) for s in similarity]
         total, reached = sum(weights), 0.0
         for other, weight in zip(others, weights, strict=True):
             reached += weight
@@ -233,6 +255,31 @@ def test_matching_is_the_cross_entropy_of_a_positive_and_two_hard_negatives(tiny
     assert loss == pytest.approx(sum(terms) / 12, rel=1e-5)
 
 
+def test_hard_negatives_are_as_hard_as_the_learnt_temperature_says(tiny: Any) -> None:
+    module = module_of(tiny, f"objectives=[{CONTRAST}, {MATCHING}]")
+    contrast, matching = module.objectives
+    assert float(matching.temperature()) == pytest.approx(0.07)  # type: ignore[operator]
+    with torch.no_grad():
+        contrast.logit_scale.fill_(math.log(20.0))  # type: ignore[union-attr, operator]
+    assert float(matching.temperature()) == pytest.approx(0.05)  # type: ignore[operator]
+    fixed = module_of(tiny, f'objectives=[{CONTRAST}, {{"name": "matching", "temperature": 0.3}}]').objectives[1]
+    assert fixed.temperature() == 0.3  # type: ignore[operator]
+
+
+def test_the_two_predictions_hide_the_same_tokens_unless_told_otherwise(tiny: Any) -> None:
+    own = '{"name": "masked_language", "own_mask": true}', SEEING[:-1] + ', "own_mask": true}'
+    targets: dict[str, Tensor] = {}
+    for words in (f"{MASKED}, {SEEING}", ", ".join(own)):
+        module = module_of(tiny, f"objectives=[{words}]")
+        torch.manual_seed(5)
+        rows = rows_of(module, whole(batch()))
+        targets |= {name: one.values for name, one in rows.items() if name.endswith(".targets")}
+        loss = module.compute(batch())
+        assert math.isfinite(float(loss.detach())) and module.logged["loss/masked_language0"] > 0
+    assert sorted(targets) == [f"report:masked{which}.targets" for which in ("", "_image", "_text")]
+    assert not torch.equal(targets["report:masked_image.targets"], targets["report:masked_text.targets"])
+
+
 def test_studies_without_a_valid_negative_teach_nothing(tiny: Any) -> None:
     """Two studies of one patient; of a third with them, its own negatives exist."""
     module = module_of(tiny, f"objectives=[{MATCHING}]")
@@ -248,7 +295,7 @@ def test_studies_without_a_valid_negative_teach_nothing(tiny: Any) -> None:
 
 REACHED = {
     CONTRAST: ("clip.visual.head.proj.weight", "report.layers.0.qkv.weight", "report.projections.report.weight"),
-    MATCHING: ("clip.visual.trunk.", "report.layers.0.qkv.weight", "report.image_in.weight", "report.matched.weight"),
+    MATCHING: ("clip.visual.trunk.", "report.layers.0.qkv.weight", "report.image_in.0.weight", "report.matched.weight"),
     MASKED: ("report.tokens.weight", "report.predict.dense.weight", "report.predict.bias", "report.norm.weight"),
     SEEING: ("clip.visual.trunk.", "report.fusion.0.q.weight", "report.predict.bias", "report.tokens.weight"),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,7 +109,9 @@ def of_views(views: Tensor, patients: list[int], reports: list[int], read_texts:
     return GlobalBatch(None, text, torch.tensor(patients), one, None, torch.zeros(studies, 0), (), rows, told_P3=told)
 
 
-def nt_xent(z: list[list[float]], patients: list[int], reports: list[int], temperature: float) -> float:
+def nt_xent(
+    z: list[list[float]], patients: list[int], reports: list[int], temperature: float, ranks: list[int] | None = None
+) -> float:
     """SimCLR's loss, view by view, in Python's double precision."""
     studies = len(patients)
     unit = [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in z]
@@ -118,6 +121,7 @@ def nt_xent(z: list[list[float]], patients: list[int], reports: list[int], tempe
         me = i % studies
         wanted = s[(i + studies) % (2 * studies)]
         others = [j for j in range(2 * studies) if patients[j % studies] != patients[me]]
+        others = [j for j in others if ranks is None or ranks[j % studies] == ranks[me]]
         against = sum(s[j] for j in others if reports[j % studies] != reports[me])
         total -= math.log(wanted / (wanted + against))
     return total / (2 * studies)
@@ -142,6 +146,21 @@ def test_simclr(read_texts: bool, patients: list[int], reports: list[int], hidde
     assert views.grad is not None and views.grad.abs().amax(1).min() > 0
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in objective.parameters())
     assert 0 <= float(logs["accuracy"]) <= 1
+
+
+@pytest.mark.parametrize(("gather", "exclude"), [(True, False), (False, True), (False, False)])
+def test_simclr_as_published(gather: bool, exclude: bool) -> None:
+    """Negatives of one rank; every other study a negative."""
+    patients, reports, ranks = [1, 2, 1, 4, 5], [0, 1, 2, 3, 1], [0, 0, 0, 1, 1]
+    objective = built("simclr", Tower(), gather=gather, exclude_related=exclude).double()
+    views = torch.randn(10, 16, dtype=torch.float64)
+    views_read = replace(of_views(views, patients, reports), counts=(3, 2))
+    views_read.rows["image:views.trunk"].values.float = lambda: views  # type: ignore[method-assign]  # keep doubles
+    want = nt_xent(
+        objective.head(views).detach().tolist(), patients if exclude else list(range(5)),
+        reports if exclude else list(range(5)), 0.5, None if gather else ranks,
+    )  # fmt: skip
+    assert objective(views_read)[0].item() == pytest.approx(want, rel=1e-10)
 
 
 def test_views_that_are_alike_are_found() -> None:
