@@ -6,8 +6,8 @@ Legend: C channels or width, D, H, W voxels before and tokens after.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -246,9 +246,14 @@ class Standardise(nn.Module):
         self.register_buffer("known", torch.tensor(False))
 
     @torch.no_grad()
-    def _measure(self, x: Tensor) -> None:
+    def sums(self, x: Tensor) -> Tensor:
+        """[3, C] of [B, C, D, H, W], float64: how many, their sum, the sum of their squares."""
         x_CN = x.transpose(0, 1).flatten(1).double()
-        sums = torch.stack([torch.full_like(x_CN[:, 0], x_CN.shape[1]), x_CN.sum(1), x_CN.square().sum(1)])
+        return torch.stack([torch.full_like(x_CN[:, 0], x_CN.shape[1]), x_CN.sum(1), x_CN.square().sum(1)])
+
+    @torch.no_grad()
+    def settle(self, sums: Tensor) -> None:
+        """The statistics of what this rank has seen and all others have."""
         if world_size() > 1:
             dist.all_reduce(sums)
         mean = sums[1] / sums[0]
@@ -259,5 +264,34 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self.known:
-            self._measure(x)
+            self.settle(self.sums(x))
         return (x - self.mean_C.view(-1, 1, 1, 1)) * self.inverse_C.view(-1, 1, 1, 1)
+
+
+def measure(model: nn.Module, passes: Sequence[Callable[[], object]]) -> None:
+    """Statistics of every `Standardise` that has none yet, of a batch that goes through the model in several passes: of
+    the first volumes that each shows it, together. They are those that the whole batch would have given at once.
+    """
+    waiting = [m for m in model.modules() if isinstance(m, Standardise) and m.training and not m.known]
+    if not waiting:
+        return
+    found: dict[Standardise, list[Tensor]] = {m: [] for m in waiting}
+    for number, run in enumerate(passes):
+
+        def look(module: nn.Module, given: tuple[Tensor, ...], number: int = number) -> None:
+            sums = found[cast(Standardise, module)]
+            if len(sums) == number:
+                sums.append(cast(Standardise, module).sums(given[0]))
+
+        hooks = [m.register_forward_pre_hook(look) for m in waiting]
+        for m in waiting:
+            m.known.fill_(True)  # the identity meanwhile
+        try:
+            run()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for m in waiting:
+                m.known.fill_(False)
+    for m, sums in found.items():
+        m.settle(torch.stack(sums).sum(0))

@@ -35,10 +35,8 @@ def global_batch(
     scalars: Scalars,
     centre: bool,
     gathered: frozenset[str],
-    local: frozenset[str],
 ) -> tuple[GlobalBatch, dict[str, Tensor]]:
-    """Gather the fields `gathered`, leave those of `local` here; joint features in fp32 and of unit length, duplicate
-    texts merged.
+    """Gather the fields `gathered`; joint features in fp32 and of unit length, duplicate texts merged.
 
     With `centre` the mean of the global batch is subtracted before (pretrain.centring); the means [D] are returned as
     well, of the towers ("image", "text") whose features were read.
@@ -73,7 +71,6 @@ def global_batch(
         for name, one in rows.items()
         if name in gathered - {POOLED, UNITS}
     }
-    here = {name: Rows(one.values, one.owner + first) for name, one in rows.items() if name in local}
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
     captions = None
     if "captions" in gathered:
@@ -81,7 +78,7 @@ def global_batch(
         captions = gather_rows(batch.captions_B)[0]
     shared = GlobalBatch(
         images, text, patients, scalars.logit_scale, scalars.logit_bias, labels, batch.label_names, others,
-        local=here, counts=tuple(counts), told_P3=told_P3, captions_B=captions,
+        counts=tuple(counts), told_P3=told_P3, captions_B=captions,
     )  # fmt: skip
     return shared, means
 

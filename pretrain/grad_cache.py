@@ -1,9 +1,12 @@
 """Gradients of a large batch in the memory of a small one (GradCache, arXiv 2101.06983).
 
-1. Every part of the batch goes through the encoders without a graph; what objectives read of it is kept.
+1. Every part of the batch goes through the encoders without a graph; what losses of the whole batch read is kept. The
+   last part keeps its graph as well: it need not go through again.
 2. Losses of coupling `batch` are computed on what was kept, and their gradient with respect to it.
 3. Every part goes through the encoders again, with a graph, and gets its share of that gradient; losses of coupling
-   `sample` are computed here.
+   `sample` and `image` are computed here.
+4. Losses of coupling `image` compare the images of a part with the texts of all. Where there are any, what the texts'
+   features get of them is known only now, and the texts' own second pass comes after the images'.
 
 Random choices (dropout, token dropout) of a part are drawn from a seed of its own, the same in 1 and 3: the gradient is
 that of one pass over the parts, to rounding.
@@ -12,65 +15,86 @@ that of one pass over the parts, to rounding.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from encoders.features import world_size
 from pretrain.errors import ConfigError
 from pretrain.passes import Part, Rows
 
-Encode = Callable[[Part], dict[str, Rows]]
+Encode = Callable[[Part, frozenset[str]], dict[str, Rows]]
 GIB = 1024**3
 
 
 class Losses(Protocol):
-    """The two kinds of loss of a step. Both return a scalar that may be propagated, and log on the way."""
+    """The losses of a step. The first two return a scalar that may be propagated, and log on the way."""
 
-    def of_batch(self, rows: Mapping[str, Rows]) -> Tensor: ...
+    def of_batch(self, rows: Mapping[str, Rows], apart: bool) -> Tensor:
+        """apart: what `of_part` finds for the features of texts waits for `give_back`."""
 
     def of_part(self, rows: Mapping[str, Rows], part: Part) -> Tensor | None: ...
 
+    def give_back(self) -> None:
+        """Propagate to the kept features of texts what `of_part` found for them."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Fields of the encoders: `kept`, read by losses of the whole batch; `first`, of the passes that go through the
+    encoders again at once; `second`, of those that wait for losses of coupling `image`."""
+
+    kept: frozenset[str]
+    first: frozenset[str]
+    second: frozenset[str] = field(default_factory=frozenset)
+
+    def own(self, round_: int) -> frozenset[str]:
+        """Fields whose kept gradient is handed on in this round."""
+        return self.second if round_ else self.first - self.second
+
+    @property
+    def rounds(self) -> tuple[frozenset[str], ...]:
+        return (self.first, self.second) if self.second else (self.first,)
+
 
 def backward(
-    parts: Sequence[Part], encode: Encode, losses: Losses, propagate: Callable[[Tensor], None], scale: float,
+    parts: Sequence[Part], encode: Encode, losses: Losses, propagate: Callable[..., None], scale: float,
     unsynchronised: Callable[[], contextlib.AbstractContextManager[Any]], parameters: Sequence[nn.Parameter] | None,
-    seed: int, limit_gib: float, read: frozenset[str],
+    seed: int, reads: Reads,
 ) -> Tensor:  # fmt: skip
     """Accumulate the gradient of a batch into the parameters and return its loss.
 
     Args:
-        encode: the passes of a part; draws from torch's default generator.
+        encode: the passes of a part that some fields need; draws from torch's default generator.
         propagate: the backward pass of a scalar. scale: of the loss, where several batches are accumulated.
         unsynchronised: inside it ranks do not exchange gradients. parameters: the last backward pass is outside, and
             touches every one of them, which DDP waits for; None: the last one is inside as well.
         seed: of this batch on this rank.
-        limit_gib: refused before the second part where all of them would keep more.
-        read: fields that losses of the whole batch read; others are not kept.
-
-    Raises:
-        ConfigError: too much would be kept.
     """
-    kept = _first_pass(parts, encode, seed, limit_gib, read)
+    kept = _first_pass(parts, encode, seed, reads)
     with unsynchronised():
-        loss = losses.of_batch(kept)
+        loss = losses.of_batch(kept.rows, apart=bool(reads.second))
         if loss.requires_grad:
-            propagate(loss * scale)
-    total = loss.detach()
-    starts = dict.fromkeys(kept, 0)
-    for number, part in enumerate(parts):
-        torch.manual_seed(seed + number)
-        rows = encode(part)
-        exchange = parameters if number == len(parts) - 1 else None
+            propagate(loss * scale, retain_graph=bool(reads.second))
+    total, last = loss.detach(), len(parts) - 1
+    steps = [(round_, number) for round_ in range(len(reads.rounds)) for number in (last, *range(last))]
+    for round_, number in steps:
+        if (round_, number) == (1, last):
+            losses.give_back()
+        part, exchange = parts[number], parameters if (round_, number) == steps[-1] else None
+        rows = kept.alive.pop(0) if number == last else _seeded(parts, number, encode, seed, reads, round_)
         share = touch(exchange or ())
-        for name in sorted(kept.keys() & rows.keys()):  # one order of sums in every process
-            values, begin = rows[name].values, starts[name]
-            starts[name] = begin + len(values)
-            gradient = kept[name].values.grad
+        for name in sorted(reads.own(round_) & kept.rows.keys() & rows.keys()):  # one order of sums in every process
+            values, gradient = rows[name].values, kept.rows[name].values.grad
             if gradient is not None and values.requires_grad:
-                share = share + (values * gradient[begin : starts[name]].to(values.dtype)).float().sum()
-        own = losses.of_part(rows, part)
+                begin, end = kept.bounds[name][number : number + 2]
+                share = share + (values * gradient[begin:end].to(values.dtype)).float().sum()
+        torch.manual_seed(seed + len(reads.rounds) * len(parts) + number)  # layers that losses call have dropout too
+        own = losses.of_part(rows, part) if round_ == 0 else None
         if own is not None:
             share, total = share + own * scale, total + own.detach()
         with unsynchronised() if exchange is None else contextlib.nullcontext():
@@ -79,45 +103,71 @@ def backward(
     return total
 
 
+def refuse_too_much(rows: Mapping[str, Rows], part: Part, limit_gib: float) -> None:
+    """Predict what is kept of a batch from the fields of one of its parts: features and their gradients, and over
+    several ranks those of all beside.
+
+    Raises:
+        ConfigError: more than the limit.
+    """
+    studies = part.studies.stop - part.studies.start
+    copies = 2 * (1 + (world_size() if world_size() > 1 else 0))
+    bytes_of = {name: copies * one.values.numel() * one.values.element_size() for name, one in rows.items()}
+    predicted = sum(bytes_of.values()) / studies * len(part.batch) / GIB
+    if predicted > limit_gib:
+        most = max(bytes_of, key=lambda name: bytes_of[name])
+        raise ConfigError(
+            f"train.chunk: features of {len(part.batch)} studies and their gradients would take {predicted:.1f} GiB, "
+            f"mostly {most}; train.cache_gib is {limit_gib:g}",
+            why="a batch is cut into parts to save memory, and what is kept of them would fill it",
+            fix="a smaller batch, objectives that read less than tokens, or a larger train.cache_gib",
+        )
+
+
 def touch(parameters: Iterable[nn.Parameter]) -> Tensor:
     """0, with a gradient of zero for each parameter: DDP waits for all of them."""
     return sum((p.reshape(-1)[0] * 0.0 for p in parameters), torch.zeros(()))
 
 
-def _first_pass(
-    parts: Sequence[Part], encode: Encode, seed: int, limit_gib: float, read: frozenset[str]
+@dataclass(frozen=True)
+class _Kept:
+    """`rows` of all parts, leaves of a graph; those of part n lie between `bounds` n and n + 1. `alive`: of the last
+    part, for each round, what the encoders gave, with its graph."""
+
+    rows: dict[str, Rows]
+    bounds: dict[str, list[int]]
+    alive: list[dict[str, Rows]]
+
+
+def _seeded(
+    parts: Sequence[Part], number: int, encode: Encode, seed: int, reads: Reads, round_: int
 ) -> dict[str, Rows]:
+    torch.manual_seed(seed + round_ * len(parts) + number)
+    return encode(parts[number], reads.rounds[round_])
+
+
+def _first_pass(parts: Sequence[Part], encode: Encode, seed: int, reads: Reads) -> _Kept:
     pieces: dict[str, list[Rows]] = {}
-    with torch.no_grad():
-        for number, part in enumerate(parts):
-            torch.manual_seed(seed + number)
-            for name, rows in encode(part).items():
-                if name in read:
-                    pieces.setdefault(name, []).append(rows)
-            if number == 0:
-                _refuse_too_much(pieces, part, limit_gib)
-    # Autocast may remember casts of weights made without a graph; the second pass would have no gradient through them.
-    torch.clear_autocast_cache()
-    return {
+    alive = []
+    for number in range(len(parts)):
+        last = number == len(parts) - 1
+        if last:
+            # Autocast may remember casts of weights made without a graph; no gradient would pass through them.
+            torch.clear_autocast_cache()
+        with contextlib.nullcontext() if last else torch.no_grad():
+            for round_ in range(len(reads.rounds)):
+                rows = _seeded(parts, number, encode, seed, reads, round_)
+                alive += [rows] if last else []
+                for name in reads.own(round_) & reads.kept & rows.keys():
+                    pieces.setdefault(name, []).append(rows[name])
+    kept = {
         name: Rows(_leaf([p.values for p in each]), torch.cat([p.owner for p in each]), each[0].grid)
         for name, each in pieces.items()
     }
+    bounds = {name: [0, *itertools.accumulate(len(p.values) for p in each)] for name, each in pieces.items()}
+    return _Kept(kept, bounds, alive)
 
 
 def _leaf(pieces: list[Tensor]) -> Tensor:
-    values = torch.cat(pieces)
+    values = torch.cat([p.detach() for p in pieces])
     return values.requires_grad_(values.is_floating_point())
-
-
-def _refuse_too_much(pieces: Mapping[str, list[Rows]], part: Part, limit_gib: float) -> None:
-    studies = part.studies.stop - part.studies.start
-    bytes_of = {name: each[0].values.numel() * each[0].values.element_size() for name, each in pieces.items()}
-    predicted = sum(bytes_of.values()) / studies * len(part.batch) / GIB
-    if predicted > limit_gib:
-        most = max(bytes_of, key=lambda name: bytes_of[name])
-        raise ConfigError(
-            f"train.chunk: features of {len(part.batch)} studies would take {predicted:.1f} GiB, mostly {most}; "
-            f"train.cache_gib is {limit_gib:g}",
-            why="a batch is cut into parts to save memory, and what is kept of them would fill it",
-            fix="a smaller batch, objectives that read less than tokens, or a larger train.cache_gib",
-        )

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import lightning as L
@@ -19,11 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from data_shards.batch import Batch
 from encoders.dual import DualEncoder
 from encoders.features import rank, world_size
+from encoders.stem import measure
 from pretrain import grad_cache
 from pretrain.centring import bias_of, follow
 from pretrain.gathering import Scalars, global_batch
 from pretrain.grad_cache import touch
-from pretrain.objectives.base import NoUnits, Objective
+from pretrain.objectives.base import COUPLINGS, NoUnits, Objective
 from pretrain.optim import clipped, forget_zeros, freeze, learning_rate, optimizers
 from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
 from pretrain.ranks import all_agree, no_sync
@@ -84,6 +87,7 @@ class Pretraining(L.LightningModule):
         self.tokens: Tokens | None = None  # of the last batch; None where the text tower reads none
         self._reads_texts = not passes and any(read.startswith("text:units.") for read in reads)
         self._finite = True
+        self._began_in_parts = False
         self._keys: list[str] = []  # studies of the batches accumulated so far
         self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
 
@@ -125,7 +129,7 @@ class Pretraining(L.LightningModule):
     def is_resting(self) -> bool:
         """Whether the schedule of some objective leaves it out of this step. Its passes are not made then, its own
         parameters and those of a tower that only it reads stay as they are."""
-        terms = sum(len(self._terms_of(coupling)) for coupling in ("batch", "sample"))
+        terms = sum(len(self._terms_of(coupling)) for coupling in COUPLINGS)
         return terms < len(self.objectives)
 
     def compute(self, batch: Batch) -> Tensor:
@@ -136,63 +140,85 @@ class Pretraining(L.LightningModule):
         loss, own = self.of_batch(rows), self.of_part(rows, part)
         return loss if own is None else loss + own
 
-    def encode(self, part: Part) -> dict[str, Rows]:
-        """What the objectives of this step read of a part."""
-        return self.encoders(self.dual, part, self._reads("batch") | self._reads("sample"))
+    def encode(self, part: Part, reads: frozenset[str] | None = None) -> dict[str, Rows]:
+        """Fields of a part: those, or all that the objectives of this step read."""
+        return self.encoders(self.dual, part, self._read(COUPLINGS) if reads is None else reads)
 
-    @property
-    def _local(self) -> frozenset[str]:
-        """Fields that losses of the whole batch read of this rank alone."""
-        return frozenset(read for _, _, objective in self._terms_of("batch") for read in objective.local)
+    def _read(self, couplings: Iterable[str]) -> frozenset[str]:
+        """Fields that the objectives of this step read."""
+        terms = (self._terms_of(coupling) for coupling in couplings)
+        return frozenset(read for every in terms for _, _, objective in every for read in objective.reads)
 
-    @property
-    def _gathered(self) -> frozenset[str]:
-        """Fields that losses of the whole batch read of all ranks."""
-        every = (objective for _, _, objective in self._terms_of("batch"))
-        return frozenset(read for objective in every for read in objective.reads if read not in objective.local)
+    def _gathered(self, batch: frozenset[str], image: frozenset[str]) -> frozenset[str]:
+        """Of the fields that losses of these couplings read those of all ranks: an image's own are read by its rank."""
+        return batch | {read for read in image if not read.startswith("image:")}
 
-    def _reads(self, coupling: str) -> frozenset[str]:
-        return frozenset(read for _, _, objective in self._terms_of(coupling) for read in objective.reads)
+    def _cached(self) -> grad_cache.Reads:
+        """Fields by what becomes of them where a batch is encoded in parts."""
+        batch, sample, image = (self._read([coupling]) for coupling in COUPLINGS)
+        second = frozenset(read for read in batch | image if read.startswith("text:")) if image else frozenset()
+        return grad_cache.Reads(self._gathered(batch, image), ((batch | image) - second) | sample, second)
 
-    def of_batch(self, rows: Mapping[str, Rows]) -> Tensor:
-        """Weighted sum of the losses of the whole global batch (coupling `batch`)."""
+    def of_batch(self, rows: Mapping[str, Rows], apart: bool = False) -> Tensor:
+        """Weighted sum of the losses of the whole global batch (coupling `batch`). apart: what the texts' features get
+        of losses of coupling `image` waits for `give_back`."""
         total, terms = torch.zeros((), device=self.device), self._terms_of("batch")
-        if not terms:
+        image = self._read(["image"])
+        if not terms and not image:
             return total
         scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
-            shared, self._means = global_batch(
-                rows, self._batch, scalars, self.recipe.model.centred, self._gathered, self._local
-            )
+            gathered = self._gathered(self._read(["batch"]), image)
+            shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred, gathered)
+            self._shared = shared
+            if apart and shared.texts is not None:
+                leaf = shared.texts.units_UD.detach().requires_grad_()
+                self._shared = replace(shared, texts=replace(shared.texts, units_UD=leaf))
+                self._told = shared.texts.units_UD
             for name, weight, objective in terms:
-                try:
-                    loss, extra = objective(shared)
-                except NoUnits:
-                    if self.recipe.data.units.alternate is None:
-                        raise
-                    loss, extra = self._nothing(objective, rows), {}
+                loss, extra = self._unless_nothing(partial(objective, shared), objective, rows)
                 total = total + weight * loss
                 self._log({f"loss/{name}": loss, **{f"{name}/{k}": v for k, v in extra.items()}})
         return total
 
     def of_part(self, rows: Mapping[str, Rows], part: Part) -> Tensor | None:
-        """Weighted sum of the losses that are sums over studies (coupling `sample`), over the studies of a part."""
-        terms = self._terms_of("sample")
+        """Weighted sum of the losses that are sums over studies (couplings `sample` and `image`), over the studies of a
+        part."""
+        terms = [*self._terms_of("sample"), *self._terms_of("image")]
         if not terms:
             return None
         total = torch.zeros((), device=self.device)
         for name, weight, objective in terms:
-            summed, extra = objective.each(rows, part)
+            if objective.coupling == "sample":
+                summed, extra = objective.each(rows, part)
+            else:
+                with torch.autocast(self.device.type, enabled=False):
+                    summed, extra = self._unless_nothing(
+                        partial(objective.of_images, rows, part, self._shared), objective, rows
+                    )
             share = 1.0 / max(self._counts[name], 1.0)
             total = total + weight * share * summed
             self._log({f"loss/{name}": share * summed, **{f"{name}/{k}": share * v for k, v in extra.items()}})
         return total
 
-    def _nothing(self, objective: Objective, read: Mapping[str, Rows]) -> Tensor:
-        """0, with a gradient of zero for all that the objective would have reached."""
+    def give_back(self) -> None:
+        """Propagate to the features of texts what losses of coupling `image` found for them, part by part."""
+        leaf = self._shared.text.units_UD
+        self._told.backward(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+
+    def _unless_nothing(
+        self, loss: Callable[[], tuple[Tensor, dict[str, Tensor]]], objective: Objective, read: Mapping[str, Rows]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss; of a batch without the texts that it compares, where sections alternate, 0 with a gradient of zero
+        for all that it would have reached."""
+        try:
+            return loss()
+        except NoUnits:
+            if self.recipe.data.units.alternate is None:
+                raise
         own = [*objective.parameters(), self.dual.clip.logit_scale, self.dual.clip.logit_bias]
         total = touch(p for p in own if p is not None and p.requires_grad).to(self.device)
-        return total + sum(0.0 * one.values.float().sum() for name, one in read.items() if name in objective.reads)
+        return total + sum(0.0 * one.values.float().sum() for name, one in read.items() if name in objective.reads), {}
 
     def _terms_of(self, coupling: str) -> list[tuple[str, float, Objective]]:
         """Name, weight and objective of the terms that count in this step."""
@@ -206,10 +232,10 @@ class Pretraining(L.LightningModule):
             self.logged[name] = self.logged.get(name, 0.0) + float(value.detach())
 
     def _begin(self, batch: Batch) -> None:
-        """Forget the last batch, and count the terms of each loss of coupling `sample` in the global batch, over the
-        number of ranks: DDP takes the mean."""
+        """Forget the last batch, and count the terms of each loss that is a sum over studies in the global batch, over
+        the number of ranks: DDP takes the mean."""
         self._batch, self.logged, self._counts, self._means = batch, {}, {}, {}
-        for name, _, objective in self._terms_of("sample"):
+        for name, _, objective in (*self._terms_of("sample"), *self._terms_of("image")):
             count = objective.terms(batch).to(self.device, torch.float32)
             if world_size() > 1:
                 dist.all_reduce(count)
@@ -242,11 +268,12 @@ class Pretraining(L.LightningModule):
         seed, parts = _mixed(self.recipe.seed, self.batches_done, rank()), self._parts(batch)
         if len(parts) > 1:
             self._begin(batch)
+            if not self._began_in_parts:
+                self._prepare(parts)
             return grad_cache.backward(
                 parts, self.encode, self,
                 self.manual_backward, 1.0 / self.recipe.optim.accumulate,
-                lambda: no_sync(self.trainer, enabled=True), self._trained() if last else None, seed,
-                self.recipe.train.cache_gib, self._gathered | self._local,
+                lambda: no_sync(self.trainer, enabled=True), self._trained() if last else None, seed, self._cached(),
             )  # fmt: skip
         torch.manual_seed(seed)
         loss = self.compute(batch)
@@ -255,6 +282,29 @@ class Pretraining(L.LightningModule):
         with no_sync(self.trainer, enabled=not last):
             self.manual_backward(loss / self.recipe.optim.accumulate + waited.to(loss.device))
         return loss.detach()
+
+    def _prepare(self, parts: list[Part]) -> None:
+        """Before the first batch in parts: refuse what would fill memory in the dearest step to come, with all tokens
+        and every objective, and give stems the statistics of the whole batch.
+
+        Raises:
+            ConfigError: more than `train.cache_gib` would be kept.
+        """
+        every = cast(list[Objective], list(self.objectives))
+        batch, image = (frozenset(r for o in every if o.coupling == c for r in o.reads) for c in ("batch", "image"))
+        kept = self._gathered(batch, image)
+        modes = {module: module.training for module in self.dual.modules()}
+        self.dual.eval()  # no token is dropped
+        with torch.no_grad():
+            rows = self.encoders(self.dual, parts[0], kept)
+        for module, mode in modes.items():
+            module.training = mode
+        found = {name: one for name, one in rows.items() if name in kept}
+        grad_cache.refuse_too_much(found, parts[0], self.recipe.train.cache_gib)
+        with torch.no_grad():
+            measure(self.dual, [partial(self.encode, part) for part in parts])
+        torch.clear_autocast_cache()  # casts of weights without a graph
+        self._began_in_parts = True
 
     def _parts(self, batch: Batch) -> list[Part]:
         """What is encoded at once: all of the batch, or with `train.chunk` its parts."""

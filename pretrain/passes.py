@@ -80,6 +80,7 @@ class Part:
 
 
 LEVELS = ("level0", "level1", "level2", "level3")  # maps of an image tower, from fine to coarse
+PLACES = ("tokens", *LEVELS)  # thousands of rows an image: under autocast in its dtype
 Pass = Callable[[DualEncoder, Part, frozenset[str]], Mapping[str, Rows]]
 
 
@@ -115,7 +116,10 @@ def image_rows(dual: DualEncoder, images: Tensor, owner: Tensor, fields: frozens
     if found.tokens_SND is not None:  # those that token dropout leaves have no grid
         kept_all = math.prod(found.grid) == found.tokens_SND.shape[1]
         named["tokens"] = (found.tokens_SND, found.grid if kept_all else None)
-    return {field: Rows(named[field][0], owner, named[field][1]) for field in fields}
+    return {
+        field: Rows(_narrow(named[field][0]) if field in PLACES else named[field][0], owner, named[field][1])
+        for field in fields
+    }
 
 
 def text_units(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
@@ -165,7 +169,7 @@ def report_masked(dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict
 
 
 def _narrow(states: Tensor) -> Tensor:
-    """Under autocast in its dtype: half the memory where states are kept and gathered."""
+    """Under autocast in its dtype: half the memory where they are kept and gathered."""
     device = states.device.type
     return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 

@@ -11,15 +11,16 @@ Legend: B studies, b those of a block, U units, N tokens, C trunk width, D joint
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encoders.features import world_size
 from encoders.heads.attended import AttendedPooling
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings, pairing
+from pretrain.passes import Part, Rows
 from pretrain.schema_objectives import AttendedOptions
 
 BLOCK = 1 << 25  # floats of pooled features, [b, U, D], that are there at once
@@ -28,12 +29,11 @@ BLOCK = 1 << 25  # floats of pooled features, [b, U, D], that are there at once
 class Attended(Objective):
     """Text-conditioned pooling against all units of the global batch.
 
-    Tokens stay on their rank: each rank scores its own images against the units of all, and the sum over ranks is the
-    loss of the global batch.
+    A sum over images: each rank and each part scores its own against the units of all, and no tokens are kept.
     """
 
     reads = ("text:units.units", "image:global.tokens")
-    local = ("image:global.tokens",)
+    coupling = "image"
     Options = AttendedOptions
 
     def __init__(self, options: AttendedOptions) -> None:
@@ -44,10 +44,10 @@ class Attended(Objective):
     def attach(self, around: Surroundings) -> None:
         self.head = AttendedPooling(around.trunk_width, around.embed_dim, self.options.heads)
 
-    def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens = batch.local["image:global.tokens"]
-        pairs = pairing(batch, self.options.units)
-        positive_BU, negative_BU = pairs.positive_BU[tokens.owner], pairs.negative_BU[tokens.owner]
+    def of_images(self, rows: Mapping[str, Rows], part: Part, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = rows["image:global.tokens"]
+        pairs, study_b = pairing(batch, self.options.units), tokens.owner + batch.first
+        positive_BU, negative_BU = pairs.positive_BU[study_b], pairs.negative_BU[study_b]
         images, units = len(tokens.values), pairs.units_UD
         size = max(1, BLOCK // units.numel())
         total = torch.zeros((), device=units.device)
@@ -59,7 +59,7 @@ class Attended(Objective):
                 checkpoint(self._block, *given, use_reentrant=False) if images > size else self._block(*given)
             )
         scale = self.logit_scale.detach().exp()
-        return total * world_size() / len(batch.patient_B), {"units": torch.tensor(float(len(units))), "scale": scale}
+        return total, {"units": torch.tensor(float(images * len(units))), "scale": images * scale}
 
     def _block(self, tokens_bNC: Tensor, units_UD: Tensor, positive_bU: Tensor, negative_bU: Tensor) -> Tensor:
         pooled = F.normalize(self.head(tokens_bNC, units_UD), dim=-1)

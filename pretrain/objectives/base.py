@@ -6,7 +6,7 @@ Legend: B studies of the global batch, U its distinct text units, D embedding wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from data_shards.batch import Batch, related
 from encoders.dual import DualEncoder
-from encoders.features import TextFeatures
+from encoders.features import TextFeatures, rank
 from pretrain.errors import ConfigError
 from pretrain.pairs import Pairs
 from pretrain.passes import Part, Pass, Rows
 
 UNIT_KINDS = ("report", "section", "sentence", "caption")
+COUPLINGS = ("batch", "sample", "image")
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,7 @@ class GlobalBatch:
     `patient_B` identifies patients across ranks; `labels_BL` is NaN where unknown; `captions_B` identifies the list
     of a study's stored captions, 0 for none, and is None where no objective reads it; `logit_scale` is ln of the
     inverse temperature; `rows` has every other field by its name, owners numbered over ranks; `counts` are the studies
-    of each rank. `local` has the rows of this rank alone, of fields that some objective wants to stay there; owners are
-    numbered over ranks as well, and what they contribute to a loss is to be multiplied by the number of ranks, of which
-    DDP takes the mean. Where no objective reads texts, `told_P3` still says which studies have which: study, hash and
+    of each rank. Where no objective reads texts, `told_P3` still says which studies have which: study, hash and
     kind of every text.
     """
 
@@ -44,10 +43,14 @@ class GlobalBatch:
     labels_BL: Tensor
     label_names: tuple[str, ...]
     rows: Mapping[str, Rows]
-    local: Mapping[str, Rows] = field(default_factory=dict)
     counts: tuple[int, ...] = ()
     told_P3: Tensor | None = None
     captions_B: Tensor | None = None
+
+    @property
+    def first(self) -> int:
+        """Number of this rank's first study."""
+        return sum(self.counts[: rank()])
 
     @property
     def rank_B(self) -> Tensor:
@@ -122,9 +125,10 @@ class Objective(nn.Module):
         reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `captions`,
             `logit_scale`, `logit_bias` and the layers of `dual.report` (`report_fusion`, `report_matching`,
             `report_vocabulary`) those it takes. Where it depends on the options, a property of that name.
-        local: of these, fields that stay on their rank (tokens are large): `GlobalBatch.local` has this rank's rows.
         coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
-            computed part by part: `terms` and `each`.
+            computed part by part: `terms` and `each`. `image` is a sum over images, each against the texts of the whole
+            global batch, part by part as well, so that what it reads of images is neither kept nor gathered: `terms`
+            and `of_images`.
         Options: pydantic class of its own recipe keys.
 
     `forward` returns the loss and what to log. Every rank computes the loss of the whole global batch: the gather sums
@@ -132,8 +136,7 @@ class Objective(nn.Module):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image:global.pooled", "text:units.units")
-    local: ClassVar[tuple[str, ...]] = ()
-    coupling: ClassVar[Literal["batch", "sample"]] = "batch"
+    coupling: ClassVar[Literal["batch", "sample", "image"]] = "batch"
     Options: ClassVar[Any]
 
     def __init__(self, options: Any) -> None:
@@ -153,12 +156,17 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def terms(self, batch: Batch) -> Tensor:
-        """Of coupling `sample`: how many terms this rank's batch has. The loss is the sum of all ranks' terms over
-        their number, which is known before any forward pass, so that parts add up exactly."""
+        """Of couplings `sample` and `image`: how many terms this rank's batch has. The loss is the sum of all ranks'
+        terms over their number, which is known before any forward pass, so that parts add up exactly."""
         return torch.tensor(float(len(batch)))
 
     def each(self, rows: Mapping[str, Rows], part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """Of coupling `sample`: the sum of the terms of some studies, and sums to log."""
+        raise NotImplementedError
+
+    def of_images(self, rows: Mapping[str, Rows], part: Part, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of coupling `image`: the sum of the terms of the images of some studies, and sums to log. `rows` has fields
+        of images, owners numbered in this rank's batch; everything else is the global batch's."""
         raise NotImplementedError
 
     def after_step(self, module: nn.Module) -> None:

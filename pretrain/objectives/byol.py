@@ -13,7 +13,6 @@ Legend: B studies, v views of each, C trunk width.
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from encoders.dual import DualEncoder
 from pretrain.crops import LARGE, by_view, images_of
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
-from pretrain.objectives.distillation import Teacher, keep_share
+from pretrain.objectives.distillation import Given, Teacher, keep_share
 from pretrain.passes import Part, Pass, Rows, image_rows
 from pretrain.schema_objectives import BYOLOptions
 from pretrain.view_pairs import projector, width_of
@@ -46,18 +45,14 @@ class BYOL(Objective):
         self.head = projector(width, told.hidden, told.dim, layers=2)
         self.predictor = projector(told.dim, told.hidden, told.dim, layers=2)
         self.target_head = copy.deepcopy(self.head).requires_grad_(False)
-        self._read: weakref.ref[Any] | None = None  # the batch of which every target has been given already
+        self._given = Given()
 
     def passes(self) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
         return {ONLINE.partition(".")[0]: (self.look, ("trunk", "target"))}
 
     def look(self, dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
         """Features of the views by both towers; of a batch in parts the targets are needed the first time alone."""
-        told, given = self.options, False
-        if not torch.is_grad_enabled():
-            self._read = weakref.ref(part.batch)
-        elif self._read is not None and self._read() is part.batch:
-            given = True
+        told = self.options
         self.teacher.copy_statistics(dual.clip.visual.trunk)
         if told.views == "crops":
             seen = [(images, owner) for images, owner, _ in images_of(part, told.crops)]
@@ -65,7 +60,7 @@ class BYOL(Objective):
             seen = [(two_views(part.images, told.max_drop, told.block).images, part.study_b.repeat(2))]
         rows = [image_rows(dual, images, owner, frozenset({"trunk"}))["trunk"] for images, owner in seen]
         found = {"trunk": Rows(torch.cat([r.values for r in rows]), torch.cat([r.owner for r in rows]))}
-        if not given:
+        if not self._given.before(part):
             large, owner = seen[0]
             found["target"] = Rows(self.teacher(large), owner)
         return found

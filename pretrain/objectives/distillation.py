@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import math
-import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -76,6 +75,24 @@ def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value.detach()
 
 
+class Given:
+    """Remembers the parts of a batch. They come twice (pretrain.grad_cache): without a graph in their order, the last
+    with one, then those before it with one. What has no gradient is wanted once."""
+
+    def __init__(self) -> None:
+        self._firsts: set[int] = set()
+
+    def before(self, part: Part) -> bool:
+        """Whether this part has been here."""
+        first, alone = part.studies.start, part.studies.stop - part.studies.start == len(part.batch)
+        if first == 0 and not torch.is_grad_enabled():
+            self._firsts = set()
+        if torch.is_grad_enabled() and first in self._firsts and not alone:
+            return True
+        self._firsts.add(first)
+        return False
+
+
 class Distillation(Objective):
     """Cosine between the predicted and the centred features of the teacher."""
 
@@ -97,16 +114,14 @@ class Distillation(Objective):
         self.predictor = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.register_buffer("centre_C", torch.zeros(width))
         self.register_buffer("seen", torch.tensor(0))  # batches in the centre
-        self._read: weakref.ref[Any] | None = None  # the batch of which everything has been given already
+        self._given = Given()
 
     def passes(self) -> Mapping[str, tuple[Pass, tuple[str, ...]]]:
         return {TEACHER.partition(".")[0]: (self.teach, ("trunk",))}
 
     def teach(self, dual: DualEncoder, part: Part, fields: frozenset[str]) -> dict[str, Rows]:
         """The teacher's features. Of a batch in parts they are asked for twice, and needed the first time."""
-        if not torch.is_grad_enabled():
-            self._read = weakref.ref(part.batch)
-        elif self._read is not None and self._read() is part.batch:
+        if self._given.before(part):
             return {}
         self.teacher.copy_statistics(dual.clip.visual.trunk)
         return {"trunk": Rows(self.teacher(part.images), part.study_b)}

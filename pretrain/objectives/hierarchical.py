@@ -67,7 +67,7 @@ class Hierarchical(Objective):
         options, images = self.options, batch.rows[f"image:global.{self.place}"]
         units_TD, owner_T = self._units(batch)
         study_R, lengths_R = torch.unique_consecutive(owner_T, return_counts=True)
-        cells_SVD, units_TD = self.projections.cells(images.values), self.projections.units(units_TD)
+        cells_SVD, units_TD = self.projections.cells(images.values.float()), self.projections.units(units_TD)
         near_SR = batch.rank_B[images.owner][:, None] == batch.rank_B[study_R][None]
         own_SR = images.owner[:, None] == study_R[None]
         negative_SR = ~own_SR if options.gather else near_SR & ~own_SR

@@ -19,6 +19,10 @@ from pretrain.objectives import attended
 from pretrain.objectives.base import GlobalBatch, Surroundings
 from pretrain.passes import Rows
 from pretrain.schema_objectives import AttendedOptions
+from tests.pretrain.test_grad_cache import batch as studies_of
+from tests.pretrain.test_grad_cache import cached, fixed_seed, in_one_graph, module_of, same_gradient
+
+assert fixed_seed  # a fixture
 
 SENTENCE = 2
 B, N, C, U, D = 4, 6, 12, 5, 8
@@ -26,7 +30,8 @@ PAIRS = [(0, 0), (0, 1), (1, 1), (2, 2), (3, 3), (3, 4)]
 PATIENTS = [7, 8, 9, 9]  # the texts of studies 2 and 3 are neither for the other
 
 
-def small() -> tuple[attended.Attended, GlobalBatch]:
+def small() -> tuple[attended.Attended, Tensor, GlobalBatch]:
+    """The objective, tokens of all images, and everything else of a batch."""
     torch.manual_seed(0)
     objective = attended.Attended(AttendedOptions(heads=2))
     objective.head = AttendedPooling(C, D, 2)
@@ -34,17 +39,23 @@ def small() -> tuple[attended.Attended, GlobalBatch]:
     samples, units = (torch.tensor([p[i] for p in PAIRS]) for i in (0, 1))
     texts = TextFeatures(text, torch.full((U,), SENTENCE, dtype=torch.int8), torch.arange(U), samples, units)
     tokens = torch.randn(B, N, C).requires_grad_()
-    local = {"image:global.tokens": Rows(tokens, torch.arange(B))}
-    scale = torch.tensor(0.0)
-    return objective, GlobalBatch(
-        None, texts, torch.tensor(PATIENTS), scale, None, torch.zeros(B, 0), (), {}, local=local
-    )
+    scale, patients = torch.tensor(0.0), torch.tensor(PATIENTS)
+    return objective, tokens, GlobalBatch(None, texts, patients, scale, None, torch.zeros(B, 0), (), {}, counts=(B,))
 
 
-def spelt_out(objective: attended.Attended, batch: GlobalBatch) -> Tensor:
+def loss_of(objective: attended.Attended, tokens: Tensor, batch: GlobalBatch) -> Tensor:
+    """Of all images, in two parts."""
+    total = torch.zeros(())
+    for some in (slice(0, 3), slice(3, B)):
+        rows = {"image:global.tokens": Rows(tokens[some], torch.arange(B)[some])}
+        total = total + objective.of_images(rows, None, batch)[0]  # type: ignore[arg-type]  # it asks nothing of a part
+    return total / B
+
+
+def spelt_out(objective: attended.Attended, tokens: Tensor, batch: GlobalBatch) -> Tensor:
     """Pair by pair, head by head, in double precision."""
     head = objective.head.double()
-    tokens, text = batch.local["image:global.tokens"].values.double(), batch.text.units_UD.double()
+    tokens, text = tokens.double(), batch.text.units_UD.double()
     total, width = torch.zeros((), dtype=torch.float64), D // 2
     for b in range(B):
         x = F.layer_norm(tokens[b], (C,), head.norm.weight, head.norm.bias)
@@ -70,12 +81,11 @@ def spelt_out(objective: attended.Attended, batch: GlobalBatch) -> Tensor:
 def test_the_loss_is_the_loop_over_pairs(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """In one block, and in one block an image with recomputation."""
     monkeypatch.setattr(attended, "BLOCK", block)
-    objective, batch = small()
-    leaves = [batch.local["image:global.tokens"].values, batch.text.units_UD, *objective.parameters()]
-    loss, _ = objective(batch)
-    got = torch.autograd.grad(loss, leaves)
-    want_loss = spelt_out(objective, batch)
-    leaves = [batch.local["image:global.tokens"].values, batch.text.units_UD, *objective.parameters()]
+    objective, tokens, batch = small()
+    loss = loss_of(objective, tokens, batch)
+    got = torch.autograd.grad(loss, [tokens, batch.text.units_UD, *objective.parameters()])
+    want_loss = spelt_out(objective, tokens, batch)
+    leaves = [tokens, batch.text.units_UD, *objective.parameters()]
     want = torch.autograd.grad(want_loss, leaves)
     torch.testing.assert_close(loss.double(), want_loss, rtol=1e-5, atol=1e-6)
     for a, b in zip(got, want, strict=True):
@@ -83,8 +93,8 @@ def test_the_loss_is_the_loop_over_pairs(monkeypatch: pytest.MonkeyPatch, block:
 
 
 def test_a_text_without_a_place_looks_at_the_empty_token() -> None:
-    objective, batch = small()
-    head, tokens = objective.head, batch.local["image:global.tokens"].values
+    objective, tokens, batch = small()
+    head = objective.head
     maps = head.maps(tokens, batch.text.units_UD)
     assert maps.shape == (B, U, N) and (maps.sum(-1) < 1).all() and (maps > 0).all()
     with torch.no_grad():
@@ -119,3 +129,30 @@ def test_the_gradient_reaches_both_towers_and_the_head(tiny: Any) -> None:
     assert own <= reached and "dual.clip.text.text_projection" in reached
     assert "dual.clip.visual.trunk.blocks.0.qkv.weight" in reached
     assert "dual.clip.visual.head.proj.weight" not in reached, "it reads tokens, before the projection"
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("centred", ["true", "false"])
+def test_in_parts_the_gradient_is_that_of_one_graph(tiny: Any, chunk: int, centred: str) -> None:
+    """Texts wait for what the images of all parts say of them; a loss of the whole batch reads them as well."""
+    objectives = '[{"name": "contrastive"}, {"name": "attended", "heads": 2, "weight": 0.5}, {"name": "sentence"}]'
+    words = [f"train.chunk={chunk}", f"model.centred={centred}", "model.image.token_dropout=0.5"]
+    module, whole = module_of(tiny, [*words, f"objectives={objectives}"]), studies_of(7)
+    want_loss, want = in_one_graph(module, whole, chunk)
+    loss, got = cached(module, whole)
+    torch.testing.assert_close(loss, want_loss, rtol=1e-5, atol=1e-6)
+    assert {"objectives.1.head.query.weight", "dual.clip.text.token_embedding.weight"} <= want.keys()
+    same_gradient(got, want)
+    assert module.logged["loss/attended"] > 0 and module.logged["attended/units"] == pytest.approx(5)
+
+
+def test_no_tokens_are_kept(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither between the passes nor in what is predicted of them."""
+    kept: list[set[str]] = []
+    monkeypatch.setattr("pretrain.grad_cache.refuse_too_much", lambda rows, *_: kept.append(set(rows)))
+    both = 'objectives=[{"name": "contrastive"}, {"name": "attended", "heads": 2}]'
+    module = module_of(tiny, ["train.chunk=2", both])
+    of_batch = module.of_batch
+    monkeypatch.setattr(module, "of_batch", lambda rows, **how: (kept.append(set(rows)), of_batch(rows, **how))[1])
+    cached(module, studies_of(7))
+    assert kept == [{"image:global.pooled", "text:units.units"}] * 2

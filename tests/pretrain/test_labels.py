@@ -123,7 +123,7 @@ def test_in_parts_it_is_the_same(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> 
     found = []
     for chunk in ("null", "3", "1"):
         module = module_of(tiny, f"train.chunk={chunk}", "model.image.token_dropout=0.0")
-        monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
+        monkeypatch.setattr(module, "manual_backward", lambda loss, **how: loss.backward(**how))
         loss = module._backward(batch(), last=True)
         found.append((loss, {n: p.grad for n, p in module.named_parameters() if p.grad is not None}))
     (want_loss, want), *others = found

@@ -120,7 +120,7 @@ def steps_of(staged: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[
     monkeypatch.setattr("pretrain.module.no_sync", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(Pretraining, "trainer", None)
     monkeypatch.setattr(Pretraining, "all_optimizers", optimizers)
-    monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
+    monkeypatch.setattr(module, "manual_backward", lambda loss, **how: loss.backward(**how))
     states = [{name: p.detach().clone() for name, p in module.named_parameters()}]
     for number in range(recipe.train.steps):
         module.training_step(batch(4), number)

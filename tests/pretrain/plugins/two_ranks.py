@@ -109,7 +109,7 @@ def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
                 one = torch.tensor(1.0)
                 with torch.no_grad():
                     rows, kept = module.encoders(module.dual, whole(mine)), frozenset[str]()
-                    shared, _ = global_batch(rows, mine, Scalars(one, None), False, kept, kept)
+                    shared, _ = global_batch(rows, mine, Scalars(one, None), False, kept)
                 related = {kind: shared.related_BB((kind,)) for kind in ("report", "sentence")}
                 results.append({"loss": loss.detach(), "gradients": gradients, "related": related})
     torch.save(results, folder / f"{rank}.pt")
