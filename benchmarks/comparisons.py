@@ -150,6 +150,13 @@ PARTS = {
         ),
     ),
     "sentences": Arm("ct3d.yaml"),
+    # Every sentence pools the image's tokens by itself beside what the quickstart asks of it.
+    "attended": Arm("ct3d.yaml", ("objectives.3={name: attended, weight: 0.5}",)),
+    # The kind of tower that the full-size recipes have: patches, attention by slice, half of the tokens.
+    "slices": Arm(
+        "ct3d.yaml",
+        ("model.image.name=voxvit_tiny.p-8x8x8_i-56x64x80_c-3_a-slice3_l-6", "model.image.token_dropout=0.5"),
+    ),
     "sentences_one_window": Arm(
         "ct3d.yaml",
         (
@@ -219,6 +226,8 @@ SWEEPS = {
             ("self_supervision", "plain"),
             ("sentences", "plain"),
             ("sentences", "sentences_one_window"),
+            ("attended", "sentences"),
+            ("slices", "sentences"),
         ),
         seeds=3,
         common=(*PHANTOM, "train.steps=300"),
