@@ -1,4 +1,4 @@
-"""Other people's checkpoints as releases: `python -m encoders.convert merlin:FILE --text FOLDER --out DIR`."""
+"""Other people's checkpoints as releases: `python -m encoders.convert merlin:FILE [--text FOLDER] --out DIR`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ KINDS = {"merlin": "encoders.convert_merlin"}
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m encoders.convert", description="Turn a published checkpoint into a folder that open_clip loads."
+        prog="python -m encoders.convert",
+        description="Turn a published checkpoint into a folder that open_clip (or timm) loads.",
     )
     add = parser.add_argument
     add("source", metavar="KIND:FILE", help=f"checkpoint, read without executing it; kinds: {', '.join(KINDS)}")
     add(
-        "--text", required=True, metavar="FOLDER",
-        help="config.json and tokenizer of its text tower, whose weights are in the checkpoint (or a hub's name)",
+        "--text", metavar="FOLDER",
+        help="config.json and tokenizer of its text tower, whose weights are in the checkpoint (or a hub's name); none "
+        "for a checkpoint of an image tower alone, as Merlin's five-year disease model",
     )  # fmt: skip
     add("--out", required=True, metavar="DIR", help="folder to write")
     add("--overwrite", action="store_true", help="replace an earlier release in DIR")

@@ -5,6 +5,9 @@ it reads x before y, so every kernel changes these two axes; HU are scaled to [0
 (encoders.resnet3d). Text: open_clip's projection has no bias, so the bias moves into the last LayerNorm; lower case and
 spaces around punctuation move into the tokenizer.
 
+The five-year disease model is published as its image tower alone (merlin-vlm, models/load.py), and becomes a release of
+timm's kind.
+
 Legend: O, I output and input channels of a kernel, D, H, W its sides.
 """
 
@@ -23,56 +26,75 @@ from data_shards.preprocess import Geometry, View
 from encoders.errors import ReleaseError
 from encoders.heads import describe_head
 from encoders.heads.linear import LinearHead
-from encoders.release import write_release
+from encoders.release import write_release, write_timm_release
 from encoders.tag_resnet3d import DEPTHS, ResNetTag
 
 TEXT_LENGTH = 1024
 # RAS, 1.5 x 1.5 x 3 mm, linear without antialiasing, -1000..1000 HU, middle of 224 x 224 x 160, padded by -1000 HU.
 GEOMETRY = Geometry(spacing_mm=(3.0, 1.5, 1.5), antialias=False, pad_hu=-1000.0, windows=((-1000.0, 1000.0),))
 VIEW = View("centre", (160, 224, 224))
-HEADS = {1692: "phenotypes", 6: "five_year"}  # width of Merlin's classifier -> name in heads.json
+HEADS = {"phenotypes": 1692, "five_year": 6}  # name in heads.json -> outputs of Merlin's classifier
 
 IMAGE, TEXT, LINEAR = "encode_image.i3_resnet.", "encode_text.text_encoder.", "encode_text.linear_layer."
 # What Merlin does not use: its features are the first state, not the pooler's; places are counted, not stored.
 UNUSED = (f"{TEXT}pooler.", f"{TEXT}embeddings.position_ids")
+# Of the five-year model: it returns the classifier's output alone.
+UNUSED_FIVE_YEAR = ("contrastive_head.",)
 _WHY = "part of the model would be random or lost"
-_FIX = "i3_resnet_clinical_longformer_best_clip_*.pt of stanfordmimi/Merlin, and the folder of Clinical-Longformer"
+_FIX = (
+    "i3_resnet_clinical_longformer_best_clip_*.pt or resnet_clinical_longformer_five_year_disease_prediction.pt of "
+    "stanfordmimi/Merlin"
+)
 
 
-def convert(file: str, text: str, out: str | Path, overwrite: bool = False) -> list[str]:
+def convert(file: str, text: str | None, out: str | Path, overwrite: bool = False) -> list[str]:
     """Write the release and return what there is to say about it.
 
     Args:
-        file: Merlin's checkpoint. text: folder (or hub name) with Clinical-Longformer's config.json and tokenizer.
+        file: Merlin's checkpoint, or that of its five-year disease model.
+        text: folder (or hub name) with Clinical-Longformer's config.json and tokenizer; None for the five-year model.
 
     Raises:
-        ReleaseError: no checkpoint of Merlin's names and shapes, a key that has no place, no text tower's files, or
-            `out` exists.
+        ReleaseError: no checkpoint of Merlin's names and shapes, a key that has no place, no text tower's files, text
+            tower's files for a checkpoint without one, or `out` exists.
     """
     path = Path(file).expanduser()
     stored = _read(path)
-    weights, head, unused = converted(stored)
-    name = HEADS.get(head.layer.out_features, "classifier")
-    with tempfile.TemporaryDirectory() as aside:
-        write_text_tower(text, Path(aside))
-        cfg = model_cfg(_tower(stored).name, len(weights["text.proj.weight"]), aside)
-        provenance = {
+    if alone := "conv1.weight" in stored:  # the image tower's own names
+        name, (weights, head, unused) = "five_year", converted_five_year(stored)
+    else:
+        name, (weights, head, unused) = "phenotypes", converted(stored)
+    if alone != (text is None):
+        raise ReleaseError(
+            "--text is given, and the checkpoint has no text tower" if alone else "--text is missing",
+            "it would be ignored" if alone else "the checkpoint holds the weights of its text tower, not its tokenizer",
+            "leave it out" if alone else "give a folder with config.json and tokenizer of yikuan8/Clinical-Longformer",
+        )
+    beside: dict[str, Any] = {
+        "heads": {name: describe_head(head)},
+        "head_weights": {f"{name}.{key}": value for key, value in head.state_dict().items()},
+        "provenance": {
             "name": "Merlin",
             "converted_from": path.name,
             "converted_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "left_aside": unused,
             "reference": "arXiv 2406.06512",
-        }
-        head_weights = {f"{name}.{key}": value for key, value in head.state_dict().items()}
-        described = {name: describe_head(head)}
-        write_release(
-            out, weights, cfg, GEOMETRY, VIEW, heads=described, head_weights=head_weights, provenance=provenance,
-            overwrite=overwrite,
-        )  # fmt: skip
+        },
+        "overwrite": overwrite,
+    }
+    if text is None:
+        write_timm_release(out, weights, _tower(stored, "").name, GEOMETRY, VIEW, **beside)
+        plain = f"timm.create_model('local-dir:{out}', pretrained=True)"
+    else:
+        with tempfile.TemporaryDirectory() as aside:
+            write_text_tower(text, Path(aside))
+            cfg = model_cfg(_tower(stored, IMAGE).name, len(weights["text.proj.weight"]), aside)
+            write_release(out, weights, cfg, GEOMETRY, VIEW, **beside)
+        plain = f"for plain open_clip first python -m encoders.release --relocate {out}"
     return [
         f"converted {len(stored) - len(unused)} of {len(stored)} tensors to {out}, head '{name}' in heads.safetensors",
         *(f"left aside, not used by Merlin: {key}" for key in unused),
-        f"load it: encoders.load('{out}'); for plain open_clip first python -m encoders.release --relocate {out}",
+        f"load it: encoders.load('{out}'); {plain}",
     ]
 
 
@@ -95,7 +117,8 @@ def converted(stored: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LinearHe
         elif key in single:
             continue
         elif key.startswith(IMAGE):
-            weights[f"visual.trunk.{key.removeprefix(IMAGE)}"] = _turned(key, value)
+            name = key.removeprefix(IMAGE)
+            weights[f"visual.trunk.{name}"] = _turned(name, value)
         elif key.startswith(TEXT):
             weights[f"text.transformer.{key.removeprefix(TEXT)}"] = value
         else:
@@ -106,18 +129,45 @@ def converted(stored: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LinearHe
     last = _last_norm(weights)
     weights[last] = weights[last] + before_projection(stored[f"{LINEAR}weight"], stored[f"{LINEAR}bias"])
     weights["logit_scale"] = stored["logit_scale"]
-    kernel, bias = (stored[f"{IMAGE}classifier.{part}"] for part in ("weight", "bias"))
-    head = LinearHead(kernel.shape[1], kernel.shape[0])
+    return weights, _classifier(stored, IMAGE, HEADS["phenotypes"]), unused
+
+
+def converted_five_year(stored: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LinearHead, list[str]]:
+    """Weights of the image tower alone, the classifier of six diseases (logits; merlin-vlm returns their sigmoid), and
+    the names of the tensors that are left aside. A key that has no place is left for the tower to refuse.
+
+    Raises:
+        ReleaseError: the classifier is missing, or has another width.
+    """
+    head = _classifier(stored, "", HEADS["five_year"])
+    unused = [key for key in stored if key.startswith(UNUSED_FIVE_YEAR)]
+    rest = stored.keys() - {*unused, "classifier.weight", "classifier.bias"}
+    return {key: _turned(key, stored[key]) for key in rest}, head, unused
+
+
+def _classifier(stored: Mapping[str, Tensor], before: str, outputs: int) -> LinearHead:
+    """The 1×1×1 convolution `classifier` below a prefix as a linear layer."""
+    names = [f"{before}classifier.{part}" for part in ("weight", "bias")]
+    if missing := [name for name in names if name not in stored]:
+        raise ReleaseError(f"the checkpoint is not Merlin's: {missing[0]} is missing", _WHY, _FIX)
+    kernel, bias = (stored[name] for name in names)
+    if len(kernel) != outputs:
+        raise ReleaseError(
+            f"the checkpoint is not Merlin's: {names[0]} has {len(kernel)} outputs, not {outputs}",
+            "nothing says what they are of",
+            _FIX,
+        )
+    head = LinearHead(kernel.shape[1], outputs)
     head.load_state_dict({"layer.weight": kernel.flatten(1), "layer.bias": bias})
-    return weights, head, unused
+    return head
 
 
-def _turned(key: str, value: Tensor) -> Tensor:
+def _turned(name: str, value: Tensor) -> Tensor:
     """A kernel [O, I, D, W, H] of Merlin's as [O, I, D, H, W]; the stem's for one channel instead of three equal ones.
-    Strides and padding are alike in plane, so the whole tower turns with its kernels."""
+    Strides and padding are alike in plane, so the whole tower turns with its kernels. name: in the image tower."""
     if value.ndim != 5:
         return value
-    return (value.sum(1, keepdim=True) if key == f"{IMAGE}conv1.weight" else value).transpose(3, 4).contiguous()
+    return (value.sum(1, keepdim=True) if name == "conv1.weight" else value).transpose(3, 4).contiguous()
 
 
 def _last_norm(weights: Mapping[str, Tensor]) -> str:
@@ -145,11 +195,12 @@ def before_projection(weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     return shift.to(bias_O.dtype)
 
 
-def _tower(stored: Mapping[str, Tensor]) -> ResNetTag:
+def _tower(stored: Mapping[str, Tensor], before: str) -> ResNetTag:
+    """Which ResNet lies below a prefix."""
     blocks: list[set[str]] = [set(), set(), set(), set()]
     for key in stored:
-        stage, _, rest = key.removeprefix(f"{IMAGE}layer").partition(".")
-        if key.startswith(f"{IMAGE}layer") and stage in "1234":
+        stage, _, rest = key.removeprefix(f"{before}layer").partition(".")
+        if key.startswith(f"{before}layer") and stage in "1234":
             blocks[int(stage) - 1].add(rest.partition(".")[0])
     depth = tuple(len(b) for b in blocks)
     for size, known in DEPTHS.items():

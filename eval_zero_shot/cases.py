@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.schema import VOLUME_EXT
-from eval_zero_shot.embedding import StudyFeatures, mean_by_key
+from eval_zero_shot.embedding import Features, StudyFeatures, mean_by_key
 from eval_zero_shot.errors import EvalError
 
 if TYPE_CHECKING:
@@ -130,12 +130,14 @@ class EveryScan:
         return self.studies.scan(int(self.study_C[row]), int(self.number_C[row]))
 
     def means(
-        self, studies: Sequence[int] | NDArray, embed: Callable[[NDArray[np.int64]], StudyFeatures]
-    ) -> StudyFeatures:
-        """Of rows of `studies`, in their order: the mean of the unit vectors of all scans, of unit length again.
+        self, studies: Sequence[int] | NDArray, embed: Callable[[NDArray[np.int64]], StudyFeatures],
+        features: Features = "projected",
+    ) -> StudyFeatures:  # fmt: skip
+        """Of rows of `studies`, in their order: the mean of the vectors of all scans, where projected of unit length
+        again.
 
-        embed: rows of this set -> their unit vectors. Every scan counts alike, however many crops a view takes of it.
+        embed: rows of this set -> their vectors. Every scan counts alike, however many crops a view takes of it.
         """
         rows = self.of(studies)
         keys = tuple(self.studies.key(int(study)) for study in self.study_C[rows])
-        return mean_by_key(replace(embed(rows), keys=keys))
+        return mean_by_key(replace(embed(rows), keys=keys), features)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from data_shards.opening import add_tar_options, holds_studies, open_studies
 from eval_zero_shot.cases import EveryScan, Scans, add_scans, scans_of
-from eval_zero_shot.embedding import StudyBatch, StudyFeatures, embed_batches, embed_images
+from eval_zero_shot.embedding import Features, StudyBatch, StudyFeatures, embed_batches, embed_images
 from eval_zero_shot.errors import EvalError
+from eval_zero_shot.inputs import add_features
 from eval_zero_shot.release import image_encoder, load_release
 from eval_zero_shot.scans import VIEW_HELP, VIEWS, find_scans, with_view
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m eval_zero_shot.embed",
-        description="Features of studies under a release: one row a study or scan, unit length, the mean of its crops.",
+        description="Features of studies under a release: one row a study or scan, the mean of its crops.",
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="release folder")
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", required=True, type=Path, metavar="FILE", help="Parquet file: key, patient or file, features")
     add("--split", metavar="NAME", help="of a shard set (default: every study)")
     add_scans(parser)
+    add_features(parser)
     add("--view", choices=VIEWS, default="own", help=VIEW_HELP)
     add(
         "--overlap",
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, found = _of_shards(args, loaded, scans)
         else:
             name, found = _of_folder(args, loaded)
-        write_features(args.out, found, name, loaded, scans)
+        write_features(args.out, found, name, loaded, scans, args.features)
     except (EvalError, DataError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -81,7 +83,7 @@ def _of_shards(args: argparse.Namespace, loaded: Loaded, scans: Scans) -> tuple[
     def embed(cases: Any, rows: NDArray) -> StudyFeatures:
         return embed_images(
             image_encoder(loaded), cases, rows, loaded.geometry, loaded.view,
-            batch_size=args.batch_size, precision=args.precision, progress=True,
+            batch_size=args.batch_size, precision=args.precision, progress=True, features=args.features,
         )  # fmt: skip
 
     if scans in ("first", "together"):
@@ -89,7 +91,7 @@ def _of_shards(args: argparse.Namespace, loaded: Loaded, scans: Scans) -> tuple[
     every = EveryScan(shards, loaded.geometry.source)
     if scans == "every":
         return "patient", embed(every, every.of(rows))
-    return "patient", every.means(rows, lambda scans: embed(every, scans))
+    return "patient", every.means(rows, lambda scans: embed(every, scans), args.features)
 
 
 def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeatures]:
@@ -136,7 +138,7 @@ def _of_folder(args: argparse.Namespace, loaded: Loaded) -> tuple[str, StudyFeat
 
     found = embed_batches(
         image_encoder(loaded), batches(), batch_size=args.batch_size, precision=args.precision, total=len(scans),
-        progress=True,
+        progress=True, features=args.features,
     )  # fmt: skip
     return "file", found
 
@@ -153,10 +155,12 @@ def _reason(error: ValueError) -> str:
     return f"reading failed ({type(error).__name__})"  # a reader's own message may hold a path
 
 
-def write_features(out: Path, found: StudyFeatures, name: str, loaded: Loaded, scans: Scans) -> None:
+def write_features(
+    out: Path, found: StudyFeatures, name: str, loaded: Loaded, scans: Scans, features: Features = "projected"
+) -> None:
     """`key`, `name` ("patient": hashed, or "file") and `features` (a list of D float32), written aside, then renamed.
 
-    The file's metadata says which release, preprocessing and choice of scans made it.
+    The file's metadata says which release, preprocessing, kind of features and choice of scans made it.
     """
     import hashlib
 
@@ -165,9 +169,10 @@ def write_features(out: Path, found: StudyFeatures, name: str, loaded: Loaded, s
 
     keys = found.keys if name == "patient" else [hashlib.sha256(key.encode()).hexdigest()[:16] for key in found.keys]
     width = found.features_ND.shape[1]
-    features = pa.FixedSizeListArray.from_arrays(pa.array(found.features_ND.ravel(), pa.float32()), width)
-    table = pa.table({"key": list(keys), name: [str(p) for p in found.patients], "features": features})
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.features_ND.ravel(), pa.float32()), width)
+    table = pa.table({"key": list(keys), name: [str(p) for p in found.patients], "features": vectors})
     about = {"release": loaded.sha256, "geometry": loaded.geometry.identity, "view": loaded.view.identity}
+    about["features"] = features
     about |= {"scan_choice": scans} if name == "patient" else {}
     table = table.replace_schema_metadata({f"voxclip.{k}": str(v) for k, v in about.items()})
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""Studies and texts to unit vectors: each image once, each distinct text once, and the model is left as it was.
+"""Studies and texts to vectors: each image once, each distinct text once, and the model is left as it was.
+
+Features of studies are the projected ones, of unit length, which texts are compared with; or the trunk's, before the
+projection, as they are, which heads of labels and downstream models take (Merlin's 2048).
 
 Legend: B studies of a batch, N studies, U texts, T tokens, C channels, D depth (of a volume) or embedding width.
 `model` is anything with `encode_image(images_BCDHW) -> .study_BD` and `encode_text(PackedTexts) -> .units_UD`;
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "auto"]
+Features = Literal["projected", "trunk"]
 Tokenize = Callable[[str], Sequence[int]]
 SENTENCE = 2  # index in data_shards.schema.UNIT_KINDS; encoders carry it along and do not read it
 
@@ -54,7 +58,7 @@ class StudyBatch:
 
 @dataclass(frozen=True)
 class StudyFeatures:
-    """Unit vectors of studies, float32 [N, D], with the key and the hashed patient of each row."""
+    """Vectors of studies, float32 [N, D], with the key and the hashed patient of each row."""
 
     keys: tuple[str, ...]
     patients: NDArray[np.str_]
@@ -206,40 +210,69 @@ def embed_batches(
     precision: Precision = "fp32",
     total: int = 0,
     progress: bool = False,
+    features: Features = "projected",
 ) -> StudyFeatures:
-    """Encode batches as they come, at most `batch_size` crops at once: one row a study, the mean of its crops, of unit
-    length again.
+    """Encode batches as they come, at most `batch_size` crops at once: one row a study, the mean of its crops, where
+    projected of unit length again.
 
-    Raises EvalError on features that are not finite or when no study comes.
+    Raises EvalError on features that are not finite, that the tower does not give, or when no study comes.
     """
     import torch
 
     keys: list[str] = []
     patients: list[str] = []
-    features: list[NDArray] = []
+    found: list[NDArray] = []
     with evaluating(model) as device, counting(total, "encoding") if progress else nullcontext(_silent) as advance:
         for batch in batches:
             for start in range(0, len(batch.images), batch_size):  # sliding crops of a large CT are dozens
                 images = torch.from_numpy(batch.images[start : start + batch_size])
                 with autocast(device, precision):
-                    study_BD = model.encode_image(images.to(device)).study_BD
-                features.append(unit(study_BD.float().cpu().numpy(), "studies").astype(np.float32))
+                    vectors_BD = _encoded(model, images.to(device), features)
+                found.append(_checked(vectors_BD.float().cpu().numpy(), features))
             keys += batch.keys
             patients += batch.patients
             advance(len(set(batch.keys)))
-    if not features:
+    if not found:
         raise EvalError("no study to evaluate", why="the split is empty", fix="name a split that the shard set has")
-    return mean_by_key(StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), np.concatenate(features)))
+    return mean_by_key(StudyFeatures(tuple(keys), np.asarray(patients, dtype=str), np.concatenate(found)), features)
+
+
+def _encoded(model: Any, images: Tensor, features: Features) -> Tensor:
+    if features == "projected":
+        return model.encode_image(images).study_BD
+    try:
+        return model.encode_image(images, trunk=True).trunk_SC
+    except ValueError as error:
+        raise EvalError(
+            f"this model gives no features before its projection: {error}",
+            why="there is nothing else to take in their place",
+            fix="take the projected features, or a release folder",
+        ) from None
+
+
+def _checked(vectors_ND: NDArray, features: Features) -> NDArray[np.float32]:
+    """Of unit length, or as they are. Raises EvalError on what is not finite."""
+    if features == "projected":
+        return unit(vectors_ND, "studies").astype(np.float32)
+    bad_N = ~np.isfinite(vectors_ND).all(axis=1)
+    if bad_N.any():
+        raise EvalError(
+            f"studies: {int(bad_N.sum())} of {len(bad_N)} feature vectors are not finite",
+            why="any AUROC of them would be noise",
+            fix="look at the training run: a non-finite weight, or an encoder that returns nothing for these inputs",
+        )
+    return vectors_ND.astype(np.float32)
 
 
 def _silent(n: int) -> None:
     """The progress of a pass that shows none: an evaluation while training, whose own line says it."""
 
 
-def mean_by_key(found: StudyFeatures) -> StudyFeatures:
-    """Unit vectors of one key (crops, scans) to their mean, of unit length again, in the order in which keys came.
+def mean_by_key(found: StudyFeatures, features: Features = "projected") -> StudyFeatures:
+    """Vectors of one key (crops, scans) to their mean, where projected of unit length again, in the order in which keys
+    came.
 
-    Raises EvalError where they cancel.
+    Raises EvalError where unit vectors cancel.
     """
     if len(set(found.keys)) == len(found.keys):
         return found
@@ -247,8 +280,9 @@ def mean_by_key(found: StudyFeatures) -> StudyFeatures:
     sums = np.zeros((len(keys), found.features_ND.shape[1]))
     np.add.at(sums, inverse, found.features_ND)
     order = np.argsort(first)
-    features = unit(sums[order], "studies").astype(np.float32)
-    return StudyFeatures(tuple(str(k) for k in keys[order]), found.patients[first[order]], features)
+    means = sums[order] / np.bincount(inverse)[order, None]
+    names = tuple(str(k) for k in keys[order])
+    return StudyFeatures(names, found.patients[first[order]], _checked(means, features))
 
 
 def embed_images(
@@ -261,10 +295,12 @@ def embed_images(
     batch_size: int = 8,
     precision: Precision = "fp32",
     progress: bool = False,
+    features: Features = "projected",
 ) -> StudyFeatures:
-    """Unit vector of every study in `rows` of a ShardSet, each read and encoded once, in that order.
+    """Vector of every study in `rows` of a ShardSet, each read and encoded once, in that order.
 
-    Raises EvalError on a random view (no two runs would agree), on a wrong kind of scan and on features not finite.
+    Raises EvalError on a random view (no two runs would agree), on a wrong kind of scan and on features that are not
+    finite or that the tower does not give.
     """
     if getattr(view, "kind", None) == "random":
         raise EvalError(
@@ -275,7 +311,10 @@ def embed_images(
             "features of crops cannot be merged by their maximum", why="it is defined for scores", fix="use merge mean"
         )
     batches = study_batches(shards, rows, geometry, view, batch_size)
-    return embed_batches(model, batches, batch_size=batch_size, precision=precision, total=len(rows), progress=progress)
+    return embed_batches(
+        model, batches, batch_size=batch_size, precision=precision, total=len(rows), progress=progress,
+        features=features,
+    )  # fmt: skip
 
 
 def study_texts(texts: Mapping[str, Any]) -> str:

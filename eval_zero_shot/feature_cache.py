@@ -1,4 +1,4 @@
-"""Features of studies, kept by what determines them: weights, preprocessing, data, rows, precision and code.
+"""Features of studies, kept by what determines them: weights, preprocessing, data, rows, kind, precision and code.
 
 A stale cache gives the scores of another model. Here nothing can go stale: a change to any of these is another file.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from eval_zero_shot.embedding import Precision, StudyFeatures, arithmetic, embed_images
+from eval_zero_shot.embedding import Features, Precision, StudyFeatures, arithmetic, embed_images
 from eval_zero_shot.release import image_encoder
 
 DEFAULT = Path("~/.cache/voxclip/features")
@@ -99,7 +99,9 @@ class FeatureCache:
         return path
 
 
-def identity_of(loaded: Any, shards: Any, rows: Any, precision: Precision) -> dict[str, Any]:
+def identity_of(
+    loaded: Any, shards: Any, rows: Any, precision: Precision, features: Features = "projected"
+) -> dict[str, Any]:
     """What determines the features of some rows of a shard set under a release: of the precision, what it is on the
     device that the release was loaded on."""
     return {
@@ -109,20 +111,22 @@ def identity_of(loaded: Any, shards: Any, rows: Any, precision: Precision) -> di
         "data": shards.manifest_hash,
         "rows": hashlib.sha256(np.asarray(rows, dtype=np.int64).tobytes()).hexdigest(),
         "precision": " ".join(arithmetic(loaded.model, precision)),
+        "features": features,
     }
 
 
 def features_of(
-    loaded: Any, shards: Any, rows: Any, precision: Precision, cache: FeatureCache | None, batch_size: int = 8
-) -> StudyFeatures:
+    loaded: Any, shards: Any, rows: Any, precision: Precision, cache: FeatureCache | None, batch_size: int = 8,
+    features: Features = "projected",
+) -> StudyFeatures:  # fmt: skip
     """Features of rows of a shard set under a release, as its own preprocessing shows them; encoded once, then kept
     (cache None: encoded and not kept)."""
-    identity = identity_of(loaded, shards, rows, precision)
+    identity = identity_of(loaded, shards, rows, precision, features)
 
     def made() -> StudyFeatures:
         return embed_images(
             image_encoder(loaded), shards, rows, loaded.geometry, loaded.view,
-            batch_size=batch_size, precision=precision, progress=True,
+            batch_size=batch_size, precision=precision, progress=True, features=features,
         )  # fmt: skip
 
     return made() if cache is None else cache.get_or_make(identity, made)

@@ -21,7 +21,7 @@ from eval_zero_shot.cases import EveryScan, scans_of
 from eval_zero_shot.errors import EvalError
 
 if TYPE_CHECKING:
-    from eval_zero_shot.embedding import StudyFeatures
+    from eval_zero_shot.embedding import Features, StudyFeatures
     from eval_zero_shot.feature_cache import FeatureCache
 
 VERSIONS = ("torch", "open_clip_torch", "timm", "numpy", "scikit-learn")
@@ -49,6 +49,15 @@ def add_embedding(parser: argparse.ArgumentParser) -> None:
     add("--no-cache", action="store_true", help="encode every study again and keep nothing")
 
 
+def add_features(parser: argparse.ArgumentParser) -> None:
+    """--features: which of a tower's features."""
+    parser.add_argument(
+        "--features", choices=("projected", "trunk"), default="projected",
+        help="projected: of unit length, what texts are compared with; trunk: those before the projection, as they are "
+        "(Merlin's 2048) (default: projected)",
+    )  # fmt: skip
+
+
 class Counts(TypedDict):
     """Of what was scored, as an `Outcome` holds it."""
 
@@ -61,8 +70,8 @@ class Counts(TypedDict):
 class Inputs:
     """A model and the studies it is asked about. `name` is how tables call the model.
 
-    scans: what a case is (eval_zero_shot.cases); None: the model's own choice. shards: the studies, given as they are
-    or as what has a row a case, which is what `shards` becomes.
+    scans: what a case is (eval_zero_shot.cases); None: the model's own choice. vectors: what `features` gives.
+    shards: the studies, given as they are or as what has a row a case, which is what `shards` becomes.
     """
 
     name: str
@@ -73,6 +82,7 @@ class Inputs:
     precision: Any = "fp32"
     asked: argparse.Namespace | None = None  # how tars are read (data_shards.opening.add_tar_options)
     scans: Any = None  # one of Scans once settled
+    vectors: Features = "projected"
 
     def __post_init__(self) -> None:
         self.scans = scans_of(self.scans, self.loaded.geometry)
@@ -159,15 +169,15 @@ class Inputs:
         return ()
 
     def features(self, rows: Sequence[int] | NDArray) -> StudyFeatures:
-        """Unit vectors of rows, in their order, each study encoded once and kept in the cache."""
+        """Vectors of rows, in their order, each study encoded once and kept in the cache."""
         from eval_zero_shot.feature_cache import features_of
 
         def embed(shards: Any, rows: NDArray) -> StudyFeatures:
-            return features_of(self.loaded, shards, rows, self.precision, self.cache, self.batch_size)
+            return features_of(self.loaded, shards, rows, self.precision, self.cache, self.batch_size, self.vectors)
 
         every = self._every
         if every is not None and self.scans == "mean":  # of the vectors that "every" keeps
-            return every.means(rows, lambda scans: embed(every, scans))
+            return every.means(rows, lambda scans: embed(every, scans), self.vectors)
         return embed(self.shards, np.asarray(rows))
 
     def attended(self, rows: Sequence[int] | NDArray, texts: Mapping[str, NDArray]) -> NDArray[np.float64]:
@@ -239,7 +249,10 @@ def open_inputs(args: argparse.Namespace, texts: bool = True) -> Inputs:
     loaded = (load_dual if texts else load_release)(args.model, args.device)
     cache = None if args.no_cache else FeatureCache(args.cache)
     scans: Any = getattr(args, "scans", None)
-    return Inputs(model_name(args.model), loaded, shards, cache, args.batch_size, args.precision, scans=scans)
+    vectors: Any = getattr(args, "features", "projected")
+    return Inputs(
+        model_name(args.model), loaded, shards, cache, args.batch_size, args.precision, scans=scans, vectors=vectors
+    )
 
 
 def _no_split(split: str, shards: Any) -> EvalError:

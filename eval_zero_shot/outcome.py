@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from eval_zero_shot.statistics import Interval
 
 RESULTS_VERSION = 2
-Protocol = Literal["classification", "retrieval", "probe", "vqa", "interpolation", "audit"]
+Protocol = Literal["classification", "retrieval", "probe", "head", "vqa", "interpolation", "audit"]
 COLUMNS = ("protocol", "task", "model", "key", "patient", "variant", "of", "score", "label")
 Value = int | float | str
 

@@ -27,7 +27,7 @@ from eval_zero_shot.statistics import weighted_auroc
 Array = NDArray[np.float64]
 SAME = (
     "data_sha256", "split", "rows_sha256", "task_sha256", "prompt_set", "draws_sha256", "items_sha256", "images_sha256",
-    "train_rows_sha256", "validation_rows_sha256", "finer", "same_patient", "labels", "repeats",
+    "train_rows_sha256", "validation_rows_sha256", "finer", "features", "same_patient", "labels", "repeats",
     "base_sha256",
 )  # fmt: skip
 

@@ -74,7 +74,8 @@ def image_encoder(loaded: Loaded) -> Any:
             super().__init__()
             self.tower = loaded.model
 
-        def encode_image(self, images: torch.Tensor) -> SimpleNamespace:
-            return SimpleNamespace(study_BD=self.tower(images))
+        def encode_image(self, images: torch.Tensor, trunk: bool = False) -> SimpleNamespace:
+            found = self.tower(images)  # without a classifier, and nothing is projected
+            return SimpleNamespace(study_BD=found, trunk_SC=found if trunk else None)
 
     return ImageTower()

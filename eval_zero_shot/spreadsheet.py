@@ -20,6 +20,7 @@ TASK_NAMES: dict[Protocol, str] = {
     "classification": "zeroshot_classification",
     "retrieval": "zeroshot_retrieval",
     "probe": "linear_probe",
+    "head": "label_head",
     "vqa": "closed_vqa",
     "interpolation": "weight_interpolation",
 }

@@ -76,6 +76,7 @@ class Probe(Scored):
     protocol: Literal["probe"]
     labels: StrictStr | None = None
     task: StrictStr | None = None
+    features: Literal["projected", "trunk"] = "projected"
     train_split: StrictStr = "train"
     validation_split: StrictStr = "val"
     fractions: tuple[float, ...] = ()

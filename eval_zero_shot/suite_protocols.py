@@ -65,6 +65,7 @@ def probe(inputs: Inputs, entry: Probe, cell: Cell) -> Sequence[Outcome]:
     from eval_zero_shot.tasks import load_task
 
     task = load_task(entry.task) if entry.task else None
+    inputs = replace(inputs, vectors=entry.features)
     asked = question(entry.labels, inputs.shards.label_names, task)
     rows = rows_of(inputs, entry.train_split, entry.validation_split, entry.split, entry.max_studies)
     draws = draws_of(inputs, rows, asked, entry.draws, entry.shots, entry.fractions, entry.draws_count, entry.seed)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
+from data_shards.errors import DataError
+from data_shards.names import read_names as read_lines
 from pretrain.errors import ConfigError
 from pretrain.hierarchy import read_hierarchy
 from pretrain.schema import ObjectiveSection
@@ -101,15 +102,10 @@ def check_positives(objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]
 
 def read_names(path: str) -> tuple[str, ...]:
     """Labels from a file, one a line. Raises ConfigError where it cannot be read or is empty."""
-    fix = "a text file with the name of a label on each line"
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' cannot be read ({type(error).__name__})", fix=fix) from None
-    names = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not names:
-        raise ConfigError(f"'{path}' names no label", fix=fix)
-    return names
+        return read_lines(path)
+    except DataError as error:
+        raise ConfigError(error.what, fix=error.fix) from None
 
 
 def _problem(path: tuple[str | int, ...], error: ConfigError) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from data_shards.errors import DataError
@@ -60,17 +61,18 @@ def _reports(args: argparse.Namespace) -> ReportTable | None:
     if not args.reports:
         return None
     path = Path(args.reports)
+    columns = read_columns(path)
     drawn = args.split_file or args.split_by == "patient"
-    by_column = args.split_column or ("split" if not drawn and "split" in read_columns(path) else None)
+    by_column = args.split_column or ("split" if not drawn and "split" in columns else None)
     if args.split_by == "column" and not by_column:
         raise DataError("--split-by column, and the table has no column split", fix="name it with --split-column")
-    return ReportTable(
+    table = ReportTable(
         path,
-        text_columns(args, read_columns(path)),
+        text_columns(args, columns),
         by=args.join,
         key_columns=tuple(words(args.join_columns)),
-        labels=parse_labels(args.label_columns),
         split_column=None if drawn else by_column,
         meta_columns=tuple(words(args.meta_columns)),
         known_columns=tuple(words(args.known_columns)),
     )
+    return replace(table, labels=parse_labels(args.label_columns, [c for c in columns if c not in table.needed]))

@@ -59,7 +59,13 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
         metavar="COLS",
         help="REPORT | FINDINGS,IMPRESSION | report=COL,caption=COL (default: report)",
     )
-    add("--label-columns", default="", metavar="COLS", help="0/1 columns, or COL=VALUE to make one from categories")
+    add(
+        "--label-columns",
+        default="",
+        metavar="COLS",
+        help="0/1 columns, or COL=VALUE to make one from categories; by commas, @FILE with one a line, or '*': all "
+        "columns that no other option names",
+    )
     add("--meta-columns", default="", metavar="COLS", help="further columns to keep in the json (no identifiers!)")
     add("--known-columns", default="", metavar="COLS", help="identifiers to mask in the texts (name, accession, ...)")
     add("--slope-column", metavar="COL", help="rescale slope where the file's header is wrong or has none")
@@ -137,7 +143,7 @@ def table_spec(args: argparse.Namespace, table: Path) -> TableSpec:
             "the fractions would be ignored",
             "leave them out, or draw in spite of it: --split-by patient",
         )
-    return TableSpec(
+    spec = TableSpec(
         root=Path(args.root) if args.root else table.parent,
         images=images,
         patient_column=args.patient_column,
@@ -146,7 +152,6 @@ def table_spec(args: argparse.Namespace, table: Path) -> TableSpec:
         split_column=None if args.split_by == "patient" else by_column,
         group_column=args.group_column,
         splits=read_splits(args.split_file) if args.split_file else None,
-        labels=parse_labels(args.label_columns),
         meta_columns=tuple(words(args.meta_columns)),
         known_columns=tuple(words(args.known_columns)),
         slope_column=args.slope_column,
@@ -158,6 +163,7 @@ def table_spec(args: argparse.Namespace, table: Path) -> TableSpec:
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
     )
+    return replace(spec, labels=parse_labels(args.label_columns, [c for c in columns if c not in spec.needed]))
 
 
 def text_columns(args: argparse.Namespace, columns: Sequence[str]) -> dict[str, str]:

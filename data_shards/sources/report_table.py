@@ -40,6 +40,18 @@ class ReportTable:
     meta_columns: tuple[str, ...] = ()
     known_columns: tuple[str, ...] = ()
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns by which a row finds its study."""
+        return self.key_columns or JOINS[self.by]
+
+    @property
+    def needed(self) -> set[str]:
+        """The columns that the table must have."""
+        labels = (column for column, _ in self.labels.values())
+        split = (self.split_column,) if self.split_column else ()
+        return {*self.keys, *self.texts.values(), *labels, *self.meta_columns, *self.known_columns, *split}
+
 
 @dataclass(frozen=True)
 class Words:
@@ -63,12 +75,9 @@ def read_reports(table: ReportTable) -> tuple[dict[tuple[str, ...], Words], int]
     and for a label's value that no row has."""
     if table.by not in JOINS:
         raise DataError(f"studies cannot be joined by {table.by!r}", fix=f"use one of {tuple(JOINS)}")
-    keys = table.key_columns or JOINS[table.by]
+    keys, needed = table.keys, table.needed
     if len(keys) != len(JOINS[table.by]):
         raise DataError(f"joining by {table.by} needs {len(JOINS[table.by])} columns", fix="name them, in this order")
-    labels = {column for column, _ in table.labels.values()}
-    split = (table.split_column,) if table.split_column else ()
-    needed = {*keys, *table.texts.values(), *labels, *table.meta_columns, *table.known_columns, *split}
     records = read_records(Path(table.path), needed)
     if missing := sorted(needed - set(records.columns)):
         raise DataError(f"the table of reports has no column {missing}", fix=told_columns(records.columns, needed))

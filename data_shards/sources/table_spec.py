@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.names import read_names
 from data_shards.sources.cells import told_columns
 from data_shards.sources.records import read_records
 from data_shards.sources.values import split_name
@@ -173,12 +174,34 @@ def parse_texts(value: str) -> dict[str, str]:
     return named
 
 
-def parse_labels(value: str) -> dict[str, tuple[str, str | None]]:
-    """ "effusion,fat=moderate" -> {"effusion": ("effusion", None), "fat_moderate": ("fat", "moderate")}."""
+def parse_labels(value: str, others: Sequence[str] = ()) -> dict[str, tuple[str, str | None]]:
+    """ "effusion,fat=moderate" -> {"effusion": ("effusion", None), "fat_moderate": ("fat", "moderate")}.
+
+    "@FILE": the same, one a line of a file. "*": each of `others`, the columns that no other option names, is 0/1.
+    Raises: DataError for a file that cannot be read, no column left for "*", and two columns of one label.
+    """
+    if value.strip() == "*":
+        asked = [(name, name, "") for name in others if name != "split"]  # read by its name, or left aside
+        if not asked:
+            raise DataError(
+                "--label-columns '*': every column is named by another option",
+                "the studies would have no labels",
+                "leave it out, or name the columns",
+            )
+    else:
+        parts = read_names(value.strip()[1:]) if value.strip().startswith("@") else words(value)
+        sides = [part.partition("=") for part in parts]
+        asked = [(part, column.strip(), wanted.strip()) for part, (column, _, wanted) in zip(parts, sides, strict=True)]
     labels: dict[str, tuple[str, str | None]] = {}
-    for part in words(value):
-        column, _, wanted = (side.strip() for side in part.partition("="))
-        labels["_".join(part.replace("=", " ").split())] = (column, wanted or None)
+    for name, column, wanted in asked:
+        found = (column, wanted or None)
+        label = "_".join(name.replace("=", " ").split())
+        if labels.setdefault(label, found) != found:
+            raise DataError(
+                f"two of --label-columns are of the label '{label}'",
+                "one would be lost",
+                "rename a column: blanks and = become _",
+            )
     return labels
 
 

@@ -54,10 +54,11 @@ class Adapter(nn.Module):
         """Image features alone, as timm towers give them."""
         return self.images(images)
 
-    def encode_image(self, images: Tensor, tokens: bool = False) -> ImageFeatures:
-        """Raises ValueError when patch tokens are asked for: a foreign tower does not give them."""
-        if tokens:
-            raise ValueError("patch tokens are available from release folders and timm towers of open_clip only")
+    def encode_image(self, images: Tensor, tokens: bool = False, trunk: bool = False) -> ImageFeatures:
+        """Raises ValueError when patch tokens or trunk features are asked for: a foreign tower does not give them."""
+        if tokens or trunk:
+            asked = "patch tokens" if tokens else "trunk features"
+            raise ValueError(f"{asked} are available from release folders and timm towers of open_clip only")
         return image_features(self.images(images))
 
     def encode_text(self, text: PackedTexts) -> TextFeatures:

@@ -1,7 +1,8 @@
 """Probes of a model's frozen features.
 
     python -m eval_zero_shot.probe --model RELEASE_DIR --data SHARDS [--labels A,B | --labels organ=liver|spleen|lung]
-        [--task TASK] [--fractions 0.01 0.1] [--shots 1 2 4 8 16] [--draws FILE] [--knn 20] [--out DIR]
+        [--features trunk] [--task TASK] [--fractions 0.01 0.1] [--shots 1 2 4 8 16] [--draws FILE] [--knn 20]
+        [--out DIR]
 
 What each probe is: docs/probe.md.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from eval_zero_shot.cases import add_scans
 from eval_zero_shot.errors import EvalError
-from eval_zero_shot.inputs import add_inputs, open_inputs, run_command
+from eval_zero_shot.inputs import add_features, add_inputs, open_inputs, run_command
 from eval_zero_shot.outcome import Metric, Outcome, write_results
 from eval_zero_shot.probe.draws import add_draws
 from eval_zero_shot.probe.material import draws_of, require_one, rows_of
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_inputs(parser)
     add_scans(parser)
+    add_features(parser)
     add_draws(parser)
     add = parser.add_argument
     add("--task", metavar="TASK", help="prompts of the labels: also a probe that starts at the zero-shot classifier")

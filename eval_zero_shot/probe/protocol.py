@@ -1,7 +1,7 @@
 """Probes of one model on one shard set: all training labels, fractions of them, few shots, neighbours, a text start.
 
-Features are the model's projected, unit-length image features; but for the neighbours' cosine they are z-scored with
-mean and spread of the whole training split, which needs no label.
+Features are the model's projected, unit-length image features, or those of its trunk (`Inputs.vectors`); but for the
+neighbours' cosine they are z-scored with mean and spread of the whole training split, which needs no label.
 
 Legend: N studies, D features, L labels or classes.
 """
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 ShotStrength = Literal["fixed", "validation"]
 Array = NDArray[np.float64]
-FEATURES = "Features: projected, unit-length image features, z-scored on the training split (neighbours: unit length)."
+FEATURES = {  # of Inputs.vectors
+    "projected": "projected, unit-length image features",
+    "trunk": "image features of the trunk, before the projection",
+}
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,15 @@ def score_probe(
     the mean over draws, low and high the lowest and highest draw. `train_studies` says how many a draw had.
 
     Raises:
-        EvalError: splits share patients; no label has both classes in training; the task has no prompts for a label;
-            a fit does not reach its optimum.
+        EvalError: splits share patients; no label has both classes in training; the task has no prompts for a label, or
+            features of the trunk are to start from it; a fit does not reach its optimum.
     """
+    if task is not None and inputs.vectors == "trunk":
+        raise EvalError(
+            "--task with --features trunk",
+            why="prompts lie in the space of the projected features, so there is no zero-shot classifier to start from",
+            fix="name the labels alone (--labels), or take the projected features",
+        )
     bench = _Bench(inputs, rows, asked, seed, resamples, level)
     if bench.learnt().sum() < (2 if asked.exclusive else 1):
         raise EvalError(
@@ -133,7 +142,10 @@ def score_probe(
     learnt_from = bench.scaled.with_(bench.held)
     found.append(Metric("train_studies", float((~np.isnan(learnt_from.labels_NL)).any(1).sum()), n=len(bench.test)))
     found.append(Metric("strength", main.strength, n=len(bench.test)))
-    notes = [FEATURES, f"C = {main.strength:g}, chosen on: {main.chosen_on}."]
+    notes = [
+        f"Features: {FEATURES[inputs.vectors]}, z-scored on the training split (neighbours: unit length).",
+        f"C = {main.strength:g}, chosen on: {main.chosen_on}.",
+    ]
     if start is not None:
         text = probe(bench.scaled, bench.held, bench.scored_ND, asked.exclusive, start=start, **how)
         found += bench.metrics(text.logits_NL, text.base_L, {"start": "text"}, "start=text")
@@ -162,7 +174,7 @@ def score_probe(
             train_rows_sha256=inputs.provenance(rows.train, "train")["rows_sha256"],
             validation_rows_sha256=None if rows.validation is None
             else inputs.provenance(rows.validation, "validation")["rows_sha256"], finer=finer,
-            draws_sha256=None if draws is None else draws.sha256,
+            features=inputs.vectors, draws_sha256=None if draws is None else draws.sha256,
         ),
         notes=(*inputs.said(rows.test), *notes), scores=pd.concat(bench.frames, ignore_index=True),
     )  # fmt: skip

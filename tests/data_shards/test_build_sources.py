@@ -138,6 +138,9 @@ def test_a_dicom_export_with_its_table(tmp_path: Path) -> None:
     found, named = (ShardSet.open(tmp_path / name) for name in ("found", "named"))
     assert len(found) == 2 and found.json(0) == named.json(0) and found.json(0)["texts"]["findings"]
     assert found.label_names == ("splenomegaly",)
+    words = ["--reports", str(reports), *texts[:2], "--known-columns", "patient", "--label-columns", "*"]
+    assert build(root, tmp_path / "star", *words) == 0
+    assert {"splenomegaly", "ascites"} < set(ShardSet.open(tmp_path / "star").label_names)
 
 
 def test_dicom_without_reports_is_refused_before_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from torch import Tensor
 
 import encoders
 from encoders.convert import main
-from encoders.convert_merlin import GEOMETRY, VIEW, before_projection, converted, sanitising
+from encoders.convert_merlin import GEOMETRY, VIEW, before_projection, converted, converted_five_year, sanitising
 from encoders.errors import ReleaseError
 from encoders.release import relocate
 from encoders.tokenize import pack
@@ -72,17 +73,22 @@ def build(folder: Path, depth: tuple[int, ...]) -> Merlin:
         patch.setattr(build_py.AutoTokenizer, "from_pretrained", lambda name: tokenizer)
         torch.manual_seed(0)
         model = build_py.MerlinArchitecture()
+    disturb(model, depth)
+    torch.save(model.state_dict(), folder / "merlin.pt")
+    return Merlin(model.eval(), folder / "merlin.pt", text)
+
+
+def disturb(model: torch.nn.Module, depth: tuple[int, ...]) -> None:
+    """Nothing is zero or one, statistics included."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, value in model.state_dict().items():  # nothing is zero or one, statistics included
+        for name, value in model.state_dict().items():
             if name.endswith("running_var"):
                 value.add_(torch.rand(value.shape, generator=generator))
             elif value.is_floating_point() and name != "logit_scale":
                 value.add_(0.02 * torch.randn(value.shape, generator=generator))
                 if name.endswith("bn3.weight"):  # the sum of many blocks stays a number that fp32 has digits for
                     value.mul_(6 / sum(depth))
-    torch.save(model.state_dict(), folder / "merlin.pt")
-    return Merlin(model.eval(), folder / "merlin.pt", text)
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +152,68 @@ def test_every_tensor_is_accounted_for(merlin: Merlin, tmp_path: Path) -> None:
     assert "embeddings.position_ids" in json.dumps(encoders.load(out).config["provenance"]["left_aside"])
 
 
-def test_five_year_head(merlin: Merlin) -> None:
-    state = torch.load(merlin.checkpoint, weights_only=True)
-    state |= {f"{HEAD}.weight": torch.zeros(6, 2048, 1, 1, 1), f"{HEAD}.bias": torch.zeros(6)}
-    _, head, _ = converted(state)
-    assert head.options == {"features": 2048, "outputs": 6}
+def five_year(folder: Path, depth: tuple[int, ...] = (2, 2, 2, 2)) -> tuple[Any, Path]:
+    """Merlin's five-year disease model, random, and its checkpoint: `i3_resnet` alone, as models/load.py reads it."""
+    i3res = pytest.importorskip("merlin.models.i3res", reason="merlin-vlm is not installed (extra merlin)")
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    torch.manual_seed(3)
+    flat = ResNet(Bottleneck, list(depth))
+    model = i3res.I3ResNet(flat, class_nb=6, conv_class=True, FiveYearPred=True)
+    disturb(model, depth)
+    torch.save(model.state_dict(), folder / "five.pt")
+    return model.eval(), folder / "five.pt"
+
+
+def test_five_year_model(tmp_path: Path) -> None:
+    model, checkpoint = five_year(tmp_path)
+    out = tmp_path / "five"
+    assert main([f"merlin:{checkpoint}", "--out", str(out)]) == 0
+    x = torch.rand(2, 1, 32, 64, 48, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    theirs = (x + 1).mul(0.5).permute(0, 1, 4, 3, 2)
+    with torch.no_grad():
+        chances = model(theirs)
+        model.FiveYearPred, model.ImageEmbedding = False, False
+        _, logits = model(theirs)
+        model.ImageEmbedding = True
+        (embedding,) = model(theirs)
+    assert logits.shape == (2, 6) and embedding.shape == (2, 2048) and 0.1 < float(logits.std()) < 100
+
+    loaded = encoders.load(out)
+    assert (loaded.kind, loaded.tokenizer, loaded.geometry, loaded.view) == ("timm", None, GEOMETRY, VIEW)
+    assert loaded.heads["five_year"].options == {"features": 2048, "outputs": 6}
+    plain = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    for tower in (loaded.model, plain):
+        with torch.no_grad():
+            found = tower(x)
+            assert torch.allclose(found, embedding, atol=1e-4, rtol=1e-5)
+            assert torch.allclose(loaded.heads["five_year"](found), logits, atol=1e-4, rtol=1e-5)
+            assert torch.allclose(loaded.heads["five_year"](found).sigmoid(), chances, atol=1e-4)
+    weights, head, unused = converted_five_year(state := torch.load(checkpoint, weights_only=True))
+    assert sorted(unused) == ["contrastive_head.bias", "contrastive_head.weight"]
+    assert len(weights) + len(head.state_dict()) + len(unused) == len(state)
+    assert loaded.config["provenance"]["left_aside"] == unused
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "says"),
+    [
+        ({}, ["--text", "longformer"], "--text is given, and the checkpoint has no text tower"),
+        ({"classifier.bias": None}, [], "classifier.bias is missing"),
+        ({"classifier.weight": torch.zeros(5, 2048, 1, 1, 1)}, [], "classifier.weight has 5 outputs, not 6"),
+        ({"layer4.1.bn1.weight": None}, [], "layer4.1.bn1.weight"),
+        ({"teacher.weight": torch.zeros(3)}, [], "teacher.weight"),
+    ],
+)
+def test_other_five_year_checkpoints_are_refused(
+    tmp_path: Path, change: dict[str, Tensor | None], words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, checkpoint = five_year(tmp_path)
+    state = {**torch.load(checkpoint, weights_only=True), **change}
+    torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "other.pt")
+    assert main([f"merlin:{tmp_path / 'other.pt'}", *words, "--out", str(tmp_path / "out")]) == 1
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -158,6 +221,7 @@ def test_five_year_head(merlin: Merlin) -> None:
     [
         ({"encode_text.linear_layer.bias": None}, "encode_text.linear_layer.bias is missing"),
         ({f"{HEAD}.weight": None}, f"{HEAD}.weight is missing"),
+        ({f"{HEAD}.weight": torch.zeros(6, 2048, 1, 1, 1)}, f"{HEAD}.weight has 6 outputs, not 1692"),
         ({"encode_image.i3_resnet.bn1.weight": None}, "visual.trunk.bn1.weight"),
         ({"encode_image.i3_resnet.layer4.1.conv1.weight": torch.zeros(3)}, "visual.trunk.layer4.1.conv1.weight"),
         ({"encode_image.i3_resnet.layer4.2.conv1.weight": torch.zeros(3)}, r"stages of \(2, 2, 2, 3\) blocks"),
@@ -174,6 +238,11 @@ def test_other_checkpoints_are_refused(
     assert main([f"merlin:{tmp_path / 'other.pt'}", "--text", str(merlin.text), "--out", str(out)]) == 1
     assert re.search(says, capsys.readouterr().err)
     assert not out.exists()
+
+
+def test_a_text_tower_needs_its_tokenizer(merlin: Merlin, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"merlin:{merlin.checkpoint}", "--out", str(tmp_path / "out")]) == 1
+    assert "--text is missing" in capsys.readouterr().err
 
 
 def test_command_line_says_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,7 +215,7 @@ def test_identities_differ_in_everything_that_matters(release: Path, toy_shards:
     other_view = VIEW.__class__("centre", (4, 8, 4))
     changed = [{"sha256": "x"}, {"geometry": GEOMETRY}, {"view": other_view}]
     changes = [{"loaded": dataclasses.replace(loaded, **one)} for one in changed]
-    changes += [{"rows": [1, 0]}, {"precision": "bf16"}]
+    changes += [{"rows": [1, 0]}, {"precision": "bf16"}, {"features": "trunk"}]
     cache = FeatureCache(tmp_path)
     paths = [cache.path(identity_of(**base)), *(cache.path(identity_of(**base | change)) for change in changes)]
     assert len(set(paths)) == len(changes) + 1

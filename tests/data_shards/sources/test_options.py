@@ -73,6 +73,29 @@ def test_which_studies_and_images(table: Path) -> None:
     assert sum(r.labels["effusion"] == 1 for r in balanced.rows if r.split == "train") == 2
 
 
+def test_labels_by_list_file_and_star(table: Path) -> None:
+    def labels(*words: str) -> list[dict[str, int | None]]:
+        return [row.labels for row in opened(table, *words).listing.rows[:5]]
+
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{lines[0]},008.5", *(f"{line},{i % 3 - 1}" for i, line in enumerate(lines[1:]))]))
+    named = labels("--label-columns", "effusion,008.5,site=a")
+    assert named[:2] == [{"effusion": 1, "008.5": None, "site_a": 1}, {"effusion": 1, "008.5": 0, "site_a": 0}]
+    listed = table.parent / "labels.txt"
+    listed.write_text("effusion\n008.5\n\nsite=a\n")
+    assert labels("--label-columns", f"@{listed}") == named
+    others = ["--meta-columns", "age", "--image-columns", "image,side", "--group-column", "site"]
+    assert [set(row) for row in labels("--label-columns", "*", *others)] == [{"effusion", "008.5"}] * 5
+    for words, said in (
+        (["*"], r"label column 'side' is neither 1, 0, -1 nor blank"),
+        (["@gone.txt"], "'gone.txt' cannot be read"),
+        (["effusion,site=a,site a"], "two of --label-columns are of the label 'site_a'"),
+        (["*", "--meta-columns", "site,effusion,age,008.5", "--image-columns", "image,side"], "every column is named"),
+    ):
+        with pytest.raises(DataError, match=said):
+            opened(table, "--label-columns", *words)
+
+
 def test_archives_presets_and_folders(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {f"{s}_images": rng.integers(0, 255, (6, 28, 28)).astype(np.uint8) for s in ("train", "val", "test")}

@@ -135,6 +135,25 @@ def test_probes_that_searched_otherwise_are_not_compared(world: dict[str, Any], 
             require_comparable(one, other)
 
 
+def test_features_of_the_trunk(world: dict[str, Any], tmp_path: Path) -> None:
+    """Of another space than the projected ones in the same cache, told, and not compared with them."""
+    from eval_zero_shot.paired import require_comparable
+
+    words = ["--labels", "bright", "--fractions", "0.2", "--draws-count", "2"]
+    projected, trunk = (run(world, tmp_path / kind, *words, "--features", kind) for kind in ("projected", "trunk"))
+    assert trunk.provenance["features"] == "trunk" and trunk.notes[0].startswith(
+        "Features: image features of the trunk"
+    )
+    assert trunk.main.value is not None and trunk.main.value > 0.9
+    one, other = (found.scores[found.scores["variant"] == ""] for found in (projected, trunk))
+    assert len(one) == 40 and one["key"].tolist() == other["key"].tolist()
+    assert not np.array_equal(one["score"], other["score"])
+    with pytest.raises(EvalError, match="the two results differ in features"):
+        require_comparable(projected, trunk)
+    arguments = ["--model", world["models"][0], "--data", world["data"], "--features", "trunk", "--no-cache"]
+    assert main([*arguments, "--task", str(world["folder"] / "task.yaml")]) == 1
+
+
 def test_a_text_start(world: dict[str, Any], tmp_path: Path) -> None:
     task = str(world["folder"] / "task.yaml")
     found = run(world, tmp_path, "--task", task, "--shots", "1", "--draws-count", "2", "--shot-strength", "validation")
