@@ -3,8 +3,9 @@
 From the real modules on the meta device, so nothing is computed: parameters are counted, operations by torch's
 FlopCounterMode (a multiplication and an addition are two). `forward` is what a user of the release pays: the image
 tower over one whole volume. `training` is what a step pays for one study: both towers forward and backward with the
-recipe's token dropout, TOKENS text tokens, the forward pass that `train.chunk` repeats, what checkpointing repeats, the
-decoder of masked_image and the teacher of distillation. Other objectives are not counted, and neither is reading.
+recipe's token dropout, TOKENS text tokens, the forward pass that `train.chunk` repeats of all parts but the last, what
+checkpointing repeats, the decoder of masked_image and the teacher of distillation. Other objectives are not counted,
+and neither is reading.
 
 Hours are EPOCHS epochs over CT-RATE's training scans at an assumed share of the peak; the arithmetic is printed. Nobody
 has measured that share here.
@@ -90,8 +91,9 @@ def measure(name: str, overrides: Sequence[str] = ()) -> Sizes:
         again = flop(lambda: visual(image)) + plain_text
     training = flop(lambda: visual(image).sum().backward())
     training += flop(lambda: dual.encode_units(tokens, lengths).sum().backward())
-    if recipe.train.chunk is not None and recipe.train.chunk < recipe.train.batch_size:
-        training += again
+    if recipe.train.chunk is not None:
+        parts = -(-recipe.train.batch_size // recipe.train.chunk)
+        training += again * (parts - 1) / parts  # the last one goes through once
     names = {objective.name for objective in recipe.objectives}
     if "distillation" in names:
         training += forward
