@@ -84,6 +84,8 @@ class Geometry(_Record):
     windows_in: "unit", the volume's unit (HU), or "percentile": of PERCENTILES, as stored with each volume, for MR and
         others of arbitrary units. What lies outside the volume is then the low end of each window.
     rounding: "none", or "nearest" to round resampled values to whole units.
+    levels: evenly spaced values, from end to end of a window, that resampled ones are rounded to: 256 for an 8-bit
+        picture of it, None rounds nothing.
     scans_per_study: how many scans of a study an encoder sees together, the windows of one after those of another; -1
         where a study has fewer (data_shards.preprocess.stacked).
     """
@@ -99,9 +101,10 @@ class Geometry(_Record):
     dtype: str = "float32"
     windows_in: str = "unit"
     scans_per_study: int = 1
+    levels: int | None = None
     _floats = ("spacing_mm", "pad_hu", "windows")
-    _ints = ("scans_per_study",)
-    _later = ("windows_in", "scans_per_study")
+    _ints = ("scans_per_study", "levels")
+    _later = ("windows_in", "scans_per_study", "levels")
     source: ClassVar[str] = "volume"
 
     @property
@@ -115,7 +118,7 @@ class Geometry(_Record):
             raise DataError(f"spacing_mm {self.spacing_mm} is not three positive numbers", fix="give z, y, x in mm")
         if self.scans_per_study < 1:
             raise DataError(f"scans_per_study {self.scans_per_study} is below 1", fix="1: each study by one scan")
-        _check_windows(self.windows, self.windows_in)
+        _check_windows(self.windows, self.windows_in, self.levels)
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ class SliceGeometry(_Record):
     plane: "axial", "coronal" or "sagittal". size: height and width in pixels.
     spacing_mm: millimetres a pixel; None scales each slice, its proportions kept, so that the whole of it fits.
     windows: one (low, high) pair, the same in all three channels, or three, a channel each. windows_in, pad_hu,
-        interpolation, antialias, rounding: as for a volume.
+        interpolation, antialias, rounding, levels: as for a volume.
     mean, std: subtracted and divided by per channel, of windows scaled to [0, 1]: those that a tower was trained with.
     span: part of the volume along the plane's axis that slices are taken from (first, last), 0 at the feet, the back
         and the left.
@@ -181,11 +184,13 @@ class SliceGeometry(_Record):
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     span: tuple[float, float] = (0.0, 1.0)
+    levels: int | None = None
     channels: ClassVar[int] = 3
     source: ClassVar[str] = "volume"
     scans_per_study: ClassVar[int] = 1
     _floats = ("spacing_mm", "windows", "pad_hu", "mean", "std", "span")
-    _ints = ("size",)
+    _ints = ("size", "levels")
+    _later = ("levels",)
 
     def _check(self) -> None:
         _one_of(self, kind=("slice",), plane=PLANES, interpolation=("linear", "nearest"))
@@ -196,7 +201,7 @@ class SliceGeometry(_Record):
             raise DataError(f"spacing_mm {self.spacing_mm} is not positive", fix="give millimetres a pixel, or null")
         if len(self.windows) not in (1, 3):
             raise DataError(f"{len(self.windows)} windows for the three channels of an image", fix="give one, or three")
-        _check_windows(self.windows, self.windows_in)
+        _check_windows(self.windows, self.windows_in, self.levels)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise DataError("mean and std need three numbers, std above 0")
         if not 0 <= self.span[0] < self.span[1] <= 1:
@@ -257,11 +262,13 @@ def geometry_from_dict(data: dict[str, Any]) -> AnyGeometry:
     raise DataError(f"geometry kind {kind!r} is unknown", fix='use "volume", "image" or "slice"')
 
 
-def _check_windows(windows: tuple[tuple[float, float], ...], windows_in: str) -> None:
+def _check_windows(windows: tuple[tuple[float, float], ...], windows_in: str, levels: int | None) -> None:
     if not windows or any(len(w) != 2 or not w[0] < w[1] for w in windows):
         raise DataError(f"windows {windows} are not (low, high) pairs with low < high")
     if windows_in == "percentile" and (strange := {p for w in windows for p in w} - set(PERCENTILES)):
         raise DataError(f"percentiles {sorted(strange)} are not stored with volumes", fix=f"use some of {PERCENTILES}")
+    if levels is not None and levels < 2:
+        raise DataError(f"levels {levels} is below 2", "both ends of a window would be one", "None rounds nothing")
 
 
 def _one_of(record: Any, **allowed: tuple[str, ...]) -> None:

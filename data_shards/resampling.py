@@ -129,7 +129,8 @@ def windowed(
     geometry: Geometry | SliceGeometry,
     out: np.ndarray | None,
 ) -> np.ndarray:
-    """Pad to size and give each window a channel: clip((x - low) / (high - low), 0, 1) * 2 - 1."""
+    """Pad to size and give each window a channel: clip((x - low) / (high - low), 0, 1) * 2 - 1, rounded to the
+    geometry's levels where it has some."""
     if out is None:
         out = np.empty((len(windows), *size), np.float32)
     if x.shape != tuple(size):
@@ -145,4 +146,11 @@ def windowed(
             inner *= np.float32(2.0 / (high - low))
             inner -= np.float32(1)
             np.clip(inner, -1, 1, out=inner)
+    if geometry.levels is not None:
+        half = np.float32((geometry.levels - 1) / 2)
+        out += np.float32(1)
+        out *= half
+        np.rint(out, out=out)
+        out /= half
+        out -= np.float32(1)
     return out

@@ -5,6 +5,8 @@ open_clip pads every text to the context; packed towers need the ids alone. They
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -97,6 +99,16 @@ class HFTokenizer:
         special = np.zeros(len(pieces), bool)
         special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True
         return Marks(special, begins, np.zeros_like(special))
+
+    def identity(self) -> str:
+        """sha256 (hex) of its vocabulary and rules, without the cut: equal for tokenizers that give the same ids."""
+        tokenizer: Any = self._load()
+        if getattr(tokenizer, "is_fast", False):
+            said = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        else:
+            said = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+        said |= {"special": tokenizer.special_tokens_map}
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[type[HFTokenizer], tuple[str, int, bool]]:
         return HFTokenizer, (self.name, self.context_length, self.wordpunct)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from encoders.tag import parse_tag
+from encoders.tag import Tag, parse_tag
 from pretrain.schema import ModelSection, ObjectiveSection
 from pretrain.yaml_lines import Problem
 
@@ -24,13 +24,20 @@ def check_token_dropout(model: ModelSection, objectives: Sequence[ObjectiveSecti
         if objective.name in NEED and not image.token_dropout:
             what = f"{objective.name} {NEED[objective.name]}, and model.image.token_dropout is 0"
             yield Problem(at, what, fix)
-        elif objective.name == "masked_image" and _pools_by_grid(image.name):
-            what = "masked_image reads the kept tokens, and o-grid puts zeros in the places of the others"
-            yield Problem(at, what, "use another pooling in model.image.name, or leave masked_image out")
+        elif objective.name == "masked_image" and (tag := _tag(image.name)):
+            if tag.pool == "grid":
+                what = "masked_image reads the kept tokens, and o-grid puts zeros in the places of the others"
+                yield Problem(at, what, "use another pooling in model.image.name, or leave masked_image out")
+            if tag.stem != "patch":
+                what = (
+                    f"masked_image predicts the patches that token dropout took, and s-{tag.stem} works over the whole "
+                    "volume: every kept token has seen them"
+                )
+                yield Problem(at, what, "use the patch stem (no s- in model.image.name), or leave masked_image out")
 
 
-def _pools_by_grid(name: str) -> bool:
+def _tag(name: str) -> Tag | None:
     try:
-        return name.startswith("voxvit") and parse_tag(name).pool == "grid"
+        return parse_tag(name) if name.startswith("voxvit") else None
     except ValueError:
-        return False  # reported elsewhere
+        return None  # reported elsewhere

@@ -92,6 +92,9 @@ class VolumeGeometry(Section):
         "unit", description="percentile: windows are percentiles of each volume, for MR and PET of arbitrary units"
     )
     rounding: Literal["none", "nearest"] = Field("none", description="nearest: whole units after resampling")
+    levels: int | None = Field(
+        None, ge=2, description="values of a window after resampling, evenly spaced; 256: as an 8-bit picture of it"
+    )
     dtype: Literal["float32"] = Field("float32", description="dtype of the channels")
     scans_per_study: int = Field(
         1, ge=1, le=99, description="scans of a study that the tower sees together: as many volumes of its tag, v-"
@@ -130,6 +133,9 @@ class SliceGeometry(Section):
     interpolation: Literal["linear", "nearest"] = Field("linear", description="resampling kernel")
     antialias: bool = Field(True, description="widen the kernel when downsampling")
     rounding: Literal["none", "nearest"] = Field("none", description="nearest: whole units after resampling")
+    levels: int | None = Field(
+        None, ge=2, description="values of a window after resampling, evenly spaced; 256: as an 8-bit picture of it"
+    )
     mean: Channels = Field((0.5, 0.5, 0.5), description="subtracted per channel, of windows scaled to [0, 1]")
     std: Channels = Field((0.5, 0.5, 0.5), description="divided by per channel")
     span: tuple[Fraction, Fraction] = Field(

@@ -9,9 +9,11 @@ Legend: M distinct texts, U units, C width of the text tower.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,13 +27,15 @@ from data_shards.progress import counting
 from data_shards.report import ANATOMY
 from data_shards.units import tokens_identity
 from encoders.dual import DualEncoder
-from pretrain import build, launch, studies
+from encoders.tokenize import HFTokenizer
+from pretrain import build, launch, runs, studies
 from pretrain.passes import Part, Rows
 from pretrain.schema import Recipe
 
 TOKENS = 16_384  # encoded at once
 FORMAT = 1
 PROJECTIONS = ("text_projection", "proj.")  # go on being trained
+BEAT, QUIET = 10.0, 600.0  # seconds between signs of life of rank 0, and without one after which others give up
 
 
 class TextCache:
@@ -69,6 +73,9 @@ def text_cache(
     """The cache of a run, made the first time; None where the recipe asks for none. Rank 0 makes it, others wait.
 
     resumed: weights of the dual encoder of the checkpoint that the run goes on from.
+
+    Raises:
+        RuntimeError: rank 0 gives no sign of life any more, and the cache is not there.
     """
     if recipe.model.text is None or recipe.model.text.cached is None:
         return None
@@ -77,15 +84,52 @@ def text_cache(
         dual.clip.text.load_state_dict(weights)
     stream = build.training_stream(recipe, data, tokenize, 0, 1, 0)
     folder = recipe.cache_dir / "texts"
-    path = folder / f"{_identity(recipe, dual, stream.state_dict())}.safetensors"
+    path = folder / f"{_identity(recipe, dual, stream.state_dict(), tokenize)}.safetensors"
     if launch.rank() == 0 and not path.is_file():
-        _write(path, *_encode(dual, _distinct(recipe, data, stream.samples, tokenize)))
-    while not path.is_file():
-        time.sleep(1.0)
+        with _signs_of_life(path):
+            _write(path, *_encode(dual, _distinct(recipe, data, stream.samples, tokenize)))
+    _wait(path)
     from safetensors.torch import load_file
 
     kept = load_file(path)
     return TextCache(kept["identity"], kept["pooled"])
+
+
+@contextlib.contextmanager
+def _signs_of_life(path: Path) -> Iterator[None]:
+    """Touches a file beside `path` while the block runs: no process group is there yet, and encoding may take hours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sign, done = path.with_suffix(".working"), threading.Event()
+
+    def beat() -> None:
+        while not done.is_set():
+            sign.touch()
+            done.wait(BEAT)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        sign.unlink(missing_ok=True)
+
+
+def _wait(path: Path) -> None:
+    """Until the file is there. Times of the file are compared with each other alone: clocks of machines differ."""
+    sign, last, since = path.with_suffix(".working"), 0, time.monotonic()
+    while not path.is_file():
+        with contextlib.suppress(FileNotFoundError):
+            if (touched := sign.stat().st_mtime_ns) != last:
+                last, since = touched, time.monotonic()
+        if time.monotonic() - since > QUIET:
+            raise RuntimeError(
+                f"{path} is not there, and rank 0, which makes it, gave no sign of life for {QUIET:.0f} seconds\n"
+                "  why: it has failed, or writes into another folder; this rank would wait for ever\n"
+                "  fix: read what rank 0 printed, and name a data.cache that all ranks share"
+            )
+        time.sleep(1.0)
 
 
 def _distinct(recipe: Recipe, data: studies.Data, samples: Any, tokenize: Any) -> list[list[int]]:
@@ -131,8 +175,8 @@ def _groups(texts: list[list[int]]) -> Iterator[list[list[int]]]:
         yield group
 
 
-def _identity(recipe: Recipe, dual: DualEncoder, stream: dict[str, Any]) -> str:
-    """Of all that determines the embeddings: the tower's weights, the texts, and how they are drawn and cut."""
+def _identity(recipe: Recipe, dual: DualEncoder, stream: dict[str, Any], tokenize: Any) -> str:
+    """Of all that determines the embeddings: the tower's weights, the texts, and how they are drawn, cut and read."""
     digest = hashlib.sha256()
     for name, value in sorted(dual.clip.text.state_dict().items()):
         if name.startswith(PROJECTIONS):
@@ -141,7 +185,9 @@ def _identity(recipe: Recipe, dual: DualEncoder, stream: dict[str, Any]) -> str:
     said = {
         "format": FORMAT,
         "text": recipe.model.text.model_dump() if recipe.model.text else None,
+        "tokenizer": tokenize.identity() if isinstance(tokenize, HFTokenizer) else None,
         "units": recipe.data.units.model_dump(),
+        "templates": runs.named_files(recipe).get("data.units.templates"),
         "seed": recipe.seed,
         "manifest": stream["manifest"],
         "rows": stream["rows_hash"],
@@ -154,7 +200,6 @@ def _identity(recipe: Recipe, dual: DualEncoder, stream: dict[str, Any]) -> str:
 def _write(path: Path, identity_M: Tensor, pooled_MC: Tensor) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({"identity": identity_M.contiguous(), "pooled": pooled_MC.contiguous()}, aside)

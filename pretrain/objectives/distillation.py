@@ -5,8 +5,9 @@
     ξ ← τ ξ + (1 - τ) θ,   τ = 1 - (1 - τ₀) (cos(π k/K) + 1) / 2      BYOL, §3.3 "target network", in step k of K
 
 h_i are the pooled features, before the projection into the joint space, of the forward pass that the other losses read;
-t_i those of the teacher, a tower with weights ξ that sees every token; q is a small predictor. The centre is there
-because scans look alike: features share a large common part, and a cosine would be near 1 without anything learnt.
+t_i those of the teacher, a tower with weights ξ that sees every token; q is a small predictor. Behind a stem that works
+over the whole volume (`s-conv`, `s-extremes`) the student has seen some of what it dropped. The centre is there because
+scans look alike: features share a large common part, and a cosine would be near 1 without anything learnt.
 
 Under `train.chunk` the teacher runs once a part, in the pass without gradients.
 

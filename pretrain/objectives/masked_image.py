@@ -7,6 +7,7 @@ its width, one learned token everywhere else, and fixed positions. x̂_m are the
 window of a patch to mean 0 and variance 1 (with `normalise: false` as they are). Nothing is encoded twice: what this
 costs is the decoder. In steps that drop no token (`model.image.token_dropout_finish`) the loss is 0. Of a tower that
 takes several volumes all are places of one grid, one volume after another; patches of absent ones are not predicted.
+The stem must be `patch`: the others look across patches before any is dropped.
 
 Legend: b studies of a part, N places, K of them kept, M = N - K dropped, C tower width, E decoder width, V voxels of a
 patch times windows.
@@ -50,6 +51,12 @@ class MaskedImage(Objective):
                 "objective masked_image: this image tower does not give the tokens that token dropout leaves",
                 why="there would be nothing to predict the dropped patches from",
                 fix="use a voxvit whose pooling is not o-grid, or leave masked_image out",
+            )
+        if trunk.tag.stem != "patch":
+            raise ConfigError(
+                f"objective masked_image: s-{trunk.tag.stem} works over the whole volume before tokens are dropped",
+                why="every kept token has seen the patches that it should predict",
+                fix="use the patch stem (no s- in model.image.name), or leave masked_image out",
             )
         self.patch, self.volumes, tag = trunk.tag.patch, trunk.tag.volumes, trunk.tag
         voxels = tag.channels_each * tag.patch[0] * tag.patch[1] * tag.patch[2]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,9 @@ def test_identities_of_released_geometries_last() -> None:
     later = Geometry(windows=((0.5, 99.5),), windows_in="percentile")
     assert later.identity != Geometry(windows=((0.5, 99.5),)).identity
     assert Geometry.from_json(later.to_json()) == later
+    assert "levels" not in Geometry(levels=None).to_json()
+    assert Geometry(levels=256).differences(Geometry()) == ["levels: 256 against None"]
+    assert Geometry.from_json(Geometry(levels=256).to_json()) == Geometry(levels=256)
     with pytest.raises(DataError, match=r"percentiles \[3.0\] are not stored with volumes"):
         Geometry(windows=((3, 99.5),), windows_in="percentile")
 
@@ -73,9 +77,32 @@ def test_unknown_and_impossible_fields_are_refused() -> None:
         Geometry(interpolation="cubic")
     with pytest.raises(DataError, match="low < high"):
         Geometry(windows=((10, 0),))
+    with pytest.raises(DataError, match="levels 1 is below 2"):
+        Geometry(levels=1)
 
 
 # ---- volumes
+
+
+@pytest.mark.parametrize("levels", [256, 3, 2])
+def test_levels_are_those_of_a_picture(levels: int) -> None:
+    """Windows of odd width: no whole unit lies between two levels."""
+    source, windows = volume((10, 12, 14)), ((-500.0, 501.0), (-77.0, 0.0))
+    geometry = Geometry(spacing_mm=None, windows=windows, pad_hu=123.0, levels=levels)
+    made = apply_view(source, {}, geometry, View("centre", (10, 12, 20)))
+    hu = np.pad(source.astype(np.float64), ((0, 0), (0, 0), (3, 3)), constant_values=123)
+    for channel, (low, high) in zip(made, windows, strict=True):
+        picture = np.rint(np.clip((hu - low) / (high - low), 0, 1) * (levels - 1)).astype(np.float32)
+        assert len(np.unique(picture)) >= min(levels, 30)
+        np.testing.assert_array_equal(channel, picture / np.float32((levels - 1) / 2) - 1)
+
+
+def test_levels_are_rounded_to_after_resampling() -> None:
+    view, plain = View("centre", (6, 8, 9)), Geometry(spacing_mm=(5, 2, 2))
+    smooth = apply_view(volume((10, 12, 14)), META, plain, view)
+    made = apply_view(volume((10, 12, 14)), META, replace(plain, levels=256), view)
+    np.testing.assert_array_equal(made, np.rint((smooth + 1) * np.float32(127.5)) / np.float32(127.5) - 1)
+    assert 0 < np.abs(made - smooth).max() <= 1 / 255 + 1e-6
 
 
 def test_windows_in_percentiles_fit_any_unit() -> None:

@@ -113,8 +113,15 @@ def test_percentiles_of_each_volume_are_windows_too() -> None:
     np.testing.assert_allclose(made, np.clip(HU[5, ::-1, ::-1] / 500.0, -1, 1), atol=1e-6)
 
 
+def test_slices_have_levels_too() -> None:
+    made = apply_slice(HU, META, geometry("axial", windows=((-500.0, 501.0),), levels=256), View("centre"))
+    picture = np.rint(np.clip((HU[5, ::-1, ::-1] + 500.0) / 1001, 0, 1) * 255)
+    np.testing.assert_allclose(made[0], picture / 127.5 - 1, atol=2e-7)
+    assert "levels" not in geometry("axial").to_json() and geometry("axial", levels=2) != geometry("axial")
+
+
 def test_a_geometry_survives_its_json() -> None:
-    cut = geometry("sagittal", windows=((-1, 1), (0, 2), (3, 4)), span=(0.1, 0.9))
+    cut = geometry("sagittal", windows=((-1, 1), (0, 2), (3, 4)), span=(0.1, 0.9), levels=256)
     assert geometry_from_dict(json.loads(cut.to_json())) == cut
     assert View.from_json(View("centre").to_json()) == View("centre") and "slices" not in View("centre").to_json()
 
@@ -124,7 +131,8 @@ def test_a_geometry_survives_its_json() -> None:
     [({"windows": ((0, 1), (0, 1))}, "2 windows"), ({"plane": "oblique"}, "oblique"), ({"spacing_mm": 0.0}, "positive"),
      ({"span": (0.5, 0.5)}, "rising"), ({"std": (1.0, 1.0, 0.0)}, "std above 0"),
      ({"windows": ((1, 0),)}, "low < high"),
-     ({"windows": ((3, 4),), "windows_in": "percentile"}, "not stored"), ({"size": (0, 4)}, "height, width")],
+     ({"windows": ((3, 4),), "windows_in": "percentile"}, "not stored"), ({"size": (0, 4)}, "height, width"),
+     ({"levels": 1}, "levels 1 is below 2")],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):

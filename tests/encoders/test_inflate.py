@@ -46,6 +46,32 @@ def test_every_kind_of_file_gives_the_same_tower(flat: dict[str, Tensor], tmp_pa
         assert all(torch.equal(found[0][name], other[name]) for name in found[0])
 
 
+@pytest.mark.parametrize(
+    ("source", "built"),
+    [("resnet26.bt_in1k", NAME), ("vit_tiny_patch16_224.augreg_in21k", "voxvit_tiny.p-4x16x16_i-8x32x32_c-1")],
+)
+def test_a_timm_name_is_what_the_hub_has_of_it(
+    source: str, built: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of the hub's own cache, of which timm and huggingface_hub are asked as ever, without a network."""
+    torch.manual_seed(2)
+    published = timm.create_model(source)
+    folder = tmp_path / f"models--timm--{source}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(published.state_dict(), folder / "snapshots" / ("0" * 40) / "model.safetensors")
+    save_file(published.state_dict(), tmp_path / "file.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    named, filed = tower(built), tower(built)
+    assert inflate(named, source) == inflate(filed, str(tmp_path / "file.safetensors"))
+    theirs = filed.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in named.state_dict().items())
+    with pytest.raises(ReleaseError, match=r"no 2D weights at 'resnet50\.a1_in1k'"):
+        inflate(tower(), "resnet50.a1_in1k")  # timm knows it, and no hub has it here
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_equal_windows_look_like_a_grey_image(flat: dict[str, Tensor], channels: int, tmp_path: Path) -> None:
     save_file(flat, tmp_path / "a.safetensors")

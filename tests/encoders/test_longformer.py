@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,20 @@ def test_words_and_punctuation_apart_as_nltk_has_them(longformer: Path) -> None:
     for text in (REPORT, "a--b ... c_d É.é\n\n x", "L4-5: n/a?!", "3.2 x 1.0"):
         assert merlins(text) == plain(" ".join(nltk.wordpunct_tokenize(text.lower())))
     assert merlins(REPORT) != plain(REPORT)
+
+
+def test_tokenizers_that_give_other_ids_have_another_identity(longformer: Path, tmp_path: Path) -> None:
+    one = HFTokenizer(str(longformer), CONTEXT)
+    before = one.identity()
+    assert one(REPORT) and one.identity() == before == HFTokenizer(str(longformer), 8).identity()
+    assert HFTokenizer(str(longformer), CONTEXT, wordpunct=True).identity() != before
+    shutil.copytree(longformer, tmp_path / "edited")
+    file = tmp_path / "edited" / "tokenizer.json"
+    said = json.loads(file.read_text())
+    said["model"]["merges"].pop()
+    file.write_text(json.dumps(said))
+    edited = HFTokenizer(str(tmp_path / "edited"), CONTEXT)
+    assert edited.identity() != before and edited(REPORT.lower()) != one(REPORT.lower())
 
 
 def test_the_release_reads_texts_as_in_training(

@@ -49,7 +49,9 @@ def lively(net: nn.Module) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("depth", ["resnet50", pytest.param("resnet152", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "depth", ["resnet50", *(pytest.param(deep, marks=pytest.mark.full) for deep in ("resnet101", "resnet152"))]
+)
 def test_same_2d_weights_give_merlins_numbers(depth: str) -> None:
     i3res = pytest.importorskip("merlin.models.i3res", reason="merlin-vlm is not installed (extra merlin)")
     import torchvision

@@ -52,6 +52,7 @@ def refused(path: Path, *overrides: str, edit: tuple[str, str] = ("", "")) -> st
         (("- [-100, 200]", "- [200, 200]"), "data.geometry.windows.1", 9, "low must be below high"),
         (("      - [-100, 200]\n", ""), "data.geometry.windows", 7, "c-1"),
         (("    windows:", "    windows_in: percentile\n    windows:"), "data.geometry.windows.0", 9, "stored with"),
+        (("    windows:", "    levels: 1\n    windows:"), "data.geometry.levels", 7, "must be at least 2, got 1"),
         (("size: [56, 64, 80]", "size: [56, 60, 80]"), "data.train_view.size", 10, "multiple of the model's patch"),
         (("centre, size: [56, 64, 80]", "centre, size: [48, 64, 80]"), "data.eval_view.size", 11, "i-56x64x80"),
         (("centre, size: [56, 64, 80]", "centre, size: [64, 80]"), "data.eval_view.size", 11, "D H W"),

@@ -123,6 +123,14 @@ def test_a_printed_recipe_can_be_trained_from(tiny: Any, capsys: pytest.CaptureF
     assert yaml.safe_load(printed.read_text())["optim"]["lr"] == 2e-4
 
 
+def test_a_release_rounds_windows_as_its_run_did(tiny: Any) -> None:
+    geometry = {"kind": "volume", "spacing_mm": [3.0, 3.0, 3.0], "windows": [[-500, 500]], "levels": 5}
+    assert tiny("run", train__steps=3, data__geometry=geometry) == 0
+    preprocess = encoders.load(tiny.folder("run") / "release").preprocess
+    ramp = np.linspace(-600, 600, 16 * 32 * 32, dtype=np.float32).reshape(16, 32, 32)
+    assert preprocess(ramp, (3.0, 3.0, 3.0)).unique().tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+
+
 def test_the_same_seed_gives_the_same_bits_for_any_number_of_workers(tiny: Any, equal: Any) -> None:
     for name, changes in (("a", {}), ("b", {"data__workers": 2}), ("c", {"seed": 4})):
         torch.manual_seed(ord(name))  # whatever was drawn before a run is not to matter

@@ -123,13 +123,14 @@ def test_sentences_have_as_many_positives_as_reports_hold_them() -> None:
     objective = Sentence(SentenceOptions())
     loss, logs = objective(b)
     expected = 0.0
-    scale, bias = float(objective.logit_scale.detach().exp()), float(objective.logit_bias.detach())
-    logits = (scale * b.images_BD @ b.text.units_UD.T + bias).detach()
-    for i in range(3):
-        for u in range(4):
+    scale, bias = math.exp(float(objective.logit_scale.detach())), float(objective.logit_bias.detach())
+    images, units = (x.detach().double().tolist() for x in (b.images_BD, b.text.units_UD))
+    for i, image in enumerate(images):
+        for u, unit in enumerate(units):
             z = 1 if (i, u) in pairs else -1
-            expected += math.log1p(math.exp(-z * float(logits[i, u])))
-    assert float(loss) == pytest.approx(expected / 3, rel=1e-5)
+            logit = scale * sum(x * y for x, y in zip(image, unit, strict=True)) + bias
+            expected += math.log1p(math.exp(-z * logit))
+    assert float(loss.detach()) == pytest.approx(expected / 3, rel=1e-5)
     assert float(logs["positives"]) == pytest.approx(5 / 3)
     assert objective.logit_scale.requires_grad and objective.logit_bias.requires_grad
 

@@ -38,15 +38,21 @@ REPORT = "{width: 24, heads: 2, layers: 2, fusion_layers: 1, feedforward: 32, dr
 WORDS = (f"model.report={REPORT}", "data.units.max_sentences=50", "model.image.token_dropout=0.0")
 MASKED, MATCHING, CONTRAST = '{"name": "masked_language"}', '{"name": "matching"}', '{"name": "report_contrastive"}'
 SEEING = '{"name": "masked_language", "condition": "image"}'
+SENTENCES, WORD = (f'{{"name": "hierarchical", "width": 8, "text": "{text}"}}' for text in ("sentences", "words"))
+COARSE, FINE = SENTENCES[:-1] + ', "level": 2}', WORD[:-1] + ', "level": 1}'
+PYRAMID = (  # the tower of objectives that ask for a level
+    "model.image.name=swin3d_tiny.i-32x32x32_c-1_w-12_l-1", "data.train_view.size=[32,32,32]",
+    "data.eval_view.size=[32,32,32]",
+)  # fmt: skip
 ALL = f"objectives=[{CONTRAST}, {MATCHING}, {MASKED}, {SEEING}]"
 
 
-def batch(studies: tuple[tuple[int, tuple[str, ...]], ...] = STUDIES) -> Batch:
+def batch(studies: tuple[tuple[int, tuple[str, ...]], ...] = STUDIES, depth: int = 16) -> Batch:
     units = []
     for number, (_, said) in enumerate(studies):
         report = Unit(0, " ".join(said) or "None.", hash64(f"report {number}"))
         units.append([report, *(Unit(2, text, text_identity(text)) for text in said)])
-    images = torch.randn(len(studies), 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(len(studies), 1, depth, 32, 32, generator=torch.Generator().manual_seed(0))
     rows, patients = torch.arange(len(studies)), torch.tensor([patient for patient, _ in studies])
     return Batch(0, rows, [str(i) for i in rows], patients, images, torch.zeros(len(studies), 0), (),
                  TextBatch.of(units, BPE(64)))  # fmt: skip
@@ -298,13 +304,19 @@ REACHED = {
     MATCHING: ("clip.visual.trunk.", "report.layers.0.qkv.weight", "report.image_in.0.weight", "report.matched.weight"),
     MASKED: ("report.tokens.weight", "report.predict.dense.weight", "report.predict.bias", "report.norm.weight"),
     SEEING: ("clip.visual.trunk.", "report.fusion.0.q.weight", "report.predict.bias", "report.tokens.weight"),
+    SENTENCES: ("clip.visual.trunk.blocks.0.", "report.layers.0.qkv.weight", "report.projections.sentences.weight"),
+    WORD: ("clip.visual.trunk.blocks.0.", "report.layers.0.qkv.weight", "report.projections.words.weight"),
+    COARSE: ("clip.visual.trunk.", "report.layers.1.qkv.weight", "report.projections.sentences.weight"),
+    FINE: ("clip.visual.trunk.", "report.layers.1.qkv.weight", "report.projections.words.weight"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", list(REACHED))
 def test_the_gradient_reaches_what_it_should_and_nothing_else_is_there(tiny: Any, objective: str) -> None:
-    module = module_of(tiny, f"objectives=[{objective}]")
-    module.compute(batch()).backward()
+    pyramid = objective in (COARSE, FINE)
+    module = module_of(tiny, f"objectives=[{objective}]", *(PYRAMID if pyramid else ()))
+    module.compute(batch(depth=32 if pyramid else 16)).backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.objectives.parameters())
     gradients = {n: p.grad for n, p in module.dual.named_parameters() if p.grad is not None and p.grad.any()}
     for name in REACHED[objective]:
         assert any(found.startswith(name) for found in gradients), name
@@ -315,7 +327,7 @@ def test_the_gradient_reaches_what_it_should_and_nothing_else_is_there(tiny: Any
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
-@pytest.mark.parametrize("objectives", [ALL, f"objectives=[{CONTRAST}, {SEEING}]"])
+@pytest.mark.parametrize("objectives", [ALL, f"objectives=[{CONTRAST}, {SEEING}]", f"objectives=[{SENTENCES}, {WORD}]"])
 def test_in_parts_the_gradient_is_that_of_one_graph(tiny: Any, chunk: int, objectives: str) -> None:
     """Matching runs the fusion layers once, between the two passes: their dropout is its own, and off in this test."""
     module, made = module_of(tiny, objectives, f"train.chunk={chunk}", "model.image.token_dropout=0.5"), batch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import signal
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders.tag import parse_tag
 from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
 from pretrain.objectives.base import GlobalBatch, Surroundings
@@ -102,17 +104,29 @@ def test_a_flat_window_is_nothing_to_predict(tiny: Any) -> None:
 def test_gradients_reach_the_tower_and_what_is_dropped_is_not_seen(tiny: Any) -> None:
     found, whole = module(tiny), batch(3)
     found._begin(whole)
-    part = Part(whole, slice(0, 3), slice(0, 0))
-    torch.manual_seed(0)
-    rows = found.encoders(found.dual, part)
-    dropped = others(rows["image:global.kept"].values, 16)
+
+    def encoded(images: Tensor) -> tuple[Part, dict[str, Rows]]:
+        part = Part(dataclasses.replace(whole, images_BCDHW=images), slice(0, 3), slice(0, 0))
+        torch.manual_seed(0)  # the same tokens are dropped
+        return part, found.encoders(found.dual, part)
+
+    part, rows = encoded(whole.images_BCDHW)
+    tokens, kept = rows["image:global.tokens"].values, rows["image:global.kept"].values
+    dropped = others(kept, 16)
     assert dropped.shape == (3, 8)
-    assert torch.equal(
-        torch.cat([dropped, rows["image:global.kept"].values], 1).sort(1).values, torch.arange(16).expand(3, 16)
-    )
+    assert torch.equal(torch.cat([dropped, kept], 1).sort(1).values, torch.arange(16).expand(3, 16))
     assert torch.equal(
         at(dropped[..., None].float(), torch.zeros(3, 1, dtype=torch.long))[:, 0, 0], dropped[:, 0].float()
     )
+    for places, same in ((dropped, True), (kept, False)):
+        noisy = whole.images_BCDHW.clone()
+        for i, row in enumerate(places.tolist()):
+            for place in row:
+                z, y, x = 8 * (place // 8), 8 * (place // 2 % 4), 16 * (place % 2)
+                noisy[i, :, z : z + 8, y : y + 8, x : x + 16] = torch.randn(8, 8, 16)
+        _, seen = encoded(noisy)
+        assert torch.equal(seen["image:global.kept"].values, kept)
+        assert torch.equal(seen["image:global.tokens"].values, tokens) is same
     one = objective(found, MaskedImage)
     one.each(rows, part)[0].backward()
     reached = {name for name, p in found.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
@@ -219,6 +233,8 @@ def test_the_finish_is_the_last_share_of_the_steps(tiny: Any) -> None:
         ("model.image.token_dropout=0", "masked_image predicts the patches that token dropout took"),
         ("model.image.token_dropout=0", "distillation compares a tower that drops tokens"),
         ("model.image.name=voxvit_tiny.p-8x8x16_i-16x32x32_c-1_o-grid", "o-grid puts zeros"),
+        ("model.image.name=voxvit_tiny.p-8x8x16_i-16x32x32_c-1_s-conv", "s-conv works over the whole volume"),
+        ("model.image.name=voxvit_tiny.p-8x8x16_i-16x32x32_c-1_s-extremes", "every kept token has seen them"),
     ],
 )
 def test_recipes_that_cannot_learn_so_are_refused(tiny: Any, word: str, says: str) -> None:
@@ -233,6 +249,9 @@ def test_a_finish_of_no_dropout_is_refused(tiny: Any) -> None:
 
 def test_towers_that_drop_nothing_are_refused(tiny: Any) -> None:
     found = module(tiny)
+    found.dual.clip.visual.trunk.tag = parse_tag("voxvit_tiny.p-8x8x16_i-16x32x32_c-1_s-conv")
+    with pytest.raises(ConfigError, match="s-conv works over the whole volume"):
+        MaskedImage(MaskedImageOptions()).attach(Surroundings(found.dual, ()))
     found.dual.clip.visual.trunk = torch.nn.Identity()
     with pytest.raises(ConfigError, match="does not give the tokens that token dropout leaves"):
         MaskedImage(MaskedImageOptions()).attach(Surroundings(found.dual, ()))

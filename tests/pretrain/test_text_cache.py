@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,67 @@ def test_features_and_gradients_are_the_towers(tiny: Any, started: dict[str, Any
     again = text_cache(recipe, dual, data, tokenize)  # out of the file
     assert again is not None and torch.equal(again.pooled_MC, cache.pooled_MC)
     assert len(list((tiny.root / "cache" / "texts").iterdir())) == 1
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def test_edited_templates_are_encoded_anew(tiny: Any, started: dict[str, Any], tmp_path: Path) -> None:
+    file, kept = tmp_path / "words.yaml", tiny.root / "cache" / "texts"
+    changes = words(started | {"data__units__templates": str(file), "objectives": '[{"name": "contrastive"}]'})
+    changes.append('objectives.0.units=["caption"]')
+    found = []
+    for said in ("a nodule", "a spot", "a nodule"):
+        file.write_text(f"classes: {{nodule: {{present: {said}, absent: no nodule}}}}\n")
+        recipe = load_recipe(tiny.recipe, changes)
+        data, tokenize = studies.build_data(recipe), build.tokenizer(recipe)
+        cache = text_cache(recipe, build.build_model(recipe), data, tokenize)
+        assert cache is not None
+        cache.look_up(next(iter(build.training_stream(recipe, data, tokenize, 0, 1, 0))).texts.visit64_U)
+        found.append(names(kept))
+    assert len(found[0]) == 1 and len(found[1]) == 2 and found[0] < found[1] == found[2]
+
+
+def test_other_ranks_wait_as_long_as_rank_0_lives(
+    tiny: Any, started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(tiny.recipe, words(started))
+    dual, data, tokenize = build.build_model(recipe), studies.build_data(recipe), build.tokenizer(recipe)
+    made = text_cache(recipe, dual, data, tokenize)
+    (file,) = (tiny.root / "cache" / "texts").iterdir()
+    aside, sign = file.with_suffix(".aside"), file.with_suffix(".working")
+    file.rename(aside)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("pretrain.text_cache.QUIET", 1.5)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(text_cache, recipe, dual, data, tokenize)
+        for _ in range(16):  # longer than a rank 0 may be quiet
+            assert not waiting.done()
+            sign.touch()
+            time.sleep(0.25)
+        aside.rename(file)
+        waited = waiting.result()
+    assert made is not None and waited is not None and torch.equal(made.pooled_MC, waited.pooled_MC)
+    file.unlink()  # and the sign of a rank 0 that was killed lies there
+    with pytest.raises(RuntimeError, match="rank 0, which makes it, gave no sign of life"):
+        text_cache(recipe, dual, data, tokenize)
+
+
+def test_rank_0_shows_that_it_works(tiny: Any, started: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.text_cache.BEAT", 0.01)
+    recipe = load_recipe(tiny.recipe, words(started))
+    dual, data, tokenize = build.build_model(recipe), studies.build_data(recipe), build.tokenizer(recipe)
+    folder, seen = tiny.root / "cache" / "texts", set[tuple[str, int]]()
+
+    def watching(text: str) -> list[int]:
+        while len(seen) < 3:
+            seen.update((file.suffix, file.stat().st_mtime_ns) for file in folder.iterdir())
+        return tokenize(text)
+
+    assert text_cache(recipe, dual, data, watching) is not None
+    assert {suffix for suffix, _ in seen} == {".working"}
+    assert {file.suffix for file in folder.iterdir()} == {".safetensors"}
 
 
 def test_texts_take_so_many_forms_and_no_more(tiny: Any, started: dict[str, Any]) -> None:

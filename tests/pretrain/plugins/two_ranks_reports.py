@@ -13,7 +13,13 @@ from pretrain.config import load_recipe
 from tests.pretrain.plugins.two_ranks import PARTS, average, batch, gradients_of, make_module, meeting
 
 REPORT = "{width: 24, heads: 2, layers: 2, fusion_layers: 1, feedforward: 32, dropout: 0.0, max_sentences: 64}"
-OBJECTIVES = ("report_contrastive", "matching", "masked_language", 'masked_language", "condition": "image')
+OBJECTIVES = (
+    '{"name": "report_contrastive"}',
+    '{"name": "matching"}, {"name": "report_contrastive"}',
+    '{"name": "masked_language"}',
+    '{"name": "masked_language", "condition": "image"}',
+    '{"name": "hierarchical", "text": "sentences", "width": 8}, {"name": "hierarchical", "text": "words", "width": 8}',
+)
 
 
 def same_draws(*shape: int, **how: Any) -> torch.Tensor:
@@ -24,10 +30,9 @@ def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
     torch.rand = same_draws  # type: ignore[assignment]
     results = []
     with meeting(folder, rank):
-        for name in OBJECTIVES:
-            words = [f"model.report={REPORT}", "model.image.token_dropout=0.0"]
-            entries = f'{{"name": "{name}"}}' + (', {"name": "report_contrastive"}' if name == "matching" else "")
-            module = make_module(load_recipe(recipe_file, [*words, f"objectives=[{entries}]"]))
+        for objectives in OBJECTIVES:
+            words = [f"model.report={REPORT}", "model.image.token_dropout=0.0", f"objectives=[{objectives}]"]
+            module = make_module(load_recipe(recipe_file, words))
             loss = module.compute(batch(PARTS[rank]))
             loss.backward()
             gradients, total = gradients_of(module), loss.detach().clone()
