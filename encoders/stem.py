@@ -294,4 +294,5 @@ def measure(model: nn.Module, passes: Sequence[Callable[[], object]]) -> None:
             for m in waiting:
                 m.known.fill_(False)
     for m, sums in found.items():
-        m.settle(torch.stack(sums).sum(0))
+        if sums:
+            m.settle(torch.stack(sums).sum(0))

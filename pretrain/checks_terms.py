@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from data_shards.errors import DataError
-from data_shards.names import read_names as read_lines
 from pretrain.errors import ConfigError
 from pretrain.hierarchy import read_hierarchy
 from pretrain.schema import ObjectiveSection
@@ -102,6 +100,9 @@ def check_positives(objectives: Sequence[ObjectiveSection]) -> Iterator[Problem]
 
 def read_names(path: str) -> tuple[str, ...]:
     """Labels from a file, one a line. Raises ConfigError where it cannot be read or is empty."""
+    from data_shards.errors import DataError  # the package brings numpy
+    from data_shards.names import read_names as read_lines
+
     try:
         return read_lines(path)
     except DataError as error:

@@ -68,7 +68,7 @@ def global_batch(
         told_P3 = gather_rows(torch.stack([words.pair_sample_P + first, words.hash64_U[unit], kinds], 1))[0]
     others = {
         name: Rows(gather_rows(one.values)[0], gather_rows(one.owner + first)[0], one.grid)
-        for name, one in rows.items()
+        for name, one in sorted(rows.items())  # one order of collective calls on every rank
         if name in gathered - {POOLED, UNITS}
     }
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL

@@ -81,12 +81,13 @@ def backward(
         if loss.requires_grad:
             propagate(loss * scale, retain_graph=bool(reads.second))
     total, last = loss.detach(), len(parts) - 1
+    del loss  # and its graph
     steps = [(round_, number) for round_ in range(len(reads.rounds)) for number in (last, *range(last))]
     for round_, number in steps:
         if (round_, number) == (1, last):
             losses.give_back()
         part, exchange = parts[number], parameters if (round_, number) == steps[-1] else None
-        rows = kept.alive.pop(0) if number == last else _seeded(parts, number, encode, seed, reads, round_)
+        rows = kept.alive.pop(0) if number == last else seeded(parts, number, encode, seed, reads.rounds, round_)
         share = touch(exchange or ())
         for name in sorted(reads.own(round_) & kept.rows.keys() & rows.keys()):  # one order of sums in every process
             values, gradient = rows[name].values, kept.rows[name].values.grad
@@ -124,6 +125,14 @@ def refuse_too_much(rows: Mapping[str, Rows], part: Part, limit_gib: float) -> N
         )
 
 
+def seeded(
+    parts: Sequence[Part], number: int, encode: Encode, seed: int, rounds: Sequence[frozenset[str]], round_: int = 0
+) -> dict[str, Rows]:
+    """Fields of one round of part `number`, with the random choices that are its own."""
+    torch.manual_seed(seed + round_ * len(parts) + number)
+    return encode(parts[number], rounds[round_])
+
+
 def touch(parameters: Iterable[nn.Parameter]) -> Tensor:
     """0, with a gradient of zero for each parameter: DDP waits for all of them."""
     return sum((p.reshape(-1)[0] * 0.0 for p in parameters), torch.zeros(()))
@@ -139,13 +148,6 @@ class _Kept:
     alive: list[dict[str, Rows]]
 
 
-def _seeded(
-    parts: Sequence[Part], number: int, encode: Encode, seed: int, reads: Reads, round_: int
-) -> dict[str, Rows]:
-    torch.manual_seed(seed + round_ * len(parts) + number)
-    return encode(parts[number], reads.rounds[round_])
-
-
 def _first_pass(parts: Sequence[Part], encode: Encode, seed: int, reads: Reads) -> _Kept:
     pieces: dict[str, list[Rows]] = {}
     alive = []
@@ -156,9 +158,9 @@ def _first_pass(parts: Sequence[Part], encode: Encode, seed: int, reads: Reads) 
             torch.clear_autocast_cache()
         with contextlib.nullcontext() if last else torch.no_grad():
             for round_ in range(len(reads.rounds)):
-                rows = _seeded(parts, number, encode, seed, reads, round_)
+                rows = seeded(parts, number, encode, seed, reads.rounds, round_)
                 alive += [rows] if last else []
-                for name in reads.own(round_) & reads.kept & rows.keys():
+                for name in sorted(reads.own(round_) & reads.kept & rows.keys()):  # ranks gather in one order
                     pieces.setdefault(name, []).append(rows[name])
     kept = {
         name: Rows(_leaf([p.values for p in each]), torch.cat([p.owner for p in each]), each[0].grid)

@@ -24,11 +24,11 @@ from encoders.features import rank, world_size
 from encoders.stem import measure
 from pretrain import grad_cache
 from pretrain.centring import bias_of, follow
-from pretrain.gathering import Scalars, global_batch
+from pretrain.gathering import UNITS, Scalars, global_batch
 from pretrain.grad_cache import touch
-from pretrain.objectives.base import COUPLINGS, NoUnits, Objective
+from pretrain.objectives.base import COUPLINGS, GlobalBatch, NoUnits, Objective
 from pretrain.optim import clipped, forget_zeros, freeze, learning_rate, optimizers
-from pretrain.passes import Encoders, Part, Pass, Rows, split, whole
+from pretrain.passes import SHARED, Encoders, Part, Pass, Rows, split, whole
 from pretrain.ranks import all_agree, no_sync
 from pretrain.reports import keep_read
 from pretrain.schema import Recipe
@@ -41,6 +41,11 @@ MIX = 0x9E3779B97F4A7C15  # odd constant that spreads (seed, batch, rank) over 6
 
 class NonFiniteError(RuntimeError):
     """Too many updates were refused because the loss or the gradient was not finite."""
+
+
+def _of_images(read: str) -> bool:
+    """Whether a loss of coupling `image` may read a field."""
+    return read.startswith("image:") or read == UNITS or read in SHARED
 
 
 class Pretraining(L.LightningModule):
@@ -68,6 +73,13 @@ class Pretraining(L.LightningModule):
         self.names = _distinct([section.name for section in recipe.objectives])
         self.sections = recipe.objectives
         reads = {read for objective in objectives for read in objective.reads}
+        for objective in objectives:
+            if objective.coupling == "image" and (other := [r for r in objective.reads if not _of_images(r)]):
+                raise ValueError(
+                    f"objective {type(objective).__name__} of coupling `image` reads {', '.join(other)}\n"
+                    "  why: with train.chunk the gradient would not find its way back there\n"
+                    "  fix: read fields of images and text:units.units, or use coupling `batch`"
+                )
         if dual.report is not None:
             keep_read(dual.report, reads)
         dual.clip.logit_scale.requires_grad_("logit_scale" in reads)
@@ -88,6 +100,8 @@ class Pretraining(L.LightningModule):
         self._reads_texts = not passes and any(read.startswith("text:units.") for read in reads)
         self._finite = True
         self._began_in_parts = False
+        self._shared: GlobalBatch | None = None  # of the batch at hand, for losses of coupling `image`
+        self._told: Tensor | None = None  # features of its texts, where what those find for them is to be given back
         self._keys: list[str] = []  # studies of the batches accumulated so far
         self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
 
@@ -192,6 +206,7 @@ class Pretraining(L.LightningModule):
             if objective.coupling == "sample":
                 summed, extra = objective.each(rows, part)
             else:
+                assert self._shared is not None, "of_batch comes before"
                 with torch.autocast(self.device.type, enabled=False):
                     summed, extra = self._unless_nothing(
                         partial(objective.of_images, rows, part, self._shared), objective, rows
@@ -203,6 +218,7 @@ class Pretraining(L.LightningModule):
 
     def give_back(self) -> None:
         """Propagate to the features of texts what losses of coupling `image` found for them, part by part."""
+        assert self._shared is not None and self._told is not None, "of_batch comes before"
         leaf = self._shared.text.units_UD
         self._told.backward(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
 
@@ -268,43 +284,57 @@ class Pretraining(L.LightningModule):
         seed, parts = _mixed(self.recipe.seed, self.batches_done, rank()), self._parts(batch)
         if len(parts) > 1:
             self._begin(batch)
-            if not self._began_in_parts:
-                self._prepare(parts)
-            return grad_cache.backward(
+            self._prepare(parts, seed)
+            waited_for = [] if self.is_sharded else self._trained()
+            loss = grad_cache.backward(
                 parts, self.encode, self,
                 self.manual_backward, 1.0 / self.recipe.optim.accumulate,
-                lambda: no_sync(self.trainer, enabled=True), self._trained() if last else None, seed, self._cached(),
+                lambda: no_sync(self.trainer, enabled=True), waited_for if last else None, seed, self._cached(),
             )  # fmt: skip
+            self._shared = self._told = None
+            return loss
         torch.manual_seed(seed)
         loss = self.compute(batch)
         # DDP waits for every parameter; what rests, and what a batch lacks (a report, labels), leave some untouched.
         waited = touch(self._trained() if last and world_size() > 1 and not self.is_sharded else ())
         with no_sync(self.trainer, enabled=not last):
             self.manual_backward(loss / self.recipe.optim.accumulate + waited.to(loss.device))
+        self._shared = None  # features of all ranks, which nobody needs until the next batch
         return loss.detach()
 
-    def _prepare(self, parts: list[Part]) -> None:
-        """Before the first batch in parts: refuse what would fill memory in the dearest step to come, with all tokens
-        and every objective, and give stems the statistics of the whole batch.
+    def _prepare(self, parts: list[Part], seed: int) -> None:
+        """Give stems that have none yet the statistics of the whole batch; before the first batch, refuse what would
+        fill memory.
 
         Raises:
             ConfigError: more than `train.cache_gib` would be kept.
         """
+        if not self._began_in_parts:
+            self._refuse_too_much(parts[0])
+            self._began_in_parts = True
+        if any(read.startswith("image:") for read in self._read(COUPLINGS)):
+            rounds = self._cached().rounds
+            with torch.no_grad():
+                measure(
+                    self.dual,
+                    [partial(grad_cache.seeded, parts, n, self.encode, seed, rounds) for n in range(len(parts))],
+                )
+            torch.clear_autocast_cache()  # casts of weights without a graph
+
+    def _refuse_too_much(self, part: Part) -> None:
+        """By a part without dropped tokens that every objective reads: the dearest step to come."""
         every = cast(list[Objective], list(self.objectives))
         batch, image = (frozenset(r for o in every if o.coupling == c for r in o.reads) for c in ("batch", "image"))
         kept = self._gathered(batch, image)
         modes = {module: module.training for module in self.dual.modules()}
         self.dual.eval()  # no token is dropped
         with torch.no_grad():
-            rows = self.encoders(self.dual, parts[0], kept)
+            rows = self.encoders(self.dual, part, kept)
         for module, mode in modes.items():
             module.training = mode
-        found = {name: one for name, one in rows.items() if name in kept}
-        grad_cache.refuse_too_much(found, parts[0], self.recipe.train.cache_gib)
-        with torch.no_grad():
-            measure(self.dual, [partial(self.encode, part) for part in parts])
         torch.clear_autocast_cache()  # casts of weights without a graph
-        self._began_in_parts = True
+        found = {name: one for name, one in rows.items() if name in kept}
+        grad_cache.refuse_too_much(found, part, self.recipe.train.cache_gib)
 
     def _parts(self, batch: Batch) -> list[Part]:
         """What is encoded at once: all of the batch, or with `train.chunk` its parts."""

@@ -64,7 +64,7 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="COLS",
         help="0/1 columns, or COL=VALUE to make one from categories; by commas, @FILE with one a line, or '*': all "
-        "columns that no other option names",
+        "columns that no other option names (but those that --where, --balance and --cap look at)",
     )
     add("--meta-columns", default="", metavar="COLS", help="further columns to keep in the json (no identifiers!)")
     add("--known-columns", default="", metavar="COLS", help="identifiers to mask in the texts (name, accession, ...)")

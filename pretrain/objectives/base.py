@@ -128,7 +128,7 @@ class Objective(nn.Module):
         coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
             computed part by part: `terms` and `each`. `image` is a sum over images, each against the texts of the whole
             global batch, part by part as well, so that what it reads of images is neither kept nor gathered: `terms`
-            and `of_images`.
+            and `of_images`. Of passes it reads fields of images and `text:units.units` alone.
         Options: pydantic class of its own recipe keys.
 
     `forward` returns the loss and what to log. Every rank computes the loss of the whole global batch: the gather sums

@@ -226,6 +226,9 @@ def test_a_stem_takes_its_statistics_from_the_whole_first_batch(tiny: Any) -> No
         [stem] = [layer for layer in module.modules() if isinstance(layer, Standardise)]
         assert bool(stem.known)
         statistics.append(torch.cat([stem.mean_C, stem.inverse_C]))
+        stem.known.fill_(False)  # as after a refused update: the next batch is measured, again all of it
+        cached(module, whole)
+        torch.testing.assert_close(torch.cat([stem.mean_C, stem.inverse_C]), statistics[-1], rtol=0, atol=0)
     for chunk, seen in (("3", statistics[1]), ("1", statistics[2])):
         torch.testing.assert_close(seen, statistics[0], rtol=1e-6, atol=1e-7)
         same_gradient(found[chunk], found["null"])
@@ -245,3 +248,25 @@ def test_what_would_fill_memory_later_is_refused_at_the_start(tiny: Any) -> None
         else:
             with pytest.raises(ConfigError, match=r"mostly image:global\.tokens"):
                 cached(module, whole)
+
+
+class OfReports(Objective):
+    """It would read more than a loss of coupling `image` may."""
+
+    reads = ("image:global.tokens", "report:units.report")
+    coupling = "image"
+    Options = Section
+
+
+def test_a_loss_of_images_reads_units_and_images_alone(tiny: Any) -> None:
+    recipe = load_recipe(tiny.recipe)
+    with pytest.raises(ValueError, match=r"OfReports of coupling `image` reads report:units\.report"):
+        Pretraining(recipe, build.build_model(recipe), [*build.build_objectives(recipe), OfReports(Section())])
+
+
+def test_nothing_of_a_batch_stays(tiny: Any) -> None:
+    told = '[{"name": "contrastive"}, {"name": "hierarchical"}, {"name": "attended", "heads": 2}]'
+    for chunk in ("null", "2"):
+        module = module_of(tiny, [f"train.chunk={chunk}", f"objectives={told}"])
+        cached(module, batch())
+        assert module._shared is None and module._told is None

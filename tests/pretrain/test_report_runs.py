@@ -88,10 +88,11 @@ def test_two_ranks_have_the_gradients_of_one_process(tiny: Any, tmp_path: Path) 
 
 
 @pytest.mark.full
-def test_a_sharded_run_is_the_run_of_two_ranks(make_fit: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_sharded_run_is_the_run_of_two_ranks(make_fit: Callable[..., Any], tmp_path: Path, chunk: int | None) -> None:
     model = {**MODEL, "image": {"name": "voxvit_tiny.p-8x16x16_i-16x32x32_c-1_l-1"}}
     runs = make_fit(tmp_path, objectives=OBJECTIVES[1:], model=model, optim={"ema_decay": 0.5},
-                    train={"steps": 6, "batch_size": 2})  # fmt: skip
+                    train={"steps": 6, "batch_size": 2, "chunk": chunk})  # fmt: skip
     for strategy in ("ddp", "fsdp2"):
         code, said = finish(runs.start(strategy, **TWO, train__strategy=strategy))
         assert code == 0, said

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_shards.batch import Batch, TextBatch
 from data_shards.units import Unit, hash64, text_identity
+from encoders.stem import Standardise
 from encoders.tokenize import BPE
 from pretrain import build
 from pretrain.config import load_recipe
@@ -344,6 +345,18 @@ def test_in_parts_the_gradient_is_that_of_one_graph(tiny: Any, chunk: int, objec
         close = 1e-5 * float(gradient.abs().max() + 1)
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=close, msg=name)
     assert any(part.studies == slice(2, 3) for part in split(made, 1)), "one part has no report"
+
+
+def test_a_first_step_without_images_leaves_the_stem_unmeasured(tiny: Any) -> None:
+    later = '{"name": "contrastive", "schedule": [[0.5, 1.0]]}'
+    name = "model.image.name=voxvit_tiny.p-8x16x16_i-16x32x32_c-1_s-extremes_l-1"
+    module = module_of(tiny, name, f"objectives=[{MASKED}, {later}]", "train.chunk=2")
+    [stem] = [layer for layer in module.modules() if isinstance(layer, Standardise)]
+    cached(module, batch())
+    assert not bool(stem.known)
+    module.batches_done = module.recipe.train.steps - 1
+    cached(module, batch())
+    assert bool(stem.known) and bool(stem.mean_C.any())
 
 
 def test_a_report_transformer_that_nothing_reads_is_refused(tiny: Any) -> None:

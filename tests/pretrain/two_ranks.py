@@ -19,8 +19,11 @@ def ranks_and_one(plugin: str, recipe: Path, folder: Path) -> tuple[Any, Any, An
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     parts = ("0", "1", "one")
     processes = [
-        subprocess.Popen([sys.executable, str(script), str(recipe), str(folder), part], env=environment)
-        for part in parts
+        subprocess.Popen(
+            [sys.executable, str(script), str(recipe), str(folder), part],
+            env=environment | {"PYTHONHASHSEED": str(seed)},  # sets of names have another order in each
+        )
+        for seed, part in enumerate(parts)
     ]
     assert [process.wait(PATIENCE) for process in processes] == [0, 0, 0]
     first, second, one = (torch.load(folder / f"{part}.pt", weights_only=True) for part in parts)

@@ -3,13 +3,16 @@ of the objectives that read reports to FOLDER/RANK.pt (or one.pt). What is drawn
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import pretrain.module
 from pretrain.config import load_recipe
+from pretrain.module import Pretraining
 from tests.pretrain.plugins.two_ranks import PARTS, average, batch, gradients_of, make_module, meeting
 
 REPORT = "{width: 24, heads: 2, layers: 2, fusion_layers: 1, feedforward: 32, dropout: 0.0, max_sentences: 64}"
@@ -19,6 +22,13 @@ OBJECTIVES = (
     '{"name": "masked_language"}',
     '{"name": "masked_language", "condition": "image"}',
     '{"name": "hierarchical", "text": "sentences", "width": 8}, {"name": "hierarchical", "text": "words", "width": 8}',
+)
+
+
+# With `train.chunk` on the ranks, at once in the one process. The teacher is not the student.
+IN_PARTS = (
+    '{"name": "report_contrastive"}, {"name": "matching"}, {"name": "distillation", "width": 16}, '
+    '{"name": "hierarchical", "text": "sentences", "width": 8}, {"name": "attended", "heads": 2}'
 )
 
 
@@ -38,7 +48,25 @@ def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
             gradients, total = gradients_of(module), loss.detach().clone()
             average((total, *gradients.values()))  # of a loss in parts the mean
             results.append({"loss": total, "gradients": gradients})
+        results.append(in_parts(recipe_file, rank))
     torch.save(results, folder / f"{rank}.pt")
+
+
+def in_parts(recipe_file: str, rank: str) -> dict[str, Any]:
+    words = [f"model.report={REPORT}", "model.image.token_dropout=0.5", f"objectives=[{IN_PARTS}]"]
+    module: Any = make_module(load_recipe(recipe_file, [*words, f"train.chunk={'null' if rank == 'one' else 1}"]))
+    module.dual.clip.visual.trunk.token_dropout = 0.0  # which tokens are dropped depends on the parts
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.objectives[2].teacher.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+    module.manual_backward = lambda loss, **how: loss.backward(**how)
+    pretrain.module.no_sync = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment]
+    Pretraining.trainer = None  # type: ignore[assignment]
+    loss = module._backward(batch(PARTS[rank]), last=True)
+    gradients = gradients_of(module)
+    average((loss, *gradients.values()))
+    return {"loss": loss, "gradients": gradients}
 
 
 if __name__ == "__main__":
