@@ -52,6 +52,7 @@ bench: $(VENV)/.installed ## our performance claims, measured on this machine
 	$(PY) -m benchmarks.tiled_loss
 	$(PY) -m benchmarks.local_contrast --threads 2
 	$(PY) -m benchmarks.training_step
+	$(PY) -m benchmarks.chunked_step
 	$(PY) -m benchmarks.model_sizes
 	$(PY) -m benchmarks.graph_matching
 	$(if $(DATA),$(PY) -m benchmarks.images_per_second $(DATA))

@@ -180,7 +180,7 @@ class TrainSection(Section):
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(32, ge=2, description="studies per rank and batch")
     chunk: int | None = Field(
-        None, ge=1, description="studies encoded at once: gradients of the whole batch, a third slower; null for all"
+        None, ge=1, description="studies encoded at once: gradient of the whole batch, a quarter slower; null for all"
     )
     cache_gib: float = Field(8.0, gt=0.0, description="with chunk: most memory for features that are kept, GiB")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the machine gains")
