@@ -89,7 +89,7 @@ def score_head(
             f"no label of head '{head}' is known to be present in {min_positives} {inputs.cases} of split '{split}' "
             "and absent in as many",
             why="an AUROC of fewer says little",
-            fix="lower --min-positives, or score a larger split",
+            fix=f"--min-positives {counts_2L.min(0).max()} at most, or score a larger split",
         )
     scored = [name for name, enough in zip(have, enough_L, strict=True) if enough]
     found = replace(inputs, vectors="trunk").features(rows)

@@ -118,7 +118,7 @@ def refuse_too_much(rows: Mapping[str, Rows], part: Part, limit_gib: float) -> N
     if predicted > limit_gib:
         most = max(bytes_of, key=lambda name: bytes_of[name])
         raise ConfigError(
-            f"train.chunk: features of {len(part.batch)} studies and their gradients would take {predicted:.1f} GiB, "
+            f"train.chunk: features of {len(part.batch)} studies and their gradients would take {predicted:.3g} GiB, "
             f"mostly {most}; train.cache_gib is {limit_gib:g}",
             why="a batch is cut into parts to save memory, and what is kept of them would fill it",
             fix="a smaller batch, objectives that read less than tokens, or a larger train.cache_gib",
