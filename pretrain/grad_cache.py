@@ -94,8 +94,10 @@ def backward(
             if gradient is not None and values.requires_grad:
                 begin, end = kept.bounds[name][number : number + 2]
                 share = share + (values * gradient[begin:end].to(values.dtype)).float().sum()
-        torch.manual_seed(seed + len(reads.rounds) * len(parts) + number)  # layers that losses call have dropout too
-        own = losses.of_part(rows, part) if round_ == 0 else None
+        own = None
+        if round_ == 0:
+            torch.manual_seed(seed + len(reads.rounds) * len(parts) + number)  # losses have dropout too
+            own = losses.of_part(rows, part)
         if own is not None:
             share, total = share + own * scale, total + own.detach()
         with unsynchronised() if exchange is None else contextlib.nullcontext():

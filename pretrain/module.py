@@ -48,6 +48,11 @@ def _of_images(read: str) -> bool:
     return read.startswith("image:") or read == UNITS or read in SHARED
 
 
+def _gathered(batch: frozenset[str], image: frozenset[str]) -> frozenset[str]:
+    """Of the fields that losses of these couplings read those of all ranks: an image's own are read by its rank."""
+    return batch | {read for read in image if not read.startswith("image:")}
+
+
 class Pretraining(L.LightningModule):
     """A dual encoder and its objectives.
 
@@ -163,15 +168,11 @@ class Pretraining(L.LightningModule):
         terms = (self._terms_of(coupling) for coupling in couplings)
         return frozenset(read for every in terms for _, _, objective in every for read in objective.reads)
 
-    def _gathered(self, batch: frozenset[str], image: frozenset[str]) -> frozenset[str]:
-        """Of the fields that losses of these couplings read those of all ranks: an image's own are read by its rank."""
-        return batch | {read for read in image if not read.startswith("image:")}
-
     def _cached(self) -> grad_cache.Reads:
         """Fields by what becomes of them where a batch is encoded in parts."""
         batch, sample, image = (self._read([coupling]) for coupling in COUPLINGS)
         second = frozenset(read for read in batch | image if read.startswith("text:")) if image else frozenset()
-        return grad_cache.Reads(self._gathered(batch, image), ((batch | image) - second) | sample, second)
+        return grad_cache.Reads(_gathered(batch, image), ((batch | image) - second) | sample, second)
 
     def of_batch(self, rows: Mapping[str, Rows], apart: bool = False) -> Tensor:
         """Weighted sum of the losses of the whole global batch (coupling `batch`). apart: what the texts' features get
@@ -182,7 +183,7 @@ class Pretraining(L.LightningModule):
             return total
         scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
-            gathered = self._gathered(self._read(["batch"]), image)
+            gathered = _gathered(self._read(["batch"]), image)
             shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred, gathered)
             self._shared = shared
             if apart and shared.texts is not None:
@@ -325,7 +326,7 @@ class Pretraining(L.LightningModule):
         """By a part without dropped tokens that every objective reads: the dearest step to come."""
         every = cast(list[Objective], list(self.objectives))
         batch, image = (frozenset(r for o in every if o.coupling == c for r in o.reads) for c in ("batch", "image"))
-        kept = self._gathered(batch, image)
+        kept = _gathered(batch, image)
         modes = {module: module.training for module in self.dual.modules()}
         self.dual.eval()  # no token is dropped
         with torch.no_grad():
