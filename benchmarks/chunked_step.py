@@ -13,10 +13,10 @@ import argparse
 import statistics
 import sys
 import time
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.machine import machine
+from benchmarks.recipe_step import lone_module
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,20 +32,8 @@ class Step:
     """Gradients of one batch by a recipe."""
 
     def __init__(self, words: list[str], batch: int) -> None:
-        import torch
-
         from pretrain import build, studies
         from pretrain.config import load_recipe
-        from pretrain.module import Pretraining
-        from pretrain.objectives.base import Surroundings
-
-        class Alone(Pretraining):
-            """Without a trainer: one rank, and nobody to wait for."""
-
-            trainer = SimpleNamespace(strategy=None)  # type: ignore[assignment]
-
-            def manual_backward(self, loss: Tensor, *args: Any, **how: Any) -> None:
-                loss.backward(*args, **how)
 
         told = [f"train.batch_size={batch}", f"data.source.studies={4 * batch}", *words]
         self.recipes = {
@@ -53,13 +41,8 @@ class Step:
             for chunk in (0, *{batch // 2, batch // 4, batch // 8})
         }
         recipe = self.recipes[0]
-        torch.manual_seed(0)
-        dual, objectives = build.build_model(recipe), build.build_objectives(recipe)
         data = studies.build_data(recipe)
-        around = Surroundings(dual, data.shards.label_names, data.train_labels, data.train_captions, objectives)
-        for objective in objectives:
-            objective.attach(around)
-        self.module = Alone(recipe, dual, objectives).train()
+        self.module = lone_module(recipe, data, "cpu")
         self.batch = next(iter(build.training_stream(recipe, data, build.tokenizer(recipe), 0, 1, 0)))
 
     def __call__(self, chunk: int) -> float:

@@ -21,6 +21,7 @@ hand.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -157,6 +158,8 @@ class Step:
 
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             self.loss(x)
+        kept.clear()
+        gc.collect()  # a packed tensor holds the graph that holds it
         return sum(saved.values())
 
 
@@ -265,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{flop[name] / 1e12:.2f}", f"{rate / 1e12:.2f}", f"{saved[name] / 2**30:.2f}",
         ]  # fmt: skip
         if cuda:
-            row += [_share(rate, where), f"{_peak(steps[name], inputs[name]) / 2**30:.2f}"]
+            row += [share_of_peak(rate, where), f"{_peak(steps[name], inputs[name]) / 2**30:.2f}"]
         print("| " + " | ".join(row) + " |")
     if cuda:
         print("\n".join(attention_backends(tag, args.size, args.batch)))
@@ -276,7 +279,8 @@ def _head(cuda: bool) -> str:
     return " share of peak | allocated, GiB |" if cuda else ""
 
 
-def _share(rate: float, name: str) -> str:
+def share_of_peak(rate: float, name: str) -> str:
+    """Of the dense bf16 peak of a GPU of that name."""
     peak = next((value for key, value in PEAKS.items() if key in name), None)
     return f"{100 * rate / peak:.0f} %" if peak else "peak unknown"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_shards.schema import UNIT_KINDS
 from data_shards.units import Tokenize, Unit, pack
+from data_shards.windows import Windows
 
 
 class _Moves:
@@ -84,7 +85,8 @@ class Batch(_Moves):
     """One step's samples on one rank. `images_BCDHW` is B,C,H,W for planar images; a label is NaN where unknown;
     `patient_B` is a 64-bit hash; `rows_B` are row numbers of the shard set and `keys` their (hashed) keys.
     `skipped`: damaged samples that were drawn for this batch and are not in it. `captions_B` is equal for samples that
-    have the same captions stored, 0 for those that have none."""
+    have the same captions stored, 0 for those that have none. With `windows`, `images_BCDHW` holds the values of scans,
+    float16 in their unit and a channel a scan; `images` makes the windows of them."""
 
     step: int
     rows_B: Tensor
@@ -96,6 +98,12 @@ class Batch(_Moves):
     texts: TextBatch
     skipped: tuple[Skipped, ...] = ()
     captions_B: Tensor | None = None
+    windows: Windows | None = None
+
+    def images(self, studies: slice = slice(None)) -> Tensor:
+        """What an encoder sees of some studies: [b, C, (D,) H, W] float32."""
+        found = self.images_BCDHW[studies]
+        return found if self.windows is None else self.windows(found)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -18,7 +18,7 @@ from data_shards.errors import DataError
 from data_shards.geometry import SEVERAL, AnyGeometry, Geometry, PlanarGeometry, SliceGeometry, View, geometry_from_dict
 from data_shards.intensity import percentiles_of
 from data_shards.planar import apply_planar, planar_crops
-from data_shards.resampling import SAME_SPACING, spacing_of, values_of, windowed, windows_of
+from data_shards.resampling import SAME_SPACING, placed, spacing_of, values_of, windowed, windows_of
 from data_shards.slices import apply_slice, slice_crops
 
 __all__ = [
@@ -51,15 +51,17 @@ def apply_view(
     view: View,
     rng: np.random.Generator | None = None,
     out: np.ndarray | None = None,
+    raw: bool = False,
 ) -> np.ndarray:
-    """One view of a volume: C,D,H,W float32 in [-1, 1].
+    """One view of a volume: C,D,H,W float32 in [-1, 1], or `raw` 1,D,H,W float16 in the scan's unit.
 
     Args:
         source: D,H,W int16 or float16, anything with `.shape` and slicing (an ndarray, or a blosc2 NDArray that decodes
             only the blocks a crop touches).
         scan_meta: the scan's json: `spacing_mm` (z,y,x), `slope`, `intercept`; `percentiles` for windows in these.
         view: "random" (needs `rng`), "centre" or "resize" with a size D,H,W.
-        out: where to put the result (C,D,H,W float32), to save a copy.
+        out: where to put the result, to save a copy.
+        raw: the values before any window (data_shards.windows makes them); padding is the geometry's `pad_hu`.
     Raises: DataError for a view that does not fit, a spacing that is needed and missing, or non-finite voxels.
     """
     if len(view.size) != 3:
@@ -73,7 +75,7 @@ def apply_view(
         starts = tuple(_random_start(n, m, view.jitter, rng) for n, m in zip(grid, view.size))
     else:
         starts = tuple((n - m) // 2 for n, m in zip(grid, view.size))
-    return _crop(source, scan_meta, geometry, ratios, grid, starts, view.size, out)
+    return _crop(source, scan_meta, geometry, ratios, grid, starts, view.size, out, raw)
 
 
 def stacked(
@@ -82,8 +84,10 @@ def stacked(
     view: View,
     rng: Callable[[], np.random.Generator | None] = lambda: None,
     out: np.ndarray | None = None,
+    raw: bool = False,
 ) -> np.ndarray:
-    """One view of all scans of a study, [scans_per_study * windows, D, H, W] float32, -1 for those it lacks.
+    """One view of all scans of a study, [scans_per_study * windows, D, H, W] float32, -1 for those it lacks; or `raw`
+    [scans_per_study, D, H, W] float16 in the scans' unit, -inf for those.
 
     Args:
         scans: (source, meta) of one scan after another, as `apply_view` takes them.
@@ -100,16 +104,17 @@ def stacked(
             'use view kind "centre" or "resize"',
         )
     if out is None:
-        out = np.empty((geometry.channels, *view.size), np.float32)
-    each, count = len(geometry.windows), 0
+        channels = geometry.scans_per_study if raw else geometry.channels
+        out = np.empty((channels, *view.size), np.float16 if raw else np.float32)
+    each, count = 1 if raw else len(geometry.windows), 0
     for source, meta in scans:
         if count == geometry.scans_per_study:
             raise DataError(f"a study of more than {count} scans", "the encoder has no room for them", "leave some out")
-        apply_view(source, meta, geometry, view, rng(), out[count * each : (count + 1) * each])
+        apply_view(source, meta, geometry, view, rng(), out[count * each : (count + 1) * each], raw)
         count += 1
     if not count:
         raise DataError("a study without a scan", "there is nothing to see")
-    out[count * each :] = ABSENT
+    out[count * each :] = -np.inf if raw else ABSENT
     return out
 
 
@@ -204,6 +209,9 @@ def _crop(
     starts: tuple[int, ...],
     size: tuple[int, ...],
     out: np.ndarray | None,
+    raw: bool = False,
 ) -> np.ndarray:
     x, place = values_of(source, meta, geometry, ratios, grid, starts, size)
+    if raw:
+        return placed(x, place, size, geometry.pad_hu, out)
     return windowed(x, place, size, windows_of(meta, geometry), geometry, out)

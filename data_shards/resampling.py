@@ -121,6 +121,20 @@ def windows_of(meta: Mapping[str, Any], geometry: Geometry | SliceGeometry) -> t
     return tuple((low, max(high, low + 1e-6 * max(1.0, abs(low)))) for low, high in pairs)  # equal: all but one value
 
 
+def placed(
+    x: np.ndarray, place: tuple[slice, ...], size: tuple[int, ...], pad: float, out: np.ndarray | None
+) -> np.ndarray:
+    """Values as they are, padded to size: 1,D,H,W float16. What is beyond its range is infinite, and no window sees a
+    difference."""
+    if out is None:
+        out = np.empty((1, *size), np.float16)
+    if x.shape != tuple(size):
+        out[...] = pad
+    with np.errstate(over="ignore"):
+        out[0][place] = x
+    return out
+
+
 def windowed(
     x: np.ndarray,
     place: tuple[slice, ...],

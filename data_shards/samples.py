@@ -28,6 +28,7 @@ from data_shards.preprocess import (
 from data_shards.shards import Shards
 from data_shards.study_images import study_scans
 from data_shards.units import Tokenize, Unit, UnitPolicy, captions_identity, hash64, section_units, study_units
+from data_shards.windows import Windows
 from data_shards.workers import shared_empty
 
 Texts = tuple[list[Unit], int]  # the units of a visit, and what identifies the list of stored captions
@@ -48,6 +49,7 @@ class Samples:
     label_names: tuple[str, ...] = ()
     max_damaged: int = 0
     alternation: Alternation | None = None
+    windows: Windows | None = None  # volumes as values, these to be made of them where they are looked at
 
     def __post_init__(self) -> None:
         if self.units is not None and self.units.templates is not None:
@@ -58,10 +60,16 @@ class Samples:
     @property
     def image_shape(self) -> tuple[int, ...]:
         size = self.view.size if isinstance(self.geometry, Geometry) else self.geometry.size
+        if self.windows is not None and isinstance(self.geometry, Geometry):
+            return (self.geometry.scans_per_study, *size)
         return (self.geometry.channels, *size)
 
+    @property
+    def image_dtype(self) -> torch.dtype:
+        return torch.float32 if self.windows is None else torch.float16
+
     def batch(self, step: int, draws: Sequence[Draw]) -> Batch:
-        images = shared_empty((len(draws), *self.image_shape))
+        images = shared_empty((len(draws), *self.image_shape), self.image_dtype)
         rows: list[int] = []
         units: list[list[Unit]] = []
         captions: list[int] = []
@@ -85,6 +93,7 @@ class Samples:
             TextBatch.of(units, self.tokenize),
             tuple(skipped.values()),
             torch.tensor(captions, dtype=torch.int64),
+            self.windows,
         )
 
     def _whole(self, draw: Draw, out: np.ndarray, section: str | None) -> tuple[int, Texts, dict[int, Skipped]]:
@@ -146,7 +155,7 @@ class Samples:
         elif isinstance(self.geometry, SliceGeometry):
             out[...] = apply_slice(source, meta, self.geometry, self.view, image_rng)
         else:
-            apply_view(source, meta, self.geometry, self.view, image_rng, out)
+            apply_view(source, meta, self.geometry, self.view, image_rng, out, raw=self.windows is not None)
 
     def _study(
         self, row: int, seed: tuple[int, int] | None, info: dict[str, Any], geometry: Geometry, out: np.ndarray
@@ -155,7 +164,7 @@ class Samples:
         rng = None if seed is None else np.random.Generator(np.random.Philox([*seed, row, SCANS]))
         numbers = study_scans(self.shards, row, geometry.scans_per_study, rng)
         scans = (self.shards.scan(row, i, info) for i in numbers)
-        stacked(scans, geometry, self.view, lambda: _of_pixels(seed, row), out)
+        stacked(scans, geometry, self.view, lambda: _of_pixels(seed, row), out, raw=self.windows is not None)
 
     def units_of(
         self, row: int, seed: tuple[int, int] | None, info: dict[str, Any] | None = None, section: str | None = None

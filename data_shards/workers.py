@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import shutil
 import signal
+import sys
 import weakref
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,36 @@ from data_shards.batch import Batch
 from data_shards.errors import DataError
 
 PREFETCH_BYTES = 512 << 20  # images that workers may hold ready, all together
+SHARED_MEMORY = Path("/dev/shm")
+IN_FLIGHT = 2  # batches that no worker holds any more: the one in use and the next
 Passing = Generator[Batch, None, None]
 _LIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # passes with workers
+
+
+def fitting(workers: int, batch_bytes: int, ranks: int) -> int:
+    """Of so many workers those whose batches shared memory has room for; says so where it is fewer. The batches are the
+    same for any number. Ranks on this machine share what is free.
+
+    Raises:
+        DataError: there is no room for one worker's.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return workers
+    here = min(ranks, max(1, torch.cuda.device_count()))
+    free = shutil.disk_usage(SHARED_MEMORY).free // here
+    most = free // batch_bytes - IN_FLIGHT
+    if most >= workers:
+        return workers
+    size, room = f"{batch_bytes / 1e9:.2g} GB", f"{SHARED_MEMORY} has {free / 1e9:.2g} GB free for each rank"
+    if most < 1:
+        raise DataError(
+            f"the images of a batch take {size}, and {room}",
+            "workers hand batches over through it, and would be killed when it is full",
+            "a smaller train.batch_size, --data.workers 0, or more shared memory (docker run --shm-size)",
+        )
+    told = f"note: data.workers {workers} -> {most}: each holds a batch of {size}, and {room}"
+    print(told, file=sys.stderr, flush=True)
+    return most
 
 
 def load(dataset: Dataset, steps: range, workers: int, pin_memory: bool, batch_bytes: int) -> Passing:
@@ -67,13 +98,13 @@ def _end_workers() -> None:
         _end(batches)
 
 
-def shared_empty(shape: tuple[int, ...]) -> torch.Tensor:
-    """float32 memory; in a worker it is shared memory from the start, which saves copying every batch once."""
+def shared_empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Memory for images; in a worker it is shared memory from the start, which saves copying every batch once."""
     if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for large pages: half the time to fill it
-    count = int(np.prod(shape))
-    storage = torch.UntypedStorage._new_shared(4 * count)  # as torch's own default_collate does
-    return torch.empty(0).set_(storage, 0, shape, torch.empty(shape, device="meta").stride())
+        kind = np.float16 if dtype == torch.float16 else np.float32
+        return torch.from_numpy(np.empty(shape, kind))  # numpy asks for large pages: half the time to fill it
+    storage = torch.UntypedStorage._new_shared(dtype.itemsize * int(np.prod(shape)))  # as torch's default_collate does
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape, torch.empty(shape, device="meta").stride())
 
 
 def _whole(batch: Batch | DataError) -> Batch:

@@ -28,9 +28,11 @@ OF_TEXTS = ("text:", "report:", "report_", "logit_", "image:global.pooled")  # w
 
 
 def training_stream(
-    recipe: Recipe, data: Data, tokenize: Any, rank: int, world: int, first_batch: int, labels: bool = False
-) -> Stream:
-    """The training batches of one rank, from batch `first_batch` on. labels: with the labels of the studies."""
+    recipe: Recipe, data: Data, tokenize: Any, rank: int, world: int, first_batch: int, labels: bool = False,
+    to_gpu: bool = False,
+) -> Stream:  # fmt: skip
+    """The training batches of one rank, from batch `first_batch` on. labels: with the labels of the studies. to_gpu:
+    with as few bytes to move as can be, in pinned memory."""
     return Stream(
         data.shards,
         data.train_rows,
@@ -48,6 +50,8 @@ def training_stream(
         label_names=data.shards.label_names if labels else (),
         mixture=data.mixture,
         max_damaged=recipe.data.max_damaged,
+        pin_memory=to_gpu,
+        raw=to_gpu,
     )
 
 
@@ -222,13 +226,20 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
     return built
 
 
+def on_gpu(recipe: Recipe) -> bool:
+    """Whether the recipe trains on a GPU here."""
+    import torch
+
+    return torch.cuda.is_available() and recipe.train.accelerator != "cpu"
+
+
 def precision(recipe: Recipe) -> str:
     """Lightning's precision string. `auto` is bf16 where the hardware multiplies in it, fp32 elsewhere."""
     import torch
 
     asked = recipe.train.precision
     if asked == "auto":
-        if torch.cuda.is_available() and recipe.train.accelerator != "cpu":
+        if on_gpu(recipe):
             asked = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         else:
             asked = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"

@@ -103,6 +103,7 @@ def backward(
         with unsynchronised() if exchange is None else contextlib.nullcontext():
             if share.requires_grad:
                 propagate(share)
+        part.forget()
     return total
 
 
@@ -164,6 +165,8 @@ def _first_pass(parts: Sequence[Part], encode: Encode, seed: int, reads: Reads) 
                 alive += [rows] if last else []
                 for name in sorted(reads.own(round_) & reads.kept & rows.keys()):  # ranks gather in one order
                     pieces.setdefault(name, []).append(rows[name])
+        if not last:
+            parts[number].forget()
     kept = {
         name: Rows(_leaf([p.values for p in each]), torch.cat([p.owner for p in each]), each[0].grid)
         for name, each in pieces.items()

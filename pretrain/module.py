@@ -105,7 +105,8 @@ class Pretraining(L.LightningModule):
         self._reads_texts = not passes and any(read.startswith("text:units.") for read in reads)
         self._finite = True
         self._began_in_parts = False
-        self._shared: GlobalBatch | None = None  # of the batch at hand, for losses of coupling `image`
+        self._batch: Batch | None = None  # at hand
+        self._shared: GlobalBatch | None = None  # of it, for losses of coupling `image`
         self._told: Tensor | None = None  # features of its texts, where what those find for them is to be given back
         self._keys: list[str] = []  # studies of the batches accumulated so far
         self._statistics: dict[str, Tensor] = {}  # running statistics after the last good update
@@ -184,6 +185,7 @@ class Pretraining(L.LightningModule):
         scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
             gathered = _gathered(self._read(["batch"]), image)
+            assert self._batch is not None
             shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred, gathered)
             self._shared = shared
             if apart and shared.texts is not None:
@@ -258,6 +260,10 @@ class Pretraining(L.LightningModule):
                 dist.all_reduce(count)
             self._counts[name] = float(count) / world_size()
 
+    def _forget(self) -> None:
+        """Let go of a batch before the next one is moved to the device, and of features of all ranks."""
+        self._batch = self._shared = self._told = None
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         accumulate = self.recipe.optim.accumulate
         dropped = set_token_dropout(self.dual, self.recipe, self.step_number)
@@ -292,7 +298,7 @@ class Pretraining(L.LightningModule):
                 self.manual_backward, 1.0 / self.recipe.optim.accumulate,
                 lambda: no_sync(self.trainer, enabled=True), waited_for if last else None, seed, self._cached(),
             )  # fmt: skip
-            self._shared = self._told = None
+            self._forget()
             return loss
         torch.manual_seed(seed)
         loss = self.compute(batch)
@@ -300,7 +306,7 @@ class Pretraining(L.LightningModule):
         waited = touch(self._trained() if last and world_size() > 1 and not self.is_sharded else ())
         with no_sync(self.trainer, enabled=not last):
             self.manual_backward(loss / self.recipe.optim.accumulate + waited.to(loss.device))
-        self._shared = None  # features of all ranks, which nobody needs until the next batch
+        self._forget()
         return loss.detach()
 
     def _prepare(self, parts: list[Part], seed: int) -> None:
@@ -321,6 +327,8 @@ class Pretraining(L.LightningModule):
                     [partial(grad_cache.seeded, parts, n, self.encode, seed, rounds) for n in range(len(parts))],
                 )
             torch.clear_autocast_cache()  # casts of weights without a graph
+        for part in parts:
+            part.forget()
 
     def _refuse_too_much(self, part: Part) -> None:
         """By a part without dropped tokens that every objective reads: the dearest step to come."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -56,11 +56,21 @@ class Part:
     batch: Batch
     studies: slice
     units: slice
+    _windows: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def images(self) -> Tensor:
-        """[b, C, (D,) H, W]"""
-        return self.batch.images_BCDHW[self.studies]
+        """[b, C, (D,) H, W]. Where windows have to be made, they are kept until `forget`: several passes look at them,
+        and those of all parts would fill the memory that the batch's values save."""
+        if self.batch.windows is None:
+            return self.batch.images(self.studies)
+        if not self._windows:
+            self._windows.append(self.batch.images(self.studies))
+        return self._windows[0]
+
+    def forget(self) -> None:
+        """Free the windows that were made."""
+        self._windows.clear()
 
     @property
     def study_b(self) -> Tensor:

@@ -138,7 +138,9 @@ def train(
     ]
     trainer = make_trainer(recipe, precision, [c for c in callbacks if c is not None])
     labels = any("labels" in objective.reads for objective in objectives)
-    stream = build.training_stream(recipe, data, tokenize, launch.rank(), recipe.train.devices, 0, labels)
+    stream = build.training_stream(
+        recipe, data, tokenize, launch.rank(), recipe.train.devices, 0, labels, to_gpu=build.on_gpu(recipe)
+    )
     if state:
         stream.load_state_dict(state["stream"])
     if len(stream):
