@@ -32,18 +32,22 @@ def dense(qkv_T3HD: Tensor, lengths: tuple[int, ...], causal: bool) -> Tensor:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("reference", [loop, dense])
-def test_forward_and_backward_agree(lengths: tuple[int, ...], causal: bool, reference: object) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_forward_and_backward_agree(
+    lengths: tuple[int, ...], causal: bool, reference: object, dtype: torch.dtype, tolerance: float
+) -> None:
+    """With the reference in float64."""
     generator = torch.Generator().manual_seed(1)
-    qkv = torch.randn(sum(lengths), 3, 2, 16, generator=generator)
-    weight = torch.randn(sum(lengths), 2, 16, generator=generator)
+    qkv = torch.randn(sum(lengths), 3, 2, 16, generator=generator, dtype=torch.float64)
+    weight = torch.randn(sum(lengths), 2, 16, generator=generator, dtype=torch.float64)
     results = []
-    for function in (lambda x: attend(x, Packing(lengths), causal), lambda x: reference(x, lengths, causal)):  # type: ignore[operator]
+    for function in (lambda x: attend(x.to(dtype), Packing(lengths), causal), lambda x: reference(x, lengths, causal)):  # type: ignore[operator]
         x = qkv.clone().requires_grad_()
         out = function(x)
         (out * weight).sum().backward()
-        results.append((out.detach(), x.grad))
+        results.append((out.detach().double(), x.grad))
     for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def test_sequences_do_not_see_each_other() -> None:
@@ -103,7 +107,9 @@ def test_backends_by_name() -> None:
 @pytest.mark.parametrize("backend", ["varlen", "xformers"])
 def test_fast_kernels_agree_with_sdpa(backend: str, causal: bool) -> None:
     if backend == "xformers":
-        pytest.importorskip("xformers")
+        fmha = pytest.importorskip("xformers.ops").fmha
+        if not fmha.cutlass.FwOp.is_available():
+            pytest.skip("xformers' kernels are built for another CUDA than this machine's")
     qkv = torch.randn(117, 3, 4, 64, device="cuda", dtype=torch.bfloat16)
     packing = Packing((7, 64, 30, 16), "cuda")
     results = []
