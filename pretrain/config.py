@@ -242,6 +242,8 @@ def _shrink(data: dict[str, Any]) -> None:
             parent = data.setdefault(path[0], {})
         if isinstance(parent, dict):
             parent[path[-1]] = value
+    if whole["chunk"] is not None and whole["chunk"] < whole["batch_size"]:  # in parts, as the recipe is
+        data["train"]["chunk"] = max(1, data["train"]["batch_size"] // 2)
     text, usual = locate(data, ("model", "text")), TextTower()
     if isinstance(text, dict) and isinstance(name := text.get("hf_name"), str) and not FilePath(name).is_dir():
         for key in [key for key in text if key.startswith("hf_")]:  # it would have to be fetched

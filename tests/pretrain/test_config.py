@@ -135,6 +135,11 @@ def test_smoke_shrinks_and_overrides_still_win(recipe_file: Path) -> None:
     assert load_recipe(str(recipe_file), ["train.steps=5", "data.workers=2"], smoke=True).train.steps == 5
 
 
+@pytest.mark.parametrize(("told", "parts"), [("null", None), ("8", 1), ("4000", 4000)])
+def test_smoke_cuts_batches_where_the_recipe_does(recipe_file: Path, told: str, parts: int | None) -> None:
+    assert smoke(load_recipe(str(recipe_file), [f"train.chunk={told}"])).train.chunk == parts
+
+
 def test_kind_words_mirror_the_records_of_data_shards() -> None:
     """A key added on one side only would be lost between recipe and preprocessing."""
     assert schema_data.PERCENTILES == records.PERCENTILES
