@@ -88,11 +88,9 @@ def train(
         runs.refuse_changed_files(folder, recipe)
     elif resume and first:
         print(f"{folder} has no checkpoint yet: it starts again from step 0")
-    if first and recipe.train.chunk is not None and recipe.train.chunk >= recipe.train.batch_size:
-        print(
-            f"note: train.chunk is {recipe.train.chunk} and train.batch_size {recipe.train.batch_size}: no batch is cut",
-            file=sys.stderr,
-        )
+    chunk, batch_size = recipe.train.chunk, recipe.train.batch_size
+    if first and chunk is not None and chunk >= batch_size:
+        print(f"note: train.chunk is {chunk} and train.batch_size {batch_size}: no batch is cut", file=sys.stderr)
 
     torch.manual_seed(recipe.seed)  # weights at birth
     dual, objectives = build.build_model(recipe, with_init=state is None), build.build_objectives(recipe)

@@ -229,3 +229,8 @@ def test_a_smoke_run_makes_room_for_the_run_of_its_name(tiny: Any, capsys: pytes
     assert "a run exists at" in capsys.readouterr().err
     assert tiny.resume("again") == 0
     assert "is finished (3 steps)" in capsys.readouterr().out
+
+
+def test_a_chunk_that_cuts_nothing_is_said(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny("run", train__steps=1, optim__warmup_steps=0, train__chunk=64) == 0
+    assert "no batch is cut" in capsys.readouterr().err

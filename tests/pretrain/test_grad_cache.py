@@ -270,8 +270,3 @@ def test_nothing_of_a_batch_stays(tiny: Any) -> None:
         module = module_of(tiny, [f"train.chunk={chunk}", f"objectives={told}"])
         cached(module, batch())
         assert module._shared is None and module._told is None
-
-
-def test_a_chunk_that_cuts_nothing_is_said(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tiny("run", train__steps=1, train__chunk=64) == 0
-    assert "no batch is cut" in capsys.readouterr().err
