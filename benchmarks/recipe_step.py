@@ -9,7 +9,7 @@ objectives are not counted), so the share of the peak is of useful work.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import gc
 import statistics
 import sys
 import time
@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.recipes:
         told = [*ELSEWHERE, *([f"data.cache={args.cache}"] if args.cache else ()), *args.set]
         print(_row(name, told, args.device, args.repeats, where), flush=True)
+        gc.collect()  # a module is in circles
+        torch.cuda.empty_cache()
     return 0
 
 
@@ -107,12 +109,13 @@ def _row(name: str, told: list[str], device: str, repeats: int, where: str) -> s
 
     recipe = load_recipe(name if name.endswith(".yaml") else f"{name}.yaml", told)
     data = studies.build_data(recipe)
-    batch = noise_batch(recipe, data, device)
-    module = lone_module(recipe, data, device)
-    cuda, seconds = device == "cuda", []
+    cuda, seconds = device == "cuda", list[float]()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    size = recipe.train.batch_size
     try:
+        batch = noise_batch(recipe, data, device)
+        module = lone_module(recipe, data, device)
         for turn in range(repeats + 2):
             begin = time.perf_counter()
             with torch.autocast(device, torch.bfloat16):
@@ -131,11 +134,8 @@ def _row(name: str, told: list[str], device: str, repeats: int, where: str) -> s
         ]  # fmt: skip
     except torch.OutOfMemoryError as error:
         found = [f"out of memory ({str(error).partition('.')[0]})", *"–––––"]
-    parts = recipe.train.chunk or len(batch)
-    row = f"| `{name.removesuffix('.yaml')}` | {len(batch)}, {parts} | " + " | ".join(found) + " |"
-    del module, batch
-    with contextlib.suppress(AssertionError):
-        torch.cuda.empty_cache()
+    parts = recipe.train.chunk or size
+    row = f"| `{name.removesuffix('.yaml')}` | {size}, {parts} | " + " | ".join(found) + " |"
     return row
 
 

@@ -124,13 +124,13 @@ def windows_of(meta: Mapping[str, Any], geometry: Geometry | SliceGeometry) -> t
 def placed(
     x: np.ndarray, place: tuple[slice, ...], size: tuple[int, ...], pad: float, out: np.ndarray | None
 ) -> np.ndarray:
-    """Values as they are, padded to size: 1,D,H,W float16. What is beyond its range is infinite, and no window sees a
-    difference."""
+    """Values as they are, padded to size: 1,D,H,W float16. What is beyond its range is infinite: the end of any window
+    that data_shards.windows makes of it."""
     if out is None:
         out = np.empty((1, *size), np.float16)
-    if x.shape != tuple(size):
-        out[...] = pad
     with np.errstate(over="ignore"):
+        if x.shape != tuple(size):
+            out[...] = pad
         out[0][place] = x
     return out
 

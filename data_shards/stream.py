@@ -25,12 +25,13 @@ from data_shards.errors import DataError
 from data_shards.mixture import Mixture
 from data_shards.order import Draw, Layout, Order
 from data_shards.preprocess import AnyGeometry, View
+from data_shards.room import Room, fitting, told
 from data_shards.samples import Samples, over_budget
 from data_shards.shards import Shards
 from data_shards.union import ShardUnion
 from data_shards.units import Tokenize, UnitPolicy
 from data_shards.windows import Windows
-from data_shards.workers import fitting, load
+from data_shards.workers import load
 
 __all__ = ["Mixture", "ShardUnion", "Stream", "UnitPolicy", "ordered_pass"]
 STATE_VERSION = 1
@@ -73,8 +74,9 @@ class Stream:
         max_damaged: distinct damaged samples (`DamagedError`) that this rank may skip in this start of a run. Each is
             replaced by another of its source, the same one for any number of workers and after any restart, told on
             stderr and counted; one more raises DataError. 0: the first one raises.
-        raw: volumes whose windows are in their unit come as values, and `Batch.images` makes the windows wherever they
-            are then: a third or a sixth of the bytes on the way to a GPU, rounded to float16.
+        pin_memory: of batches that workers made.
+        raw: volumes come as values where float16 can tell their windows (data_shards.windows), and `Batch.images` makes
+            the windows wherever they are then: of W windows 1/2W of the bytes on the way to a GPU.
     `wait_seconds`: time spent waiting for data since the last `iter()`. `step`: batches consumed so far.
     `damaged`: what was skipped, by row.
     """
@@ -118,6 +120,7 @@ class Stream:
         self.order = Order(layout, seed, batch_size, rank, world)
         self.steps, self.start_step, self.workers, self.pin_memory = steps, start_step, workers, pin_memory
         self.step, self.wait_seconds = start_step, 0.0
+        self._room = Room.measured(pin_memory)  # now: other ranks have not filled it yet
         self.damaged: dict[int, Skipped] = {}
         self._identity = {
             "version": STATE_VERSION,
@@ -135,8 +138,16 @@ class Stream:
         self.step, self.wait_seconds = self.start_step, 0.0
         batch_bytes = self.samples.image_dtype.itemsize * int(np.prod(self.samples.image_shape)) * self.order.batch
         dataset = _Steps(self.samples, self.order)
-        workers = fitting(self.workers, batch_bytes, self.order.world)
-        batches = load(dataset, range(self.step, self.steps), workers, self.pin_memory, batch_bytes)
+        asked = min(self.workers, len(self))
+        workers = fitting(asked, batch_bytes, self.order.world, self._room)
+        if workers.number < asked and self.order.rank == 0 and self._room is not None:
+            print(
+                f"note: {workers.number} instead of {asked} workers (data.workers): each holds a batch of "
+                f"{told(batch_bytes)}, and {self._room.where} has {told(self._room.free)} free",
+                file=sys.stderr,
+                flush=True,
+            )
+        batches = load(dataset, range(self.step, self.steps), workers, self.pin_memory)
         with contextlib.closing(batches):
             while True:
                 began = time.perf_counter()
@@ -257,4 +268,5 @@ def ordered_pass(
     rows = np.asarray(rows, np.int64)
     steps = range(-(-len(rows) // batch_size))
     batch_bytes = 4 * int(np.prod(samples.image_shape)) * batch_size
-    return load(_Steps(samples, _Slices(rows, batch_size)), steps, workers, False, batch_bytes)
+    fitted = fitting(min(workers, len(steps)), batch_bytes, 1, Room.measured(False))
+    return load(_Steps(samples, _Slices(rows, batch_size)), steps, fitted)

@@ -1,8 +1,9 @@
 """Windows as a training step makes them on its device, of values that the stream hands over as they are.
 
 Three windows of one scan are three times its voxels in float32: of 256 volumes of 112 x 336 x 336 they fill 39 GB, the
-values themselves in float16 6.5 GB. float16 holds HU to 0.06 around soft tissue and to 0.5 above 1,024, which is less
-than the bf16 of a step keeps of any window. The arithmetic is that of data_shards.resampling, in float32.
+values themselves in float16 6.5 GB. float16 holds HU to 0.06 around soft tissue and to 1 at 1,024, and windows that it
+cannot tell into 512 steps stay what they were. The arithmetic is that of data_shards.resampling in float32, on a GPU to
+rounding.
 
 Shapes: B studies, S scans of a study, W windows, C = S·W channels, D,H,W voxels.
 """
@@ -11,10 +12,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data_shards.geometry import AnyGeometry, Geometry
+
+STEPS = 512  # of a window, as many as bf16 has near its ends
 
 
 class Windows(NamedTuple):
@@ -25,9 +29,15 @@ class Windows(NamedTuple):
 
     @classmethod
     def of(cls, geometry: AnyGeometry) -> Windows | None:
-        """None for images, and for windows in percentiles, which every scan has others of."""
+        """None for images, for windows in percentiles, which every scan has others of, and for those that float16 does
+        not reach or is too coarse for."""
         if not isinstance(geometry, Geometry) or geometry.windows_in != "unit":
             return None
+        for low, high in geometry.windows:
+            with np.errstate(over="ignore", invalid="ignore"):
+                spacing = float(np.spacing(np.float16(max(abs(low), abs(high)))))
+            if not spacing * STEPS <= high - low:  # not a number beyond its range
+                return None
         return cls(geometry.windows, geometry.levels)
 
     @torch.no_grad()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import shutil
 import signal
-import sys
 import weakref
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,54 +14,25 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_shards.batch import Batch
 from data_shards.errors import DataError
+from data_shards.room import Workers
 
-PREFETCH_BYTES = 512 << 20  # images that workers may hold ready, all together
-SHARED_MEMORY = Path("/dev/shm")
-IN_FLIGHT = 2  # batches that no worker holds any more: the one in use and the next
 Passing = Generator[Batch, None, None]
 _LIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # passes with workers
 
 
-def fitting(workers: int, batch_bytes: int, ranks: int) -> int:
-    """Of so many workers those whose batches shared memory has room for; says so where it is fewer. The batches are the
-    same for any number. Ranks on this machine share what is free.
-
-    Raises:
-        DataError: there is no room for one worker's.
-    """
-    if not workers or not SHARED_MEMORY.is_dir():
-        return workers
-    here = min(ranks, max(1, torch.cuda.device_count()))
-    free = shutil.disk_usage(SHARED_MEMORY).free // here
-    most = free // batch_bytes - IN_FLIGHT
-    if most >= workers:
-        return workers
-    size, room = f"{batch_bytes / 1e9:.2g} GB", f"{SHARED_MEMORY} has {free / 1e9:.2g} GB free for each rank"
-    if most < 1:
-        raise DataError(
-            f"the images of a batch take {size}, and {room}",
-            "workers hand batches over through it, and would be killed when it is full",
-            "a smaller train.batch_size, --data.workers 0, or more shared memory (docker run --shm-size)",
-        )
-    told = f"note: data.workers {workers} -> {most}: each holds a batch of {size}, and {room}"
-    print(told, file=sys.stderr, flush=True)
-    return most
-
-
-def load(dataset: Dataset, steps: range, workers: int, pin_memory: bool, batch_bytes: int) -> Passing:
+def load(dataset: Dataset, steps: range, workers: Workers, pin_memory: bool = False) -> Passing:
     """`dataset[step]` for all steps, in order. An item that is a DataError is raised: torch would wrap it in a worker's
-    traceback."""
-    workers = min(workers, len(steps))
-    if workers == 0:
+    traceback. Without workers nothing is pinned."""
+    if workers.number == 0:
         return (_whole(dataset[step]) for step in steps)
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=steps,
-        num_workers=workers,
+        num_workers=workers.number,
         collate_fn=_same,
         worker_init_fn=_start_worker,
-        prefetch_factor=int(np.clip(PREFETCH_BYTES // (batch_bytes * workers), 1, 4)),
+        prefetch_factor=workers.ahead,
         persistent_workers=False,
         pin_memory=pin_memory,
         # fork shares the index for free; but a process that has started CUDA must not be forked.

@@ -32,7 +32,7 @@ def training_stream(
     to_gpu: bool = False,
 ) -> Stream:  # fmt: skip
     """The training batches of one rank, from batch `first_batch` on. labels: with the labels of the studies. to_gpu:
-    with as few bytes to move as can be, in pinned memory."""
+    with as few bytes to move as can be, those that workers make in pinned memory."""
     return Stream(
         data.shards,
         data.train_rows,

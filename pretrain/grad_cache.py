@@ -100,10 +100,10 @@ def backward(
             own = losses.of_part(rows, part)
         if own is not None:
             share, total = share + own * scale, total + own.detach()
+        part.forget()  # before the backward pass, which needs the most memory
         with unsynchronised() if exchange is None else contextlib.nullcontext():
             if share.requires_grad:
                 propagate(share)
-        part.forget()
     return total
 
 

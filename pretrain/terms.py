@@ -209,14 +209,14 @@ class Terms(L.LightningModule):
             self._began_in_parts = True
         if any(read.startswith("image:") for read in self._read(COUPLINGS)):
             rounds = self._cached().rounds
+
+            def look(number: int) -> None:
+                grad_cache.seeded(parts, number, self.encode, seed, rounds)
+                parts[number].forget()
+
             with torch.no_grad():
-                measure(
-                    self.dual,
-                    [partial(grad_cache.seeded, parts, n, self.encode, seed, rounds) for n in range(len(parts))],
-                )
+                measure(self.dual, [partial(look, number) for number in range(len(parts))])
             torch.clear_autocast_cache()  # casts of weights without a graph
-        for part in parts:
-            part.forget()
 
     def _refuse_too_much(self, part: Part) -> None:
         """By a part without dropped tokens that every objective reads: the dearest step to come."""
@@ -227,6 +227,7 @@ class Terms(L.LightningModule):
         self.dual.eval()  # no token is dropped
         with torch.no_grad():
             rows = self.encoders(self.dual, part, kept)
+        part.forget()
         for module, mode in modes.items():
             module.training = mode
         torch.clear_autocast_cache()  # casts of weights without a graph

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards import DataError
-from data_shards import workers as workers_module
-from data_shards.preprocess import Geometry, View, stacked
-from data_shards.shard_set import ShardSet
+from data_shards import Study
+from data_shards.preprocess import Geometry, PlanarGeometry, SliceGeometry, View, stacked
+from data_shards.shard_set import ShardSet, ShardWriter
 from data_shards.windows import Windows
-from data_shards.workers import fitting
 from tests.data_shards.test_stream import GEOMETRY, stream
 
 AS_STORED = replace(GEOMETRY, spacing_mm=None)
@@ -60,42 +58,39 @@ def test_a_scan_that_a_study_lacks_is_absent_in_every_window() -> None:
 def test_values_beyond_float16_are_the_windows_ends() -> None:
     geometry = Geometry(spacing_mm=None, windows=((0, 1000),))
     array = np.array([-30000, 0, 1000, 30000], np.int16).reshape(1, 1, 4)
-    raw = stacked([(array, {"slope": 100.0, "intercept": 0.0})], geometry, View("centre", (1, 1, 4)), raw=True)
-    assert np.isinf(raw).sum() == 3
-    assert Windows(geometry.windows, None)(torch.from_numpy(raw)[None]).flatten().tolist() == [-1, -1, 1, 1]
+    scans, view = [(array, {"slope": 100.0, "intercept": 0.0})], View("centre", (1, 1, 4))
+    raw = torch.from_numpy(stacked(scans, geometry, view, raw=True))
+    assert torch.isinf(raw).sum() == 3
+    assert Windows(geometry.windows, None)(raw[None]).flatten().tolist() == [-1, -1, 1, 1]
+    assert stacked(scans, geometry, view).flatten().tolist() == [-1, -1, 1, 1]
 
 
-def test_windows_in_percentiles_and_images_come_as_ever() -> None:
-    assert Windows.of(replace(AS_STORED, windows=((5.0, 95.0),), windows_in="percentile")) is None
-    assert Windows.of(Geometry()) is not None
+@pytest.mark.parametrize("window", [(0, 1e5), (40000, 40100), (0, 1e-6), (0, 1e-8), (1024, 1500)])
+def test_windows_that_float16_cannot_tell_come_as_ever(window: tuple[float, float]) -> None:
+    assert Windows.of(replace(AS_STORED, windows=(window,))) is None
+    assert Windows.of(replace(AS_STORED, windows=((-1000, 1000), window))) is None
 
 
-def test_no_more_workers_than_shared_memory_has_room_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(workers_module, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(workers_module.shutil, "disk_usage", lambda path: usage(64e9, 0, int(64e9)))
-    assert fitting(12, int(1e9), 1) == 12 and not capsys.readouterr().err
-    assert fitting(12, int(6.5e9), 1) == 7
-    assert "data.workers 12 -> 7: each holds a batch of 6.5 GB" in capsys.readouterr().err
-    assert fitting(0, int(6.5e10), 1) == 0
-    with pytest.raises(DataError, match=r"65 GB.*64 GB free(.|\n)*--data.workers 0"):
-        fitting(12, int(6.5e10), 1)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert fitting(12, int(1e9), 8) == 6, "ranks of one machine share it"
-    assert fitting(12, int(1e9), 1) == 12
+@pytest.mark.parametrize("window", [(-1150, 350), (-160, 240), (100, 1100), (200, 1200), (-1000, 1000), (0, 5)])
+def test_windows_of_ct_come_as_values(window: tuple[float, float]) -> None:
+    assert Windows.of(replace(AS_STORED, windows=(window,))) == Windows((window,), None)
 
 
-def test_an_unknown_folder_of_shared_memory_limits_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(workers_module, "SHARED_MEMORY", tmp_path / "none")
-    assert fitting(12, int(6.5e12), 1) == 12
+def test_percentiles_slices_and_images_come_as_ever(shards: ShardSet) -> None:
+    percentiles = replace(AS_STORED, windows=((1.0, 99.0),), windows_in="percentile")
+    assert Windows.of(percentiles) is None and Windows.of(PlanarGeometry(size=(8, 8))) is None
+    slices, view = SliceGeometry(size=(8, 8)), View("random", (8, 8))
+    plain, raw = (list(stream(shards, geometry=slices, view=view, raw=told)) for told in (False, True))
+    assert all(b.windows is None and torch.equal(a.images(), b.images()) for a, b in zip(plain, raw, strict=True))
 
 
-def test_training_on_values_is_training_on_windows(shards: ShardSet) -> None:
-    """The part of a batch that a tower is given."""
-    from pretrain.passes import split
-
-    batches = [next(iter(stream(shards, geometry=AS_STORED, raw=told))) for told in (False, True)]
-    plain, raw = ([part.images for part in split(batch, 3)] for batch in batches)
-    assert len(plain) == 2 and all(torch.equal(a, b) for a, b in zip(plain, raw, strict=True))
+def test_studies_of_several_scans(tmp_path: Path, study: Callable[..., Study]) -> None:
+    with ShardWriter(tmp_path / "set") as writer:
+        for i in range(4):
+            one = study(i)
+            writer.write(replace(one, scans=one.scans * (1 + i % 2)))
+    shards = ShardSet.open(tmp_path / "set")
+    geometry = replace(AS_STORED, scans_per_study=2, levels=256)
+    plain, raw = (next(iter(stream(shards, geometry=geometry, raw=told, steps=1))) for told in (False, True))
+    assert raw.images_BCDHW.shape[1] == 2 and torch.isinf(raw.images_BCDHW).any()
+    assert torch.equal(plain.images(), raw.images()) and plain.images().shape[1] == 4
