@@ -84,30 +84,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--repeats", type=int, default=5, help="steps that are counted, after two that are not (default: 5)")
     add("--cache", help="folder of the phantoms (default: the recipe's)")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all of them, such as train.batch_size=16")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of all these recipes (after them) to change")
     args = parser.parse_args(argv)
 
     import torch
 
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here: --device cpu, or check nvidia-smi and that this torch is a CUDA build")
+    told = [*ELSEWHERE, *([f"data.cache={args.cache}"] if args.cache else ()), *args.set]
+    recipes = {name: _recipe(parser, name, told) for name in args.recipes}
+
     where = f"{torch.cuda.get_device_name()}, torch {torch.__version__}" if args.device == "cuda" else machine()
-    print(f"{where}, bf16 autocast, medians of {args.repeats} steps\n")
+    print(f"{where}, bf16 autocast, median of {args.repeats}\n")
     print("| recipe | batch, in parts of | s a step | TFLOP a study | TFLOP/s | of the peak | GiB at most |", end="")
     print(f" {EPOCHS} epochs of CT-RATE |\n|---|---|---:|---:|---:|---:|---:|---:|", flush=True)
-    for name in args.recipes:
-        told = [*ELSEWHERE, *([f"data.cache={args.cache}"] if args.cache else ()), *args.set]
-        print(_row(name, told, args.device, args.repeats, where), flush=True)
+    for name, recipe in recipes.items():
+        print(_row(name, recipe, told, args.device, args.repeats, where), flush=True)
         gc.collect()  # a module is in circles
         torch.cuda.empty_cache()
     return 0
 
 
-def _row(name: str, told: list[str], device: str, repeats: int, where: str) -> str:
+def _recipe(parser: argparse.ArgumentParser, name: str, told: list[str]) -> Recipe:
+    from benchmarks.model_sizes import volume_recipes
+    from pretrain.config import load_recipe
+    from pretrain.errors import ConfigError
+
+    try:
+        recipe = load_recipe(name, told)
+        if recipe.data.geometry.kind == "volume":
+            return recipe
+        problem = f"{name} is a recipe for images"
+    except ConfigError as error:
+        problem = str(error)
+    packaged = ", ".join(each.removesuffix(".yaml") for each in volume_recipes())
+    parser.error(f"{problem}\npackaged recipes for volumes: {packaged}")
+
+
+def _row(name: str, recipe: Recipe, told: list[str], device: str, repeats: int, where: str) -> str:
     import torch
 
     from pretrain import studies
-    from pretrain.config import load_recipe
 
-    recipe = load_recipe(name if name.endswith(".yaml") else f"{name}.yaml", told)
     data = studies.build_data(recipe)
     cuda, seconds = device == "cuda", list[float]()
     if cuda:
@@ -125,7 +143,7 @@ def _row(name: str, told: list[str], device: str, repeats: int, where: str) -> s
             seconds.append(time.perf_counter() - begin)
             print(f"  {name}: {seconds[-1]:.2f} s, loss {module.logged['loss']:.3f}", file=sys.stderr, flush=True)
         step = statistics.median(seconds[2:])
-        flop = measure(name if name.endswith(".yaml") else f"{name}.yaml", told).training
+        flop = measure(name, told).training
         rate = flop * len(batch) / step
         found = [
             f"{step:.3f}", f"{flop / 1e12:.3g}", f"{rate / 1e12:.3g}", share_of_peak(rate, where),
@@ -135,8 +153,7 @@ def _row(name: str, told: list[str], device: str, repeats: int, where: str) -> s
     except torch.OutOfMemoryError as error:
         found = [f"out of memory ({str(error).partition('.')[0]})", *"–––––"]
     parts = recipe.train.chunk or size
-    row = f"| `{name.removesuffix('.yaml')}` | {size}, {parts} | " + " | ".join(found) + " |"
-    return row
+    return f"| `{name.removesuffix('.yaml')}` | {size}, {parts} | " + " | ".join(found) + " |"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ batch of noise, bf16 autocast:
 Runs are interleaved and their order rotates, so that a machine that slows down slows all of them; medians are compared.
 Operations are torch's count (FlopCounterMode) on the meta device. Memory is what autograd saves for the backward pass,
 each storage once, parameters left out, in a run of its own: on CUDA the allocator's peak is printed beside it. On CUDA,
-achieved TFLOP/s, their share of the dense bf16 peak, and attention by backend; this part was written without a GPU at
-hand.
+achieved TFLOP/s, their share of the dense bf16 peak, and attention by backend.
 """
 
 from __future__ import annotations

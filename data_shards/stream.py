@@ -143,7 +143,7 @@ class Stream:
         if workers.number < asked and self.order.rank == 0 and self._room is not None:
             print(
                 f"note: {workers.number} instead of {asked} workers (data.workers): each holds a batch of "
-                f"{told(batch_bytes)}, and {self._room.where} has {told(self._room.free)} free",
+                f"{told(batch_bytes)}, and {self._room.said(self.order.world)}",
                 file=sys.stderr,
                 flush=True,
             )

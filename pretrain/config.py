@@ -94,10 +94,13 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, smoke: bool = False
         raise ConfigError(f"{label}{line} is not YAML: {what}", fix="check indentation and colons there") from None
     if not isinstance(document.data, dict):
         raise ConfigError(f"{label} holds no keys", fix="start from a packaged recipe: --print-config prints one")
+    batch_size = _train(document.data)["batch_size"]
     if smoke:
         _shrink(document.data)
     for override in _pairs(overrides):
         apply_override(document, override)
+    if smoke:
+        _cut(document.data, batch_size)
     recipe = _validate(document, label)
     recipe._origin = Origin(document.places)
     return recipe
@@ -231,7 +234,7 @@ _SMOKE: dict[tuple[str, ...], Any] = {
 
 def _shrink(data: dict[str, Any]) -> None:
     stratified = (locate(data, ("data", "source")) or {}).get("batches") == "stratified"
-    whole = {key: locate(data, ("train", key)) or field.default for key, field in TrainSection.model_fields.items()}
+    whole = _train(data)
     for path, value in _SMOKE.items():
         if path == ("train", "batch_size") and stratified:  # it has to hold every group, on one rank as well
             value = min(whole["batch_size"] * whole["devices"], STRATIFIED)
@@ -242,8 +245,7 @@ def _shrink(data: dict[str, Any]) -> None:
             parent = data.setdefault(path[0], {})
         if isinstance(parent, dict):
             parent[path[-1]] = value
-    if whole["chunk"] is not None and whole["chunk"] < whole["batch_size"]:  # in parts, as the recipe is
-        data["train"]["chunk"] = max(1, data["train"]["batch_size"] // 2)
+    _cut(data, whole["batch_size"])
     text, usual = locate(data, ("model", "text")), TextTower()
     if isinstance(text, dict) and isinstance(name := text.get("hf_name"), str) and not FilePath(name).is_dir():
         for key in [key for key in text if key.startswith("hf_")]:  # it would have to be fetched
@@ -272,6 +274,19 @@ def _shrink(data: dict[str, Any]) -> None:
         if image.get("inflate"):  # whose weights do not fit a smaller tower; fixed statistics would be those of none
             image["inflate"] = None
             image["batch_norm"] = "group" if image.get("batch_norm") == "frozen" else image.get("batch_norm", "batch")
+
+
+def _train(data: dict[str, Any]) -> dict[str, Any]:
+    """The section `train` with its defaults."""
+    return {key: locate(data, ("train", key)) or field.default for key, field in TrainSection.model_fields.items()}
+
+
+def _cut(data: dict[str, Any], batch_size: int) -> None:
+    """The small batch in parts, if `train.chunk` would cut the whole one."""
+    now = _train(data)
+    numbers = (now["chunk"], now["batch_size"], batch_size)
+    if all(isinstance(number, int) for number in numbers) and now["batch_size"] <= now["chunk"] < batch_size:
+        data["train"]["chunk"] = max(1, now["batch_size"] // 2)
 
 
 def _small_tower(name: str) -> str:

@@ -38,3 +38,21 @@ def test_what_does_not_fit_is_said(
     monkeypatch.setattr(recipe_step, "lone_module", full)
     assert recipe_step.main(["ct3d_base", "--repeats", "1", "--cache", str(tmp_path), "--set", *SMALL]) == 0
     assert "| 4, 2 | out of memory (Tried to allocate 516 MiB) | – |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["xray2d"], "packaged recipes for volumes: ct3d, "),
+        (["nothere"], "no recipe 'nothere'"),
+        (["ct3d", "--device", "cuda"], "torch sees no GPU here"),
+    ],
+)
+def test_mistakes_are_said_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        recipe_step.main(words)
+    out, err = capsys.readouterr()
+    assert said in err and not out

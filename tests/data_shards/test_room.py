@@ -37,23 +37,37 @@ def test_what_workers_hold_ready_counts_as_well(batch: int, wanted: Workers) -> 
 
 def test_no_room_for_one_is_refused() -> None:
     with pytest.raises(
-        DataError, match=r"take 65 GB, and /dev/shm has 64 GB free for the workers(.|\n)*--data.workers 0"
+        DataError,
+        match=r"take 65 GB, and /dev/shm has 64 GB free; a worker needs 3 batches(.|\n)*--data.workers 0.*--shm-size",
     ):
         fitting(12, 65 * GB, 1, Room(64 * GB, "/dev/shm"))
-    with pytest.raises(DataError, match="take 30 MB, and memory has 64 MB free for 2 ranks"):
-        fitting(1, 30_000_000, 2, Room(64_000_000, "memory"))
+    with pytest.raises(DataError, match="memory has 64 MB free, half of it for pinned copies, for 2 ranks") as short:
+        fitting(1, 30_000_000, 2, Room(64_000_000, "memory", 2))
+    assert "--shm-size" not in str(short.value)
+    assert fitting(1, 5_000_000, 2, Room(64_000_000, "memory", 2)) == Workers(1, 1)
 
 
 def test_room_is_the_least_of_shared_memory_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(room, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(room, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(room, "OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(room, "GROUPS", tmp_path / "groups")
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Usage(64 * GB, 0, 64 * GB))
     assert Room.measured(pinned=True) == Room(64 * GB, str(tmp_path))
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   100000000 kB\n")
     assert Room.measured(pinned=False) == Room(64 * GB, str(tmp_path))
-    assert Room.measured(pinned=True) == Room(51_200_000_000, "memory"), "a pinned batch is there twice"
+    assert Room.measured(pinned=True) == Room(102_400_000_000, "memory", 2), "a pinned batch is there twice"
+    job = tmp_path / "groups" / "slurm" / "job_1" / "step_0"
+    job.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("4:memory:/else\n0::/slurm/job_1/step_0\n")
+    for folder, most in ((job, "max"), (job.parent, str(32 * GB))):
+        (folder / "memory.max").write_text(most + "\n")
+        (folder / "memory.current").write_text(f"{20 * GB}\n")
+        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {4 * GB}\n")
+    assert Room.measured(pinned=True) == Room(16 * GB, "memory", 2), "a job's limit counts, its file cache does not"
     monkeypatch.setattr(room, "SHARED_MEMORY", tmp_path / "none")
     monkeypatch.setattr(room, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(room, "OWN_GROUP", tmp_path / "none")
     assert Room.measured(pinned=True) is None
 
 

@@ -138,6 +138,12 @@ def test_smoke_shrinks_and_overrides_still_win(recipe_file: Path) -> None:
 @pytest.mark.parametrize(("told", "parts"), [("null", None), ("8", 1), ("4000", 4000)])
 def test_smoke_cuts_batches_where_the_recipe_does(recipe_file: Path, told: str, parts: int | None) -> None:
     assert smoke(load_recipe(str(recipe_file), [f"train.chunk={told}"])).train.chunk == parts
+    assert load_recipe(str(recipe_file), [f"train.chunk={told}"], smoke=True).train.chunk == parts
+
+
+def test_smoke_leaves_a_chunk_and_a_batch_that_are_told(recipe_file: Path) -> None:
+    told = load_recipe(str(recipe_file), ["train.chunk=3", "train.batch_size=6"], smoke=True).train
+    assert (told.chunk, told.batch_size) == (3, 6)
 
 
 def test_kind_words_mirror_the_records_of_data_shards() -> None:
