@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor
 
+from data_shards.batch import Batch, TextBatch
 from pretrain.crops import Boxes, by_view, cut, draw_boxes, images_of, jittered, pairs_of_views, try_small
 from pretrain.passes import Part, Rows
 from pretrain.schema_objectives import CropOptions
@@ -53,10 +54,9 @@ def test_jitter_and_blur() -> None:
 
 
 def part_of(images: Tensor) -> Part:
-    class Batch:
-        images_BCDHW = images
-
-    return Part(Batch(), slice(1, 4), slice(0, 0))  # type: ignore[arg-type]
+    rows, keys = torch.arange(len(images)), [str(i) for i in range(len(images))]
+    texts = TextBatch.of([[] for _ in keys], lambda text: [1])
+    return Part(Batch(0, rows, keys, rows, images, torch.zeros(len(keys), 0), (), texts), slice(1, 4), slice(0, 0))
 
 
 def test_small_crops_are_of_another_size_and_one_seed_gives_one_set() -> None:
