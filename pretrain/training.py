@@ -79,6 +79,7 @@ def train(
         )
     if recipe.train.accelerator != "gpu" and not torch.cuda.is_available():
         keep_freed_memory()
+        same_bits()
     launch.follow_launcher()
     first = launch.rank() == 0
     checkpoint = runs.checkpoint_to_resume(folder) if resume else None
@@ -223,6 +224,13 @@ def say_drawn(stream: Stream) -> None:
         if len(counts) > 1:
             total = max(1, sum(counts.values()))
             print("drawn    " + ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items()))
+
+
+def same_bits() -> None:
+    """Sums of a CPU's threads in one order: gradients of indexed rows are otherwise added as threads come, and two runs
+    of one seed differ."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def make_trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback]) -> L.Trainer:
