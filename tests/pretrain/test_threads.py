@@ -17,7 +17,8 @@ def test_two_threads_give_the_same_bits_twice(tmp_path: Path) -> None:
     for name in ("one", "two"):
         words = [
             "--data.source.studies", "200", "--train.steps", "12", "--optim.warmup_steps", "5",
-            "--evaluate.task", "null", "--data.cache", str(tmp_path / "cache"), "--output.root", str(tmp_path), "--output.run", name,
+            "--evaluate.task", "null", "--data.cache", str(tmp_path / "cache"),
+            "--output.root", str(tmp_path), "--output.run", name,
         ]  # fmt: skip
         command = [sys.executable, "-m", "pretrain.fit", "--config", "ct3d.yaml", *words]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True)
