@@ -210,6 +210,7 @@ def smoke(recipe: Recipe) -> Recipe:
     """The recipe shrunk to two CPU steps on a handful of studies; the road is the same, only shorter."""
     data = json.loads(recipe.model_dump_json())
     _shrink(data)
+    _cut(data, recipe.train.batch_size)
     small = Recipe.model_validate_json(json.dumps(data), strict=True)
     small._origin = recipe._origin
     return small
@@ -245,7 +246,6 @@ def _shrink(data: dict[str, Any]) -> None:
             parent = data.setdefault(path[0], {})
         if isinstance(parent, dict):
             parent[path[-1]] = value
-    _cut(data, whole["batch_size"])
     text, usual = locate(data, ("model", "text")), TextTower()
     if isinstance(text, dict) and isinstance(name := text.get("hf_name"), str) and not FilePath(name).is_dir():
         for key in [key for key in text if key.startswith("hf_")]:  # it would have to be fetched

@@ -77,7 +77,7 @@ def train(
             why="there is nothing to run on",
             fix="check nvidia-smi and that this torch is a CUDA build, or give --train.accelerator auto",
         )
-    if recipe.train.accelerator != "gpu" and not torch.cuda.is_available():
+    if not build.on_gpu(recipe):
         keep_freed_memory()
         same_bits()
     launch.follow_launcher()
