@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,6 +24,9 @@ _VOLUMES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "4", "4.1"
 RADIOGRAPHS = ("CR", "DX", "MG")  # read one by one, each an image
 _OTHER_PLANAR = ("XA", "RF", "US", "IO", "PX", "OP", "SM", "ES")
 _MADE = {"MPR", "REFORMATTED", "PROJECTION IMAGE", "MIP", "MINIP", "MEAN", "VRT", "CURVED", "AVERAGE", "CSA MPR"}
+_PIXELS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
+_IMAGE = 0x00280000  # the first tag of what describes an image; studies, series and places come before
+_UNDEFINED = 0xFFFFFFFF  # the length of an element that ends at a delimiter
 _BARE = (b"\x08\x00", b"\x02\x00")  # how a data set without preamble begins: group 8 or 2, little endian
 
 
@@ -59,22 +62,63 @@ def quiet() -> Iterator[None]:
         log.disabled = before
 
 
-def open_dicom(path: Path, only: Sequence[str] | None = None) -> Any | None:
-    """The data set of a file, None for what is not DICOM. `only`: keywords to read, and no pixels.
+def open_dicom(path: Path) -> Any | None:
+    """The data set of a file, None for what is not DICOM.
 
     Files without the 128 byte preamble are read too. Raises: DataError for a DICOM file that cannot be read.
     """
     import pydicom
 
-    how: dict[str, Any] = {} if only is None else {"stop_before_pixels": True, "specific_tags": list(only)}
+    found = _opened(path, lambda file, force: pydicom.dcmread(file, force=force))
+    return None if found is None else _image_of(*found)
+
+
+def open_header(path: Path, only: Sequence[str]) -> tuple[Any, bool] | None:
+    """The attributes `only` of a file, and whether it goes on to pixels. No pixels are read; None: not DICOM.
+
+    A value at which the file ends is left out, it may be half of one. Of a header damaged further on, what stands
+    before the description of the image (group 0028) is returned. Raises: DataError for a DICOM file that tells nothing.
+    """
+    from pydicom.filereader import read_partial
+    from pydicom.tag import Tag
+
+    tags: list[Any] = [Tag(name) for name in only]
+    reached = False
+
+    def at_pixels(tag: Any, vr: str | None, length: int) -> bool:
+        nonlocal reached
+        reached = tag in _PIXELS
+        return reached
+
+    def read(file: BinaryIO, force: bool) -> Any:
+        try:
+            return read_partial(file, at_pixels, force=force, specific_tags=tags)
+        except Exception:  # a damaged file raises anything
+            file.seek(0)
+            return read_partial(file, lambda tag, vr, length: tag >= _IMAGE, force=force, specific_tags=tags)
+
+    found = _opened(path, read)
+    if found is None:
+        return None
+    for tag in list(found[0].keys()):
+        raw = found[0].get_item(tag)
+        if raw.is_raw and isinstance(raw.value, bytes) and len(raw.value) < raw.length < _UNDEFINED:
+            del found[0][tag]
+    item = _image_of(*found)
+    return None if item is None else (item, reached)
+
+
+def _opened(path: Path, read: Callable[[BinaryIO, bool], Any]) -> tuple[Any, bool] | None:
+    """(data set, whether a preamble says that it is DICOM), None for what is not DICOM."""
     try:
         with path.open("rb") as file:
             start = file.read(132)
-        whole = start[128:] == b"DICM"
-        if not whole and start[:2] not in _BARE:
-            return None
-        with quiet():
-            found = pydicom.dcmread(path, force=not whole, **how)
+            whole = start[128:] == b"DICM"
+            if not whole and start[:2] not in _BARE:
+                return None
+            file.seek(0)
+            with quiet():
+                return read(file, not whole), whole
     except Exception as error:  # a damaged file raises anything; one that only begins like DICOM is none
         if not isinstance(error, OSError) and not whole:
             return None
@@ -83,6 +127,9 @@ def open_dicom(path: Path, only: Sequence[str] | None = None) -> Any | None:
             "the volume would have holes",
             "copy or export the series again",
         ) from None
+
+
+def _image_of(found: Any, whole: bool) -> Any | None:
     if "SOPClassUID" in found or "Rows" in found:
         return found
     if not whole or str(getattr(found, "file_meta", {}).get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
@@ -92,7 +139,7 @@ def open_dicom(path: Path, only: Sequence[str] | None = None) -> Any | None:
 
 def is_image(item: Any) -> bool:
     """Whether it shows something, or would if its file were whole."""
-    return bool(item.get("Rows")) or text_of(item, "SOPClassUID") in _VOLUMES
+    return text_of(item, "Rows") not in ("", "0") or text_of(item, "SOPClassUID") in _VOLUMES
 
 
 def text_of(item: Any, name: str) -> str:

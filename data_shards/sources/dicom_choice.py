@@ -127,7 +127,9 @@ def series_of(headers: Iterable[Header]) -> tuple[list[Series], list[tuple[str, 
     headers = list(headers)
     torn = {header.series: header.why_not for header in headers if header.broken}
     for header in headers:
-        if header.series in torn:  # without the damaged slice, the rest would pass for a shorter scan
+        if "" in torn and header.series:
+            left_out["a damaged file of the study may be of any of its series", header.series] += 1
+        elif header.series in torn:  # without the damaged slice, the rest would pass for a shorter scan
             left_out[f"a file of it cannot be used: {torn[header.series]}", header.series] += 1
         elif header.why_not:
             left_out[header.why_not, header.series] += 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dicom.header import RADIOGRAPHS, Frame, frames_of, is_image, not_a_scan, open_dicom, text_of, texts_of
+from data_shards.dicom.header import RADIOGRAPHS, Frame, frames_of, is_image, not_a_scan, open_header, text_of, texts_of
 from data_shards.errors import DataError
 from data_shards.progress import track
 
@@ -104,21 +104,22 @@ def _read(root: Path, files: Sequence[str], workers: int) -> Iterator[Header | N
 
 
 def read_header(root: Path, file: str) -> Header | None:
-    """None for what is not DICOM. A damaged file has no study."""
+    """None for what is not DICOM. What a damaged file no longer tells, its study perhaps, is empty."""
     try:
-        item = open_dicom(root / file, _ONLY)
+        found = open_header(root / file, _ONLY)
     except DataError as error:
         return Header(file, error.what, "", "", file, "", "", "", "", (), "", 0, "", broken=True)
-    if item is None:
+    if found is None:
         return None
+    item, reached = found
     issuer, patient = text_of(item, "IssuerOfPatientID"), text_of(item, "PatientID")
     names = [n for key in ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID") for n in texts_of(item, key)]
     names += text_of(item, "PatientName").split("=")  # whole in each script: data_shards.deidentify takes names apart
     frames: list[Frame] = []
     broken = True
     try:
-        if is_image(item) and not item.get("Rows"):
-            raise DataError("an image's file ends within its header")
+        if is_image(item) and not reached:
+            raise DataError("an image's file ends before its pixels")
         why_not = not_a_scan(item)
         radiograph = text_of(item, "Modality") in RADIOGRAPHS
         frames = [] if why_not or radiograph else frames_of(item)

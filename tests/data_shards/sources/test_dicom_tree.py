@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom import uid
+from pydicom.datadict import tag_for_keyword
 
 from data_shards import DataError
 from data_shards.make_study import StudyMaker
@@ -205,9 +209,9 @@ def test_studies_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for item in lost:
         del item.ImagePositionPatient
     save(lost, tmp_path / "lost")
-    cut = next(save(series(ct, **study(5)), tmp_path / "cut").iterdir())
-    cut.write_bytes(cut.read_bytes()[:700])  # ends within the header, after the UIDs
-    torn = next((tmp_path / "good").iterdir())
+    cut = min(save(series(ct, **study(5)), tmp_path / "cut").iterdir())
+    cut.write_bytes(cut.read_bytes()[: at(cut, "Columns")])  # ends within the header, after the UIDs
+    torn = min((tmp_path / "good").iterdir())
     (tmp_path / "torn").write_bytes(torn.read_bytes()[:200])
     listing: Listing = read_dicom_tree(tmp_path)
     assert [row.id for row in listing.rows] == ["1.2.1"]
@@ -218,7 +222,7 @@ def test_studies_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         "no series of it is a volume or a radiograph",
         "no series of it is a volume or a radiograph",
     ]
-    torn_note = "left out: 1 series (9 files): a file of it cannot be used: an image's file ends within its header"
+    torn_note = "left out: 1 series (9 files): a file of it cannot be used: an image's file ends before its pixels"
     assert torn_note in listing.notes
     told = " ".join([*listing.notes, *(r.reason for r in listing.refused)])
     assert "9 files): a file of it cannot be used: a slice has no position, direction or spacing" in told
@@ -227,6 +231,38 @@ def test_studies_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "none" / "a").write_text("x")
     with pytest.raises(DataError, match="none of the 1 files below the folder is DICOM"):
         read_dicom_tree(tmp_path / "none")
+
+
+def at(file: Path, name: str) -> int:
+    """Where an element of a file of explicit little endian begins."""
+    tag = tag_for_keyword(name)
+    assert tag is not None
+    found = re.search(re.escape(struct.pack("<HH", tag >> 16, tag & 0xFFFF)) + rb"[A-Z]{2}", file.read_bytes())
+    assert found is not None
+    return found.start()
+
+
+@pytest.mark.parametrize(
+    "element", ["SeriesInstanceUID", "InstanceNumber", "Rows", "Columns", "BitsStored", "PixelData"]
+)
+def test_a_file_cut_in_its_header_takes_its_series_along(element: str, tmp_path: Path) -> None:
+    """Without it, the other slices would pass for a shorter scan. Where its series is unknown, no series is used."""
+    flat(tmp_path, series(body(), **study(1)) + series(body(), **study(1, SeriesInstanceUID="1.2.1.2")))
+    victim = min((tmp_path / "0" / "x").iterdir())
+    lost = pydicom.dcmread(victim).SeriesInstanceUID
+    whole, start = victim.read_bytes(), at(victim, element)
+    for more in range(12):  # within the element's tag, its length, its value
+        victim.write_bytes(whole[: start + more])
+        listing = read_dicom_tree(tmp_path, series="all")
+        if element == "SeriesInstanceUID":
+            assert (listing.rows, len(listing.refused)) == ([], 1), more
+            words = "left out: 2 series (17 files): a damaged file of the study may be of any of its series"
+        else:
+            ((scan,),) = (row.scans for row in listing.rows)
+            assert len(scan.files) == 9, more
+            assert lost not in {pydicom.dcmread(Path(scan.path) / name).SeriesInstanceUID for name in scan.files}
+            words = "left out: 1 series (9 files): a file of it cannot be used: an image's file ends before its pixels"
+        assert words in listing.notes, more
 
 
 def test_accession_numbers_as_ids(tmp_path: Path) -> None:
