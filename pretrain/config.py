@@ -190,8 +190,26 @@ def refuse(recipe: Recipe, problems: Sequence[Problem]) -> None:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out; `load_recipe` reads it back to an equal Recipe."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """The resolved recipe as YAML, every default written out; `load_recipe` reads it back to an equal Recipe.
+
+    Options of objectives that the recipe leaves out are comments: some are refused beside others that do not read them.
+    """
+    data = recipe.model_dump(mode="json")
+    return "".join(_objectives(value) if key == "objectives" else _yaml({key: value}) for key, value in data.items())
+
+
+def _objectives(entries: list[dict[str, Any]]) -> str:
+    lines = ["objectives:\n" if entries else "objectives: []\n"]
+    for entry in entries:
+        lines.append(_yaml([entry]))
+        known = OBJECTIVE_OPTIONS.get(entry["name"])
+        rest = known.model_construct().model_dump(mode="json") if known else {}
+        lines += [f"  # {line}\n" for key in rest if key not in entry for line in _yaml({key: rest[key]}).splitlines()]
+    return "".join(lines)
+
+
+def _yaml(data: Any) -> str:
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -12,7 +12,7 @@ import yaml
 
 from data_shards import geometry as records
 from encoders.tag import parse_tag
-from pretrain import schema, schema_data
+from pretrain import schema, schema_data, schema_objectives
 from pretrain.config import ConfigError, dump, load_recipe, packaged, schema_help, smoke, split_argv
 from tests.pretrain.recipes import RECIPE
 
@@ -87,6 +87,24 @@ def test_dump_reads_back_equal(recipe_file: Path, tmp_path: Path) -> None:
     again.write_text(text, encoding="utf-8")
     assert load_recipe(str(again)) == recipe
     assert "eps: " in text  # defaults are written out
+
+
+def test_dump_tells_the_options_that_objectives_have_and_the_recipe_does_not_name(tmp_path: Path) -> None:
+    """As comments that may be taken in: `classes` beside `positives: same_caption` would be refused."""
+    recipe = load_recipe(
+        "ct3d.yaml", ["objectives=[{name: contrastive, to_text: 0.5}, {name: simclr}, {name: sentence}]"]
+    )
+    text = dump(recipe)
+    assert "  to_text: 0.5\n" in text and "# to_text" not in text
+    assert "  # classes: labels\n" in text and "  # crops:\n  #   scale: [0.4, 1.0]\n" in text
+    taken = tmp_path / "taken.yaml"
+    begin = text.index("- name: sentence")
+    taken.write_text(text[:begin] + text[begin:].replace("  # ", "  "), encoding="utf-8")
+    options = load_recipe(str(taken)).objectives[2].options
+    assert options.keys() == schema_objectives.SentenceOptions.model_fields.keys()
+    assert schema_objectives.SentenceOptions(**{**options, "units": tuple(options["units"])}) == (
+        schema_objectives.SentenceOptions()
+    )
 
 
 @pytest.mark.parametrize("name", packaged())
