@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from encoders.conv3d import Conv3d
 from encoders.features import world_size
 from encoders.tag_fields import Size3
+from encoders.unlearnt import once
 
 STEM_WIDTH = 16  # channels at half resolution, doubled with each stage
 EXTREMES_BLOCK = 4
@@ -140,8 +141,11 @@ class Extremes(nn.Module):
         super().__init__()
         self.block = block
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        return once(lambda: self._computed(x))
+
+    @torch.no_grad()
+    def _computed(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return self._statistics(x)
         # A few volumes at a time stay in the CPU's cache between the passes over them: same bits, a quarter faster.

@@ -8,6 +8,8 @@
 4. Losses of coupling `image` compare the images of a part with the texts of all. Where there are any, what the texts'
    features get of them is known only now, and the texts' own second pass comes after the images'.
 
+Layers in which nothing is learnt (encoders.unlearnt) are asked in the first pass only.
+
 Random choices (dropout, token dropout) of a part are drawn from a seed of its own, the same in 1 and 3: the gradient is
 that of one pass over the parts, to rounding.
 """
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.features import world_size
+from encoders.unlearnt import Twice
 from pretrain.errors import ConfigError
 from pretrain.passes import Part, Rows
 
@@ -75,7 +78,8 @@ def backward(
             touches every one of them, which DDP waits for; None: the last one is inside as well.
         seed: of this batch on this rank.
     """
-    kept = _first_pass(parts, encode, seed, reads)
+    twice = [[Twice() for _ in reads.rounds] for _ in parts]
+    kept = _first_pass(parts, encode, seed, reads, twice)
     with unsynchronised():
         loss = losses.of_batch(kept.rows, apart=bool(reads.second))
         if loss.requires_grad:
@@ -87,7 +91,8 @@ def backward(
         if (round_, number) == (1, last):
             losses.give_back()
         part, exchange = parts[number], parameters if (round_, number) == steps[-1] else None
-        rows = kept.alive.pop(0) if number == last else seeded(parts, number, encode, seed, reads.rounds, round_)
+        with twice[number][round_]:
+            rows = kept.alive.pop(0) if number == last else seeded(parts, number, encode, seed, reads.rounds, round_)
         share = touch(exchange or ())
         for name in sorted(reads.own(round_) & kept.rows.keys() & rows.keys()):  # one order of sums in every process
             values, gradient = rows[name].values, kept.rows[name].values.grad
@@ -151,7 +156,9 @@ class _Kept:
     alive: list[dict[str, Rows]]
 
 
-def _first_pass(parts: Sequence[Part], encode: Encode, seed: int, reads: Reads) -> _Kept:
+def _first_pass(
+    parts: Sequence[Part], encode: Encode, seed: int, reads: Reads, twice: Sequence[Sequence[Twice]]
+) -> _Kept:
     pieces: dict[str, list[Rows]] = {}
     alive = []
     for number in range(len(parts)):
@@ -161,7 +168,8 @@ def _first_pass(parts: Sequence[Part], encode: Encode, seed: int, reads: Reads) 
             torch.clear_autocast_cache()
         with contextlib.nullcontext() if last else torch.no_grad():
             for round_ in range(len(reads.rounds)):
-                rows = seeded(parts, number, encode, seed, reads.rounds, round_)
+                with twice[number][round_]:
+                    rows = seeded(parts, number, encode, seed, reads.rounds, round_)
                 alive += [rows] if last else []
                 for name in sorted(reads.own(round_) & reads.kept & rows.keys()):  # ranks gather in one order
                     pieces.setdefault(name, []).append(rows[name])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_shards.batch import Batch, TextBatch
 from data_shards.units import Unit, text_identity
-from encoders.stem import Standardise
+from encoders.stem import Extremes, Standardise
 from encoders.tokenize import BPE
 from pretrain import build
 from pretrain.config import load_recipe
@@ -148,6 +148,32 @@ def test_the_gradient_is_that_of_one_graph(tiny: Any, chunk: int, centred: str) 
     module.recipe = load_recipe(tiny.recipe, [*words[1:], "train.chunk=null"])
     whole_loss, _ = cached(module, whole)
     assert not torch.allclose(whole_loss, want_loss, rtol=1e-4), "token dropout draws other tokens in one part"
+
+
+def test_statistics_of_blocks_are_made_once_a_step(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is learnt in them, so the second pass takes those of the first, of volumes and of drawn views."""
+    words = [
+        "model.image.name=voxvit_tiny.p-8x16x16_i-16x32x32_c-1_s-extremes_l-1", "model.image.token_dropout=0.5",
+        'objectives=[{"name": "contrastive"}, {"name": "simclr", "dim": 8}, {"name": "attended", "heads": 2}]',
+        "train.chunk=3",
+    ]  # fmt: skip
+    module, whole = module_of(tiny, words), batch()
+    cached(module, whole)  # the first step standardises by what it sees
+    seen: list[int] = []
+    computed = Extremes._computed
+
+    def counted(stem: Extremes, x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return computed(stem, x)
+
+    monkeypatch.setattr(Extremes, "_computed", counted)
+    want_loss, want = in_one_graph(module, whole, 3)
+    assert sum(seen) == 3 * 7
+    seen.clear()
+    loss, got = cached(module, whole)
+    assert sum(seen) == 3 * 7
+    torch.testing.assert_close(loss, want_loss, rtol=1e-5, atol=1e-6)
+    same_gradient(got, want)
 
 
 def test_targets_that_follow_labels_are_those_of_the_whole_batch(tiny: Any) -> None:
