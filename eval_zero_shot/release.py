@@ -24,10 +24,13 @@ def load_release(spec: str, device: str = "auto") -> Loaded:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EvalError(f"--device {device}: torch sees no GPU", why="nothing can run there", fix="use auto or cpu")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if ":" in spec and not Path(spec).expanduser().exists():
-        from eval_zero_shot.models.load import load_model
+    if not Path(spec).expanduser().exists():
+        from eval_zero_shot.models.load import load_model, with_kind
 
-        return load_model(spec, chosen)
+        if ":" in spec:
+            return load_model(spec, chosen)
+        if known := with_kind(spec):
+            raise EvalError(f"no release folder at '{spec}'", why="there is nothing to load", fix=f"write {known}")
     import encoders
 
     return encoders.load(spec, device=chosen)

@@ -28,3 +28,13 @@ def load_model(spec: str, device: str) -> Loaded:
     kind, rest = parts
     module = import_module(f"eval_zero_shot.models.{KINDS[kind].module}")
     return module.load(kind, rest, device)
+
+
+def with_kind(name: str) -> str:
+    """How a model that somebody names without its kind is named here; "" for what no library of ours knows."""
+    import open_clip
+    import timm
+
+    if name in open_clip.list_models():
+        return f"open_clip:{name}/TAG, TAG a pretrained tag of it or a file of its weights"
+    return f"timm:{name}" if timm.is_model(name) else ""

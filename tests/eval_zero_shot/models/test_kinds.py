@@ -33,6 +33,8 @@ def test_what_is_not_there_is_refused_with_what_to_do(tmp_path: Path, capsys: py
         ("colipri:/nowhere", "names no Python"),
         ("process:/nowhere.py@/bin/python", "no wrapper"),
         ("clip:ViT-B-32", "names no model"),
+        ("ViT-B-32", "write open_clip:ViT-B-32/TAG"),
+        ("resnet50", "write timm:resnet50"),
     ):
         with pytest.raises(EvalError, match=match) as error:
             load_release(spec, "cpu")
