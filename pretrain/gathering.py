@@ -34,9 +34,9 @@ def global_batch(
     batch: Batch,
     scalars: Scalars,
     centre: bool,
-    gathered: frozenset[str],
+    read: frozenset[str],
 ) -> tuple[GlobalBatch, dict[str, Tensor]]:
-    """Gather the fields `gathered`; joint features in fp32 and of unit length, duplicate texts merged.
+    """Gather the fields `read`; joint features in fp32 and of unit length, duplicate texts merged.
 
     With `centre` the mean of the global batch is subtracted before (pretrain.centring); the means [D] are returned as
     well, of the towers ("image", "text") whose features were read.
@@ -67,13 +67,13 @@ def global_batch(
         kinds = words.kind_U[unit].to(words.hash64_U.dtype)
         told_P3 = gather_rows(torch.stack([words.pair_sample_P + first, words.hash64_U[unit], kinds], 1))[0]
     others = {
-        name: Rows(gather_rows(one.values)[0], gather_rows(one.owner + first)[0], one.grid)
+        name: gathered(one, first)
         for name, one in sorted(rows.items())  # one order of collective calls on every rank
-        if name in gathered - {POOLED, UNITS}
+        if name in read - {POOLED, UNITS}
     }
     labels = gather_rows(batch.labels_BL)[0] if batch.label_names else batch.labels_BL
     captions = None
-    if "captions" in gathered:
+    if "captions" in read:
         assert batch.captions_B is not None, "a stream says which list of captions every study has"
         captions = gather_rows(batch.captions_B)[0]
     shared = GlobalBatch(
@@ -81,6 +81,11 @@ def global_batch(
         counts=tuple(counts), told_P3=told_P3, captions_B=captions,
     )  # fmt: skip
     return shared, means
+
+
+def gathered(one: Rows, first: int) -> Rows:
+    """Rows of all ranks, with gradient, owners numbered over them. first: number of this rank's first study."""
+    return Rows(gather_rows(one.values)[0], gather_rows(one.owner + first)[0], one.grid)
 
 
 def _centred(x: Tensor, centre: bool) -> tuple[Tensor, Tensor]:

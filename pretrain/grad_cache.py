@@ -8,6 +8,9 @@
 4. Losses of coupling `image` compare the images of a part with the texts of all. Where there are any, what the texts'
    features get of them is known only now, and the texts' own second pass comes after the images'.
 
+Losses of coupling `pair` read what each image and each text come to, however many places of the image that took: texts
+go first in 1, the images of a part are scored against all of them, and of the part only its scores are kept.
+
 Layers in which nothing is learnt (encoders.unlearnt) are asked in the first pass only.
 
 Random choices (dropout, token dropout) of a part are drawn from a seed of its own, the same in 1 and 3: the gradient is
@@ -35,7 +38,13 @@ GIB = 1024**3
 
 
 class Losses(Protocol):
-    """The losses of a step. The first two return a scalar that may be propagated, and log on the way."""
+    """The losses of a step. `of_batch` and `of_part` return a scalar that may be propagated, and log on the way."""
+
+    def of_texts(self, rows: Mapping[str, Rows]) -> None:
+        """Take the texts of the batch, which `scores` compares images with, before anything else is known of it."""
+
+    def scores(self, rows: Mapping[str, Rows]) -> dict[str, Rows]:
+        """Of the images in `rows` against all texts, by the name of their loss. Draws nothing."""
 
     def of_batch(self, rows: Mapping[str, Rows], apart: bool) -> Tensor:
         """apart: what `of_part` finds for the features of texts waits for `give_back`."""
@@ -43,21 +52,23 @@ class Losses(Protocol):
     def of_part(self, rows: Mapping[str, Rows], part: Part) -> Tensor | None: ...
 
     def give_back(self) -> None:
-        """Propagate to the kept features of texts what `of_part` found for them."""
+        """Propagate to the kept features of texts what `of_part` and `scores` found for them."""
 
 
 @dataclass(frozen=True)
 class Reads:
     """Fields of the encoders: `kept`, read by losses of the whole batch; `first`, of the passes that go through the
-    encoders again at once; `second`, of those that wait for losses of coupling `image`."""
+    encoders again at once; `second`, those of texts where they wait for losses of couplings `image` and `pair`.
+    `scores`: names of what the latter make of images and texts, kept as well."""
 
     kept: frozenset[str]
     first: frozenset[str]
     second: frozenset[str] = field(default_factory=frozenset)
+    scores: frozenset[str] = field(default_factory=frozenset)
 
     def own(self, round_: int) -> frozenset[str]:
-        """Fields whose kept gradient is handed on in this round."""
-        return self.second if round_ else self.first - self.second
+        """What is kept of this round and whose gradient is handed on in it."""
+        return self.second & self.kept if round_ else (self.first - self.second) & self.kept | self.scores
 
     @property
     def rounds(self) -> tuple[frozenset[str], ...]:
@@ -79,7 +90,7 @@ def backward(
         seed: of this batch on this rank.
     """
     twice = [[Twice() for _ in reads.rounds] for _ in parts]
-    kept = _first_pass(parts, encode, seed, reads, twice)
+    kept = _first_pass(parts, encode, losses, seed, reads, twice)
     with unsynchronised():
         loss = losses.of_batch(kept.rows, apart=bool(reads.second))
         if loss.requires_grad:
@@ -93,6 +104,8 @@ def backward(
         part, exchange = parts[number], parameters if (round_, number) == steps[-1] else None
         with twice[number][round_]:
             rows = kept.alive.pop(0) if number == last else seeded(parts, number, encode, seed, reads.rounds, round_)
+        if round_ == 0 and reads.scores:
+            rows |= losses.scores(rows)
         share = touch(exchange or ())
         for name in sorted(reads.own(round_) & kept.rows.keys() & rows.keys()):  # one order of sums in every process
             values, gradient = rows[name].values, kept.rows[name].values.grad
@@ -157,32 +170,35 @@ class _Kept:
 
 
 def _first_pass(
-    parts: Sequence[Part], encode: Encode, seed: int, reads: Reads, twice: Sequence[Sequence[Twice]]
+    parts: Sequence[Part], encode: Encode, losses: Losses, seed: int, reads: Reads, twice: Sequence[Sequence[Twice]]
 ) -> _Kept:
     pieces: dict[str, list[Rows]] = {}
-    alive = []
-    for number in range(len(parts)):
-        last = number == len(parts) - 1
-        if last:
-            # Autocast may remember casts of weights made without a graph; no gradient would pass through them.
-            torch.clear_autocast_cache()
-        with contextlib.nullcontext() if last else torch.no_grad():
-            for round_ in range(len(reads.rounds)):
-                with twice[number][round_]:
-                    rows = seeded(parts, number, encode, seed, reads.rounds, round_)
-                alive += [rows] if last else []
-                for name in sorted(reads.own(round_) & reads.kept & rows.keys()):  # ranks gather in one order
-                    pieces.setdefault(name, []).append(rows[name])
-        if not last:
-            parts[number].forget()
-    kept = {
-        name: Rows(_leaf([p.values for p in each]), torch.cat([p.owner for p in each]), each[0].grid)
-        for name, each in pieces.items()
-    }
+    alive: list[dict[str, Rows]] = [{} for _ in reads.rounds]
+    for round_ in reversed(range(len(reads.rounds))):  # texts first: images are scored against them
+        for number in range(len(parts)):
+            last = number == len(parts) - 1
+            if last:
+                # Autocast may remember casts of weights made without a graph; no gradient would pass through them.
+                torch.clear_autocast_cache()
+            with contextlib.nullcontext() if last else torch.no_grad(), twice[number][round_]:
+                rows = seeded(parts, number, encode, seed, reads.rounds, round_)
+            if last:
+                alive[round_] = rows
+            with torch.no_grad():
+                rows = rows | (losses.scores(rows) if round_ == 0 and reads.scores else {})
+            for name in sorted(reads.own(round_) & rows.keys()):  # ranks gather in one order
+                pieces.setdefault(name, []).append(rows[name])
+            if not last:
+                parts[number].forget()
+        if round_ and reads.scores:
+            losses.of_texts({name: _joined(each) for name, each in pieces.items()})
+    kept = {name: _joined(each) for name, each in pieces.items()}
     bounds = {name: [0, *itertools.accumulate(len(p.values) for p in each)] for name, each in pieces.items()}
     return _Kept(kept, bounds, alive)
 
 
-def _leaf(pieces: list[Tensor]) -> Tensor:
-    values = torch.cat([p.detach() for p in pieces])
-    return values.requires_grad_(values.is_floating_point())
+def _joined(pieces: Sequence[Rows]) -> Rows:
+    """Rows of several parts, leaves of a graph."""
+    values = torch.cat([p.values.detach() for p in pieces])
+    values.requires_grad_(values.is_floating_point())
+    return Rows(values, torch.cat([p.owner for p in pieces]), pieces[0].grid)

@@ -20,21 +20,28 @@ from encoders.dual import DualEncoder
 from encoders.features import world_size
 from encoders.stem import measure
 from pretrain import grad_cache
-from pretrain.gathering import UNITS, Scalars, global_batch
+from pretrain.gathering import UNITS, Scalars, gathered, global_batch
 from pretrain.grad_cache import touch
 from pretrain.objectives.base import COUPLINGS, GlobalBatch, NoUnits, Objective
 from pretrain.passes import SHARED, Encoders, Part, Pass, Rows, whole
 from pretrain.schema import Recipe
 
+PART_BY_PART = ("image", "pair")  # couplings that compare images of a part with the texts of all
+
 
 def _of_images(read: str) -> bool:
-    """Whether a loss of coupling `image` may read a field."""
-    return read.startswith("image:") or read == UNITS or read in SHARED
+    """Whether a loss of coupling `image` or `pair` may read a field."""
+    return read.startswith(("image:", "report:units.")) or read == UNITS or read in SHARED
 
 
-def _gathered(batch: frozenset[str], image: frozenset[str]) -> frozenset[str]:
-    """Of the fields that losses of these couplings read those of all ranks: an image's own are read by its rank."""
-    return batch | {read for read in image if not read.startswith("image:")}
+def _of_texts(read: str) -> bool:
+    return read.startswith(("text:", "report:"))
+
+
+def _gathered(batch: frozenset[str], by_part: frozenset[str]) -> frozenset[str]:
+    """Of the fields that losses of coupling `batch`, and of `image` and `pair`, read those of all ranks: an image's own
+    are read by its rank."""
+    return batch | {read for read in by_part if not read.startswith("image:")}
 
 
 class Terms(L.LightningModule):
@@ -46,7 +53,7 @@ class Terms(L.LightningModule):
         objectives: in the order of the recipe.
         passes: other ways to make passes (pretrain.text_cache).
     Raises:
-        ValueError: an objective of coupling `image` that reads more than images and texts.
+        ValueError: an objective of coupling `image` or `pair` that reads more than images and texts.
     """
 
     def __init__(
@@ -59,19 +66,21 @@ class Terms(L.LightningModule):
         self.names = _distinct([section.name for section in recipe.objectives])
         self.sections = recipe.objectives
         for objective in objectives:
-            if objective.coupling == "image" and (other := [r for r in objective.reads if not _of_images(r)]):
+            if objective.coupling in PART_BY_PART and (other := [r for r in objective.reads if not _of_images(r)]):
                 raise ValueError(
-                    f"objective {type(objective).__name__} of coupling `image` reads {', '.join(other)}\n"
+                    f"objective {type(objective).__name__} of coupling `{objective.coupling}` reads "
+                    f"{', '.join(other)}\n"
                     "  why: with train.chunk the gradient would not find its way back there\n"
-                    "  fix: read fields of images and text:units.units, or use coupling `batch`"
+                    "  fix: read fields of images, text:units.units and report:units, or use coupling `batch`"
                 )
         self.encoders = Encoders(objectives, passes)
         self.batches_done = 0
         self.logged: dict[str, float] = {}
         self._began_in_parts = False
         self._batch: Batch | None = None  # at hand
-        self._shared: GlobalBatch | None = None  # of it, for losses of coupling `image`
-        self._told: Tensor | None = None  # features of its texts, where what those find for them is to be given back
+        self._shared: GlobalBatch | None = None  # of it, for losses of couplings `image` and `pair`
+        # Features of its texts and leaves in their place, where what those find for them is to be given back.
+        self._told: list[tuple[Tensor, Tensor]] = []
 
     @property
     def step_number(self) -> int:
@@ -104,32 +113,67 @@ class Terms(L.LightningModule):
 
     def _cached(self) -> grad_cache.Reads:
         """Fields by what becomes of them where a batch is encoded in parts."""
-        batch, sample, image = (self._read([coupling]) for coupling in COUPLINGS)
-        second = frozenset(read for read in batch | image if read.startswith("text:")) if image else frozenset()
-        return grad_cache.Reads(_gathered(batch, image), ((batch | image) - second) | sample, second)
+        batch, sample, by_part = self._read(["batch"]), self._read(["sample"]), self._read(PART_BY_PART)
+        second = frozenset(filter(_of_texts, batch | by_part)) if by_part else frozenset()
+        scores = frozenset(map(_scores_of, (name for name, _, _ in self._terms_of("pair"))))
+        return grad_cache.Reads(_gathered(batch, by_part), ((batch | by_part) - second) | sample, second, scores)
+
+    def of_texts(self, rows: Mapping[str, Rows]) -> None:
+        """Take the texts of the batch for `scores`."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            self._shared = self._gather(rows)
+
+    def scores(self, rows: Mapping[str, Rows]) -> dict[str, Rows]:
+        """Of images against the texts of the global batch, for each loss of coupling `pair`."""
+        assert self._shared is not None, "of_texts or of_batch comes before"
+        with torch.autocast(self.device.type, enabled=False):
+            terms = self._terms_of("pair")
+            return {_scores_of(name): objective.scores(rows, self._shared) for name, _, objective in terms}
 
     def of_batch(self, rows: Mapping[str, Rows], apart: bool = False) -> Tensor:
-        """Weighted sum of the losses of the whole global batch (coupling `batch`). apart: what the texts' features get
-        of losses of coupling `image` waits for `give_back`."""
-        total, terms = torch.zeros((), device=self.device), self._terms_of("batch")
-        image = self._read(["image"])
-        if not terms and not image:
+        """Weighted sum of the losses of the whole global batch (couplings `batch` and `pair`). apart: what the texts'
+        features get of losses of couplings `image` and `pair` waits for `give_back`, and `rows` has the scores."""
+        total, terms, pairs = torch.zeros((), device=self.device), self._terms_of("batch"), self._terms_of("pair")
+        if not terms and not self._read(PART_BY_PART):
             return total
-        scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
-            gathered = _gathered(self._read(["batch"]), image)
-            assert self._batch is not None
-            shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred, gathered)
-            self._shared = shared
-            if apart and shared.texts is not None:
-                leaf = shared.texts.units_UD.detach().requires_grad_()
-                self._shared = replace(shared, texts=replace(shared.texts, units_UD=leaf))
-                self._told = shared.texts.units_UD
+            self._shared = shared = self._gather(rows)
+            scored = rows if apart else self.scores(rows)
+            if apart:
+                self._shared = self._with_leaves(shared)
             for name, weight, objective in terms:
                 loss, extra = self._unless_nothing(partial(objective, shared), objective, rows)
-                total = total + weight * loss
-                self._log({f"loss/{name}": loss, **{f"{name}/{k}": v for k, v in extra.items()}})
+                total = total + self._weighted(name, weight, loss, extra)
+            for name, weight, objective in pairs:
+                loss, extra = objective.of_scores(gathered(scored[_scores_of(name)], shared.first), shared)
+                total = total + self._weighted(name, weight, loss, extra)
         return total
+
+    def _gather(self, rows: Mapping[str, Rows]) -> GlobalBatch:
+        assert self._batch is not None
+        read = _gathered(self._read(["batch"]), self._read(PART_BY_PART))
+        scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
+        shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred, read)
+        return shared
+
+    def _with_leaves(self, shared: GlobalBatch) -> GlobalBatch:
+        """The global batch with leaves in place of the features of its texts."""
+
+        def leaf(values: Tensor) -> Tensor:
+            self._told.append((values, values.detach().requires_grad_()))
+            return self._told[-1][1]
+
+        mine = {name for name in self._read(PART_BY_PART) if _of_texts(name)}
+        rows = {
+            name: Rows(leaf(one.values), one.owner, one.grid) if name in mine and one.values.requires_grad else one
+            for name, one in shared.rows.items()
+        }
+        texts = shared.texts and replace(shared.texts, units_UD=leaf(shared.texts.units_UD))
+        return replace(shared, texts=texts, rows=rows)
+
+    def _weighted(self, name: str, weight: float, loss: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+        self._log({f"loss/{name}": loss, **{f"{name}/{k}": v for k, v in extra.items()}})
+        return weight * loss
 
     def of_part(self, rows: Mapping[str, Rows], part: Part) -> Tensor | None:
         """Weighted sum of the losses that are sums over studies (couplings `sample` and `image`), over the studies of a
@@ -153,10 +197,10 @@ class Terms(L.LightningModule):
         return total
 
     def give_back(self) -> None:
-        """Propagate to the features of texts what losses of coupling `image` found for them, part by part."""
-        assert self._shared is not None and self._told is not None, "of_batch comes before"
-        leaf = self._shared.text.units_UD
-        self._told.backward(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        """Propagate to the features of texts what losses of couplings `image` and `pair` found, part by part."""
+        if self._told:
+            found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for _, leaf in self._told]
+            torch.autograd.backward([values for values, _ in self._told], found)
 
     def _unless_nothing(
         self, loss: Callable[[], tuple[Tensor, dict[str, Tensor]]], objective: Objective, read: Mapping[str, Rows]
@@ -195,7 +239,8 @@ class Terms(L.LightningModule):
 
     def _forget(self) -> None:
         """Let go of a batch before the next one is moved to the device, and of features of all ranks."""
-        self._batch = self._shared = self._told = None
+        self._batch = self._shared = None
+        self._told = []
 
     def _prepare(self, parts: list[Part], seed: int) -> None:
         """Give stems that have none yet the statistics of the whole batch; before the first batch, refuse what would
@@ -221,8 +266,11 @@ class Terms(L.LightningModule):
     def _refuse_too_much(self, part: Part) -> None:
         """By a part without dropped tokens that every objective reads: the dearest step to come."""
         every = cast(list[Objective], list(self.objectives))
-        batch, image = (frozenset(r for o in every if o.coupling == c for r in o.reads) for c in ("batch", "image"))
-        kept = _gathered(batch, image)
+        batch, by_part = (
+            frozenset(r for o in every if o.coupling in couplings for r in o.reads)
+            for couplings in (("batch",), PART_BY_PART)
+        )
+        kept = _gathered(batch, by_part)
         modes = {module: module.training for module in self.dual.modules()}
         self.dual.eval()  # no token is dropped
         with torch.no_grad():
@@ -232,7 +280,16 @@ class Terms(L.LightningModule):
             module.training = mode
         torch.clear_autocast_cache()  # casts of weights without a graph
         found = {name: one for name, one in rows.items() if name in kept}
+        for name, objective in zip(self.names, every, strict=True):
+            if objective.coupling == "pair":  # an image's scores against all texts, of one study one
+                studies, texts = part.studies.stop - part.studies.start, len(part.batch) * world_size()
+                scores = torch.empty(studies, texts, device="meta")
+                found[_scores_of(name)] = Rows(scores, torch.empty(studies, device="meta"))
         grad_cache.refuse_too_much(found, part, self.recipe.train.cache_gib)
+
+
+def _scores_of(name: str) -> str:
+    return f"scores:{name}"
 
 
 def _distinct(names: list[str]) -> list[str]:

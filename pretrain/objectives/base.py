@@ -20,7 +20,7 @@ from pretrain.pairs import Pairs
 from pretrain.passes import Part, Pass, Rows
 
 UNIT_KINDS = ("report", "section", "sentence", "caption")
-COUPLINGS = ("batch", "sample", "image")
+COUPLINGS = ("batch", "sample", "image", "pair")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class Objective(nn.Module):
         coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
             computed part by part: `terms` and `each`. `image` is a sum over images, each against the texts of the whole
             global batch, part by part as well, so that what it reads of images is neither kept nor gathered: `terms`
-            and `of_images`. Of passes it reads fields of images and `text:units.units` alone.
+            and `of_images`. `pair` is a loss of the matrix of what every image and every text come to, however many
+            places of the image that takes: `scores`, part by part, and `of_scores`, at once. Of passes these two read
+            fields of images, `text:units.units` and fields of `report:units` alone.
         Options: pydantic class of its own recipe keys.
 
     `forward` returns the loss and what to log. Every rank computes the loss of the whole global batch: the gather sums
@@ -136,7 +138,7 @@ class Objective(nn.Module):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image:global.pooled", "text:units.units")
-    coupling: ClassVar[Literal["batch", "sample", "image"]] = "batch"
+    coupling: ClassVar[Literal["batch", "sample", "image", "pair"]] = "batch"
     Options: ClassVar[Any]
 
     def __init__(self, options: Any) -> None:
@@ -167,6 +169,15 @@ class Objective(nn.Module):
     def of_images(self, rows: Mapping[str, Rows], part: Part, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Of coupling `image`: the sum of the terms of the images of some studies, and sums to log. `rows` has fields
         of images, owners numbered in this rank's batch; everything else is the global batch's."""
+        raise NotImplementedError
+
+    def scores(self, rows: Mapping[str, Rows], batch: GlobalBatch) -> Rows:
+        """Of coupling `pair`: what some images come to against all texts, [S, R], with the images' studies in this
+        rank's batch. `rows` has fields of these images; of the global batch only texts are known. Draws nothing."""
+        raise NotImplementedError
+
+    def of_scores(self, scores: Rows, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of coupling `pair`: loss of the scores of all images, owners numbered over ranks, and what to log."""
         raise NotImplementedError
 
     def after_step(self, module: nn.Module) -> None:

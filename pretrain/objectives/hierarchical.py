@@ -12,7 +12,10 @@ Legend: B studies, S images, R studies with a text, T units of all texts, U dist
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from encoders.heads.local import LocalProjections
@@ -20,14 +23,19 @@ from pretrain.dense_nce import multi_positive_nce
 from pretrain.errors import ConfigError
 from pretrain.local_similarity import local_similarity
 from pretrain.objectives.base import UNIT_KINDS, GlobalBatch, Objective, Surroundings
+from pretrain.passes import Rows
 from pretrain.schema_objectives import HierarchicalOptions
 
 UNITS, IDENTITY = "text:units.units", "report:units.identity"
 
 
 class Hierarchical(Objective):
-    """Local contrast of one level. Its projections are released: they draw heat maps."""
+    """Local contrast of one level. Its projections are released: they draw heat maps.
 
+    Each rank and each part compares its own images with the texts of all, and only similarities are kept and gathered.
+    """
+
+    coupling = "pair"
     Options = HierarchicalOptions
 
     def __init__(self, options: HierarchicalOptions) -> None:
@@ -63,29 +71,39 @@ class Hierarchical(Objective):
     def released(self) -> dict[str, torch.nn.Module]:
         return {f"local_{self.place}_{self.options.text}": self.projections}
 
-    def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        options, images = self.options, batch.rows[f"image:global.{self.place}"]
-        units_TD, owner_T = self._units(batch)
-        study_R, lengths_R = torch.unique_consecutive(owner_T, return_counts=True)
+    def scores(self, rows: Mapping[str, Rows], batch: GlobalBatch) -> Rows:
+        """s(image, text) [S, R]; with negatives of one GPU 0 where the text is another's."""
+        images, (units_TD, study_R, lengths_R) = rows[f"image:global.{self.place}"], self._texts(batch)
         cells_SVD, units_TD = self.projections.cells(images.values.float()), self.projections.units(units_TD)
-        near_SR = batch.rank_B[images.owner][:, None] == batch.rank_B[study_R][None]
-        own_SR = images.owner[:, None] == study_R[None]
-        negative_SR = ~own_SR if options.gather else near_SR & ~own_SR
-        if options.exclude_related:
-            negative_SR = negative_SR & ~self._related(batch)[images.owner][:, study_R]
-        blocks = [(cells_SVD, units_TD, lengths_R.tolist())]
+        temperatures = (self.options.attention_temperature, self.options.pooling_temperature)
+        if self.options.gather:
+            return Rows(local_similarity(cells_SVD, units_TD, lengths_R.tolist(), *temperatures), images.owner)
+        rank_S, rank_R = batch.rank_B[images.owner + batch.first], batch.rank_B[study_R]
+        near = []
+        for rank in torch.unique(rank_S):  # one, where this rank computes
+            mine = lengths_R[rank_R == rank].tolist()
+            before, begin = int((rank_R < rank).sum()), int(lengths_R[rank_R < rank].sum())
+            units = units_TD[begin : begin + sum(mine)]
+            found = local_similarity(cells_SVD[rank_S == rank], units, mine, *temperatures)
+            near.append(F.pad(found, (before, len(study_R) - before - len(mine))))
+        return Rows(torch.cat(near), images.owner)
+
+    def of_scores(self, scores: Rows, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        options, (_, study_R, lengths_R) = self.options, self._texts(batch)
+        own_SR = scores.owner[:, None] == study_R[None]
+        negative_SR = ~own_SR
         if not options.gather:
-            blocks = self._by_rank(batch, cells_SVD, images.owner, units_TD, owner_T, study_R, lengths_R)
-        similarity_SR = torch.block_diag(
-            *(local_similarity(*b, options.attention_temperature, options.pooling_temperature) for b in blocks)
-        )
-        logits_SR = options.temperature * similarity_SR
+            negative_SR = negative_SR & (batch.rank_B[scores.owner][:, None] == batch.rank_B[study_R][None])
+        if options.exclude_related:
+            negative_SR = negative_SR & ~self._related(batch)[scores.owner][:, study_R]
+        logits_SR = options.temperature * scores.values
         to_text = multi_positive_nce(logits_SR, own_SR, negative_SR)
         to_image = multi_positive_nce(logits_SR.T, own_SR.T, negative_SR.T)
         return (to_text + to_image) / 2, {"units": lengths_R.float().mean()}
 
-    def _units(self, batch: GlobalBatch) -> tuple[Tensor, Tensor]:
-        """Units of all texts [T, D], those of a study one after another, and their studies, ascending."""
+    def _texts(self, batch: GlobalBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Units of all texts [T, D], those of a study one after another, the studies [R], ascending, and how many units
+        each has [R]."""
         if self.options.text == "units":
             text = batch.text.only({UNIT_KINDS.index(kind) for kind in self.options.units})
             units_TD, owner_T = text.units_UD[text.pair_unit_P], text.pair_sample_P
@@ -99,7 +117,7 @@ class Hierarchical(Objective):
                 "  fix: switch the units on in data.units, or leave out studies without a text (data_shards.select)"
             )
         owner_T, order_T = torch.sort(owner_T, stable=True)
-        return units_TD[order_T], owner_T
+        return units_TD[order_T], *torch.unique_consecutive(owner_T, return_counts=True)
 
     def _related(self, batch: GlobalBatch) -> Tensor:
         """Studies of one patient or one text [B, B]: one report, or the same units in any order."""
@@ -115,13 +133,3 @@ class Hierarchical(Objective):
         has_BU[text.pair_sample_P, text.pair_unit_P] = 1
         count_B, common_BB = has_BU.sum(1), has_BU @ has_BU.T
         return batch.related_BB(("report",)) | ((common_BB == count_B[:, None]) & (common_BB == count_B[None]))
-
-    def _by_rank(
-        self, batch: GlobalBatch, cells_SVD: Tensor, owner_S: Tensor, units_TD: Tensor, owner_T: Tensor,
-        study_R: Tensor, lengths_R: Tensor,
-    ) -> list[tuple[Tensor, Tensor, list[int]]]:  # fmt: skip
-        """Images and texts of each rank; studies are numbered rank by rank."""
-        of_S, of_T, of_R = (batch.rank_B[x].tolist() for x in (owner_S, owner_T, study_R))
-        ranks, lengths = range(int(batch.rank_B.max()) + 1), lengths_R.tolist()
-        cells, units = (x.split([of.count(r) for r in ranks]) for x, of in ((cells_SVD, of_S), (units_TD, of_T)))
-        return [(cells[r], units[r], [n for n, of in zip(lengths, of_R, strict=True) if of == r]) for r in ranks]
