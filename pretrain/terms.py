@@ -20,7 +20,7 @@ from encoders.dual import DualEncoder
 from encoders.features import world_size
 from encoders.stem import measure
 from pretrain import grad_cache
-from pretrain.gathering import UNITS, Scalars, gathered, global_batch
+from pretrain.gathering import POOLED, UNITS, Scalars, gathered, global_batch
 from pretrain.grad_cache import touch
 from pretrain.objectives.base import COUPLINGS, GlobalBatch, NoUnits, Objective
 from pretrain.passes import SHARED, Encoders, Part, Pass, Rows, whole
@@ -40,8 +40,8 @@ def _of_texts(read: str) -> bool:
 
 def _gathered(batch: frozenset[str], by_part: frozenset[str]) -> frozenset[str]:
     """Of the fields that losses of coupling `batch`, and of `image` and `pair`, read those of all ranks: an image's own
-    are read by its rank."""
-    return batch | {read for read in by_part if not read.startswith("image:")}
+    are read by its rank, but for pooled ones."""
+    return batch | {read for read in by_part if not read.startswith("image:") or read == POOLED}
 
 
 class Terms(L.LightningModule):
@@ -139,8 +139,7 @@ class Terms(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):  # similarities and sums in fp32
             self._shared = shared = self._gather(rows)
             scored = rows if apart else self.scores(rows)
-            if apart:
-                self._shared = self._with_leaves(shared)
+            self._shared = self._by_part(shared, apart)
             for name, weight, objective in terms:
                 loss, extra = self._unless_nothing(partial(objective, shared), objective, rows)
                 total = total + self._weighted(name, weight, loss, extra)
@@ -156,8 +155,12 @@ class Terms(L.LightningModule):
         shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred, read)
         return shared
 
-    def _with_leaves(self, shared: GlobalBatch) -> GlobalBatch:
-        """The global batch with leaves in place of the features of its texts."""
+    def _by_part(self, shared: GlobalBatch, apart: bool) -> GlobalBatch:
+        """The global batch as losses of coupling `image` see it: pooled images without a gradient, and where what they
+        find for texts is to be given back, leaves in place of the features of texts."""
+        shared = replace(shared, image_BD=None if shared.image_BD is None else shared.image_BD.detach())
+        if not apart:
+            return shared
 
         def leaf(values: Tensor) -> Tensor:
             self._told.append((values, values.detach().requires_grad_()))

@@ -125,12 +125,15 @@ class Objective(nn.Module):
         reads: fields of passes it takes (`image:global.pooled`: pretrain.passes), and of `labels`, `captions`,
             `logit_scale`, `logit_bias` and the layers of `dual.report` (`report_fusion`, `report_matching`,
             `report_vocabulary`) those it takes. Where it depends on the options, a property of that name.
-        coupling: `batch` needs all studies at once: `forward`. `sample` is a sum over studies, each by itself, and is
-            computed part by part: `terms` and `each`. `image` is a sum over images, each against the texts of the whole
-            global batch, part by part as well, so that what it reads of images is neither kept nor gathered: `terms`
-            and `of_images`. `pair` is a loss of the matrix of what every image and every text come to, however many
-            places of the image that takes: `scores`, part by part, and `of_scores`, at once. Of passes these two read
-            fields of images, `text:units.units` and fields of `report:units` alone.
+        coupling: how its loss hangs together, which decides what `train.chunk` keeps and ranks exchange.
+            `batch`: all studies at once: `forward`.
+            `sample`: a sum over studies, each by itself: `terms` and `each`, part by part.
+            `image`: a sum over images, each against texts of the whole global batch: `terms` and `of_images`, part by
+            part. What it reads of images is neither kept nor gathered, but for pooled features; those of other images
+            have no gradient.
+            `pair`: a loss of the matrix of what every image and every text come to, however many places of the image
+            that takes: `scores`, part by part, and `of_scores`, at once. The matrix is kept and gathered.
+            Of passes `image` and `pair` read fields of images, `text:units.units` and fields of `report:units` alone.
         Options: pydantic class of its own recipe keys.
 
     `forward` returns the loss and what to log. Every rank computes the loss of the whole global batch: the gather sums

@@ -9,32 +9,34 @@ relatives: other text, other patient. A study without any is left out altogether
 answer yes. The cosines are those of `report_contrastive` and have no gradient here: without that objective in the
 recipe hard negatives are random ones.
 
-What is gathered over ranks: the image tower's patch tokens [B, N, F], and every token of every report [T, C] (in
-autocast's dtype). Each rank sends a share of the pairs through the fusion layers, not all of them: its loss is that
-share times the number of ranks, and DDP's mean over ranks is the gradient of one process. `train.cache_gib` bounds what
-`train.chunk` keeps; a tower with thousands of tokens wants a small global batch here.
+A pair is computed where its image is: on its rank and, with `train.chunk`, with its part, whose tokens nobody keeps or
+gathers. Every token of every report is kept and gathered [T, C] (in autocast's dtype), and so are pooled features, by
+which negatives are drawn.
 
-Legend: B studies of the global batch, R those with a report, T tokens of their reports, P pairs of this rank.
+Legend: B studies of the global batch, R those with a report, T tokens of their reports, P pairs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from encoders.features import rank, world_size
+from data_shards.batch import Batch
+from encoders.features import world_size
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.objectives.report_contrastive import READS, ReportContrastive, image_report_pairs
+from pretrain.passes import Part, Rows
 from pretrain.schema_objectives import MatchingOptions
 
 
 class Matching(Objective):
     """Binary cross-entropy of matching; logs how often the answer is right."""
 
+    coupling = "image"
     reads: ClassVar[tuple[str, ...]] = (
         *READS, "image:global.tokens", "report:units.states", "report:units.places", "report:units.draws",
         "report_fusion", "report_matching",
@@ -53,49 +55,59 @@ class Matching(Objective):
                 return torch.exp(-other.logit_scale.detach().double())
         return 0.07
 
-    def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        cosine_RR, _, negative_RR, study_R = image_report_pairs(batch, self.options)
-        draws_R2 = batch.rows["report:units.draws"].values
-        sharp_RR = cosine_RR.detach().double() / self.temperature()
-        text_R = drawn(sharp_RR, negative_RR, draws_R2[:, 0])
-        image_R = drawn(sharp_RR.T, negative_RR.T, draws_R2[:, 1])
-        taken = negative_RR.any(1).nonzero()[:, 0]
-        states = batch.rows["report:units.states"].values
-        if not len(taken):
+    def terms(self, batch: Batch) -> Tensor:
+        """How many pairs there are is known with the reports of all ranks: `of_images` takes the mean."""
+        return torch.ones(())
+
+    def of_images(self, rows: Mapping[str, Rows], part: Part, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pairs of these images, over how many there are in the global batch, times the number of ranks."""
+        tokens, states = rows["image:global.tokens"], batch.rows["report:units.states"].values
+        study_P, text_P, answer_P = self._pairs(batch)
+        if not len(study_P):
             nothing = (states * 0.0).sum()
             return nothing, {"studies": nothing.detach()}
-        mine = taken[rank() :: world_size()]
-        weight = 1.0
+        share = world_size() / len(study_P)
+        place_B = torch.full((len(batch.patient_B),), -1, device=study_P.device)
+        place_B[tokens.owner + batch.first] = torch.arange(len(tokens.owner), device=study_P.device)
+        mine, weight = (place_B[study_P] >= 0).nonzero()[:, 0], 1.0
+        image_P = place_B[study_P[mine]]
         if not len(mine):  # sharded layers want every rank
-            mine, weight = taken[:1], 0.0
-        images, texts = torch.cat([mine, mine, image_R[mine]]), torch.cat([mine, text_R[mine], mine])
-        answer_P = torch.zeros(len(images), device=states.device)
-        answer_P[: len(mine)] = 1.0
-        logits_P = self._logits(batch, study_R, texts, images)
-        loss = weight * F.binary_cross_entropy_with_logits(logits_P, answer_P, reduction="sum")
-        right = weight * ((logits_P > 0) == answer_P.bool()).sum()
-        whole = torch.stack([loss.detach(), right.detach().to(loss.dtype)])
-        if world_size() > 1:
-            dist.all_reduce(whole)
-        whole = whole / (3 * len(taken))
-        share = loss * world_size() / (3 * len(taken))
-        studies = torch.tensor(float(len(taken)))
-        return share + (whole[0] - share).detach(), {"accuracy": whole[1], "studies": studies}
+            mine, weight, image_P = torch.zeros_like(study_P[:1]), 0.0, torch.zeros_like(study_P[:1])
+        logits_P = self._logits(batch, text_P[mine], tokens.values, image_P)
+        answer_P = answer_P[mine]
+        loss = weight * F.binary_cross_entropy_with_logits(logits_P, answer_P.to(logits_P.dtype), reduction="sum")
+        right = weight * ((logits_P > 0) == answer_P).sum()
+        studies = torch.tensor(len(study_P) / 3 * world_size() * len(tokens.owner) / len(batch.patient_B))
+        return share * loss, {"accuracy": share * right, "studies": studies}
 
-    def _logits(self, batch: GlobalBatch, study_R: Tensor, texts: Tensor, images: Tensor) -> Tensor:
-        """Of pairs of a report and an image, each a row of R: [P]."""
+    def _pairs(self, batch: GlobalBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Study of the image, number of the report, whether they belong together: three of each study that has a
+        negative, [P] each."""
+        with torch.no_grad():
+            cosine_RR, _, negative_RR, study_R = image_report_pairs(batch, self.options)
+            draws_R2 = batch.rows["report:units.draws"].values
+            sharp_RR = cosine_RR.double() / self.temperature()
+            text_R = drawn(sharp_RR, negative_RR, draws_R2[:, 0])
+            image_R = drawn(sharp_RR.T, negative_RR.T, draws_R2[:, 1])
+        taken = negative_RR.any(1).nonzero()[:, 0]
+        images, texts = torch.cat([taken, taken, image_R[taken]]), torch.cat([taken, text_R[taken], taken])
+        return study_R[images], texts, torch.arange(len(images), device=taken.device) < len(taken)
+
+    def _logits(self, batch: GlobalBatch, texts: Tensor, tokens_SNF: Tensor, images: Tensor) -> Tensor:
+        """Of pairs of a report, by its number, and an image, by its row of `tokens_SNF`: [P]."""
         states, places = (batch.rows[f"report:units.{field}"].values for field in ("states", "places"))
-        lengths_R = torch.bincount(batch.rows["report:units.states"].owner, minlength=len(batch.patient_B))[study_R]
+        lengths_B = torch.bincount(batch.rows["report:units.states"].owner, minlength=len(batch.patient_B))
+        lengths_R = lengths_B[batch.rows["report:units.report"].owner]
         starts_R = lengths_R.cumsum(0) - lengths_R
         lengths = lengths_R[texts]
         first = torch.repeat_interleave(starts_R[texts] - (lengths.cumsum(0) - lengths), lengths)
-        tokens = first + torch.arange(len(first), device=first.device)
-        shown, which = torch.unique(study_R[images], return_inverse=True)
+        words = first + torch.arange(len(first), device=first.device)
+        shown, which = torch.unique(images, return_inverse=True)
         narrow = states.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(states.device.type, states.dtype if narrow else torch.bfloat16, enabled=narrow):
             logits = self.around.dual.match_reports(
-                states.index_select(0, tokens).float(), places[tokens], lengths.tolist(),
-                batch.rows["image:global.tokens"].values.index_select(0, shown).float(), which,
+                states.index_select(0, words).float(), places[words], lengths.tolist(),
+                tokens_SNF.index_select(0, shown).float(), which,
             )  # fmt: skip
         return logits.float()
 

@@ -18,7 +18,7 @@ from pretrain import build
 from pretrain.config import load_recipe
 from pretrain.errors import ConfigError
 from pretrain.module import Pretraining
-from pretrain.objectives.base import Objective, Surroundings
+from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Part, Rows, split
 from pretrain.schema_base import Section
 
@@ -55,6 +55,16 @@ class Known(Objective):
         wanted = part.batch.labels_BL[part.studies]
         loss = (self.layer(rows["image:global.trunk"].values).float() - wanted.nan_to_num()).square()
         return (loss * wanted.isfinite()).sum(), {}
+
+
+class OfTokens(Objective):
+    """A loss of the whole batch that reads every token: what `train.chunk` has to keep."""
+
+    reads = ("image:global.tokens",)
+    Options = Section
+
+    def forward(self, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return batch.rows["image:global.tokens"].values.mean((1, 2)).var(), {}
 
 
 def module_of(tiny: Any, words: list[str]) -> Pretraining:
@@ -262,7 +272,8 @@ def test_a_stem_takes_its_statistics_from_the_whole_first_batch(tiny: Any) -> No
 
 def test_what_would_fill_memory_later_is_refused_at_the_start(tiny: Any) -> None:
     """Without dropped tokens at the end of the run; an objective whose time is yet to come."""
-    told = '[{"name": "contrastive"}, {"name": "hierarchical", "schedule": [[0.5, 1.0]]}]'
+    own = "tests.pretrain.test_grad_cache:OfTokens"
+    told = f'[{{"name": "contrastive"}}, {{"name": "{own}", "schedule": [[0.5, 1.0]]}}]'
     words = ["train.chunk=2", "model.image.token_dropout=0.5", f"objectives={told}"]
     whole = batch()
     pooled, tokens = 7 * 16, 7 * 8 * module_of(tiny, words).dual.clip.visual.trunk.num_features
@@ -279,14 +290,14 @@ def test_what_would_fill_memory_later_is_refused_at_the_start(tiny: Any) -> None
 class OfReports(Objective):
     """It would read more than a loss of coupling `image` may."""
 
-    reads = ("image:global.tokens", "report:units.report")
+    reads = ("image:global.tokens", "report:masked.states")
     coupling = "image"
     Options = Section
 
 
 def test_a_loss_of_images_reads_units_and_images_alone(tiny: Any) -> None:
     recipe = load_recipe(tiny.recipe)
-    with pytest.raises(ValueError, match=r"OfReports of coupling `image` reads report:units\.report"):
+    with pytest.raises(ValueError, match=r"OfReports of coupling `image` reads report:masked\.states"):
         Pretraining(recipe, build.build_model(recipe), [*build.build_objectives(recipe), OfReports(Section())])
 
 
@@ -295,4 +306,4 @@ def test_nothing_of_a_batch_stays(tiny: Any) -> None:
     for chunk in ("null", "2"):
         module = module_of(tiny, [f"train.chunk={chunk}", f"objectives={told}"])
         cached(module, batch())
-        assert module._shared is None and module._told is None
+        assert module._shared is None and not module._told

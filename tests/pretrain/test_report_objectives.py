@@ -75,9 +75,11 @@ def test_matching_is_the_cross_entropy_of_a_positive_and_two_hard_negatives(
             F.normalize(rows["image:global.pooled"].values, dim=-1), None, made.patient_B, torch.tensor(0.0), None,
             torch.zeros(5, 0), (), rows, counts=(3, 2),
         )  # fmt: skip
-        loss = float(matching(whole_batch)[0].detach())
+        loss = float(matching.of_images(rows, whole(made), whole_batch)[0].detach())
     else:
-        loss = float(module.of_batch(rows).detach())
+        module.of_batch(rows)
+        module.of_part(rows, whole(made))
+        loss = module.logged["loss/matching"]
     report.double()
     study = rows["report:units.report"].owner.tolist()
     image = F.normalize(rows["image:global.pooled"].values.double(), dim=-1)
@@ -186,10 +188,9 @@ def test_the_gradient_reaches_what_it_should_and_nothing_else_is_there(tiny: Any
 @pytest.mark.parametrize("chunk", [1, 2])
 @pytest.mark.parametrize("objectives", [ALL, f"objectives=[{CONTRAST}, {SEEING}]", f"objectives=[{SENTENCES}, {WORD}]"])
 def test_in_parts_the_gradient_is_that_of_one_graph(tiny: Any, chunk: int, objectives: str) -> None:
-    """Matching runs the fusion layers once, between the two passes: their dropout is its own, and off in this test."""
     module, made = module_of(tiny, objectives, f"train.chunk={chunk}", "model.image.token_dropout=0.5"), batch()
-    for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Dropout) and not (objectives == ALL and "fusion" in name):
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.2
     want_loss, want = in_one_graph(module, made, chunk)
     loss, got = cached(module, made)
@@ -201,6 +202,23 @@ def test_in_parts_the_gradient_is_that_of_one_graph(tiny: Any, chunk: int, objec
         close = 1e-5 * float(gradient.abs().max() + 1)
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=close, msg=name)
     assert any(part.studies == slice(2, 3) for part in split(made, 1)), "one part has no report"
+
+
+def test_no_places_of_images_are_kept(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither between the passes nor in what is predicted of them: similarities with every report, and pooled features
+    by which hard negatives are drawn."""
+    kept: list[set[str]] = []
+    monkeypatch.setattr("pretrain.grad_cache.refuse_too_much", lambda rows, *_: kept.append(set(rows)))
+    module = module_of(tiny, f"objectives=[{MATCHING}, {SENTENCES}, {WORD}]", "train.chunk=2")
+    of_batch = module.of_batch
+    monkeypatch.setattr(module, "of_batch", lambda rows, **how: (kept.append(set(rows)), of_batch(rows, **how))[1])
+    cached(module, batch())
+    assert kept[0] == kept[1]
+    assert {name for name in kept[0] if not name.startswith("report:")} == {
+        "image:global.pooled",
+        "scores:hierarchical1",
+        "scores:hierarchical2",
+    }
 
 
 def test_a_first_step_without_images_leaves_the_stem_unmeasured(tiny: Any) -> None:
