@@ -30,6 +30,11 @@ class Twice:
         assert self._before is not None
         _CURRENT.reset(self._before)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of what waits for the second pass."""
+        return sum(made.numel() * made.element_size() for made in self._made)
+
     def take(self, make: Callable[[], Tensor]) -> Tensor:
         if self._passes > 1:
             return self._made.popleft()

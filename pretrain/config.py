@@ -192,7 +192,8 @@ def refuse(recipe: Recipe, problems: Sequence[Problem]) -> None:
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out; `load_recipe` reads it back to an equal Recipe.
 
-    Options of objectives that the recipe leaves out are comments: some are refused beside others that do not read them.
+    Options of objectives that the recipe leaves out are comments (not those within an option that it names): some are
+    refused beside others that do not read them.
     """
     data = recipe.model_dump(mode="json")
     return "".join(_objectives(value) if key == "objectives" else _yaml({key: value}) for key, value in data.items())

@@ -89,7 +89,7 @@ def backward(
             touches every one of them, which DDP waits for; None: the last one is inside as well.
         seed: of this batch on this rank.
     """
-    twice = [[Twice() for _ in reads.rounds] for _ in parts]
+    twice = [[Twice() for _ in reads.rounds] for _ in parts[:-1]]
     kept = _first_pass(parts, encode, losses, seed, reads, twice)
     with unsynchronised():
         loss = losses.of_batch(kept.rows, apart=bool(reads.second))
@@ -102,8 +102,11 @@ def backward(
         if (round_, number) == (1, last):
             losses.give_back()
         part, exchange = parts[number], parameters if (round_, number) == steps[-1] else None
-        with twice[number][round_]:
-            rows = kept.alive.pop(0) if number == last else seeded(parts, number, encode, seed, reads.rounds, round_)
+        if number == last:
+            rows = kept.alive.pop(0)
+        else:
+            with twice[number][round_]:
+                rows = seeded(parts, number, encode, seed, reads.rounds, round_)
         if round_ == 0 and reads.scores:
             rows |= losses.scores(rows)
         share = touch(exchange or ())
@@ -125,9 +128,9 @@ def backward(
     return total
 
 
-def refuse_too_much(rows: Mapping[str, Rows], part: Part, limit_gib: float) -> None:
-    """Predict what is kept of a batch from the fields of one of its parts: features and their gradients, and over
-    several ranks those of all beside.
+def refuse_too_much(rows: Mapping[str, Rows], part: Part, limit_gib: float, unlearnt: int = 0) -> None:
+    """Predict what is kept of a batch from the fields of one of its parts: features and their gradients, over
+    several ranks those of all beside, and the bytes of its `unlearnt` statistics (encoders.unlearnt).
 
     Raises:
         ConfigError: more than the limit.
@@ -135,6 +138,8 @@ def refuse_too_much(rows: Mapping[str, Rows], part: Part, limit_gib: float) -> N
     studies = part.studies.stop - part.studies.start
     copies = 2 * (1 + (world_size() if world_size() > 1 else 0))
     bytes_of = {name: copies * one.values.numel() * one.values.element_size() for name, one in rows.items()}
+    if unlearnt:
+        bytes_of["statistics of blocks"] = unlearnt
     predicted = sum(bytes_of.values()) / studies * len(part.batch) / GIB
     if predicted > limit_gib:
         most = max(bytes_of, key=lambda name: bytes_of[name])
@@ -180,10 +185,10 @@ def _first_pass(
             if last:
                 # Autocast may remember casts of weights made without a graph; no gradient would pass through them.
                 torch.clear_autocast_cache()
-            with contextlib.nullcontext() if last else torch.no_grad(), twice[number][round_]:
-                rows = seeded(parts, number, encode, seed, reads.rounds, round_)
-            if last:
-                alive[round_] = rows
+                rows = alive[round_] = seeded(parts, number, encode, seed, reads.rounds, round_)
+            else:
+                with torch.no_grad(), twice[number][round_]:
+                    rows = seeded(parts, number, encode, seed, reads.rounds, round_)
             with torch.no_grad():
                 rows = rows | (losses.scores(rows) if round_ == 0 and reads.scores else {})
             for name in sorted(reads.own(round_) & rows.keys()):  # ranks gather in one order

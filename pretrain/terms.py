@@ -19,6 +19,7 @@ from data_shards.batch import Batch
 from encoders.dual import DualEncoder
 from encoders.features import world_size
 from encoders.stem import measure
+from encoders.unlearnt import Twice
 from pretrain import grad_cache
 from pretrain.gathering import POOLED, UNITS, Scalars, gathered, global_batch
 from pretrain.grad_cache import touch
@@ -53,7 +54,8 @@ class Terms(L.LightningModule):
         objectives: in the order of the recipe.
         passes: other ways to make passes (pretrain.text_cache).
     Raises:
-        ValueError: an objective of coupling `image` or `pair` that reads more than images and texts.
+        ValueError: an objective of coupling `image` or `pair` that reads more than images and texts; one of coupling
+            `pair` that reads no text.
     """
 
     def __init__(
@@ -66,6 +68,12 @@ class Terms(L.LightningModule):
         self.names = _distinct([section.name for section in recipe.objectives])
         self.sections = recipe.objectives
         for objective in objectives:
+            if objective.coupling == "pair" and not any(map(_of_texts, objective.reads)):
+                raise ValueError(
+                    f"objective {type(objective).__name__} of coupling `pair` reads no text\n"
+                    "  why: it scores images against texts, which have to be there before\n"
+                    "  fix: read text:units.units or fields of report:units, or use another coupling"
+                )
             if objective.coupling in PART_BY_PART and (other := [r for r in objective.reads if not _of_images(r)]):
                 raise ValueError(
                     f"objective {type(objective).__name__} of coupling `{objective.coupling}` reads "
@@ -125,10 +133,27 @@ class Terms(L.LightningModule):
 
     def scores(self, rows: Mapping[str, Rows]) -> dict[str, Rows]:
         """Of images against the texts of the global batch, for each loss of coupling `pair`."""
-        assert self._shared is not None, "of_texts or of_batch comes before"
         with torch.autocast(self.device.type, enabled=False):
-            terms = self._terms_of("pair")
-            return {_scores_of(name): objective.scores(rows, self._shared) for name, _, objective in terms}
+            return {_scores_of(name): self._scores(objective, rows) for name, _, objective in self._terms_of("pair")}
+
+    def _scores(self, objective: Objective, rows: Mapping[str, Rows]) -> Rows:
+        assert self._shared is not None, "of_texts or of_batch comes before"
+        read = [one for name, one in rows.items() if name in objective.reads]
+        try:
+            found = objective.scores(rows, self._shared)
+        except NoUnits:
+            if self.recipe.data.units.alternate is None:
+                raise
+            found = Rows(torch.zeros(len(read[0].values), 0, device=self.device), read[0].owner)
+        if found.values.requires_grad or not torch.is_grad_enabled():
+            return found
+        # The images of this rank were compared with nothing. Other ranks' were, and exchange gradients of texts.
+        read += [one for name, one in self._shared.rows.items() if name in objective.reads]
+        features = [one.values for one in read if one.values.requires_grad]
+        if self._shared.texts is not None and UNITS in objective.reads:
+            features.append(self._shared.texts.units_UD)
+        own = touch(p for p in objective.parameters() if p.requires_grad).to(self.device)
+        return Rows(found.values + own + sum(0.0 * values.float().sum() for values in features), found.owner)
 
     def of_batch(self, rows: Mapping[str, Rows], apart: bool = False) -> Tensor:
         """Weighted sum of the losses of the whole global batch (couplings `batch` and `pair`). apart: what the texts'
@@ -144,7 +169,8 @@ class Terms(L.LightningModule):
                 loss, extra = self._unless_nothing(partial(objective, shared), objective, rows)
                 total = total + self._weighted(name, weight, loss, extra)
             for name, weight, objective in pairs:
-                loss, extra = objective.of_scores(gathered(scored[_scores_of(name)], shared.first), shared)
+                scores = gathered(scored[_scores_of(name)], shared.first)
+                loss, extra = self._unless_nothing(partial(objective.of_scores, scores, shared), objective, rows)
                 total = total + self._weighted(name, weight, loss, extra)
         return total
 
@@ -171,7 +197,9 @@ class Terms(L.LightningModule):
             name: Rows(leaf(one.values), one.owner, one.grid) if name in mine and one.values.requires_grad else one
             for name, one in shared.rows.items()
         }
-        texts = shared.texts and replace(shared.texts, units_UD=leaf(shared.texts.units_UD))
+        texts = shared.texts
+        if texts is not None and UNITS in mine:
+            texts = replace(texts, units_UD=leaf(texts.units_UD))
         return replace(shared, texts=texts, rows=rows)
 
     def _weighted(self, name: str, weight: float, loss: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
@@ -233,6 +261,7 @@ class Terms(L.LightningModule):
     def _begin(self, batch: Batch) -> None:
         """Forget the last batch, and count the terms of each loss that is a sum over studies in the global batch, over
         the number of ranks: DDP takes the mean."""
+        self._forget()  # of a step that failed
         self._batch, self.logged, self._counts, self._means = batch, {}, {}, {}
         for name, _, objective in (*self._terms_of("sample"), *self._terms_of("image")):
             count = objective.terms(batch).to(self.device, torch.float32)
@@ -276,7 +305,8 @@ class Terms(L.LightningModule):
         kept = _gathered(batch, by_part)
         modes = {module: module.training for module in self.dual.modules()}
         self.dual.eval()  # no token is dropped
-        with torch.no_grad():
+        twice = Twice()
+        with torch.no_grad(), twice:
             rows = self.encoders(self.dual, part, kept)
         part.forget()
         for module, mode in modes.items():
@@ -288,7 +318,7 @@ class Terms(L.LightningModule):
                 studies, texts = part.studies.stop - part.studies.start, len(part.batch) * world_size()
                 scores = torch.empty(studies, texts, device="meta")
                 found[_scores_of(name)] = Rows(scores, torch.empty(studies, device="meta"))
-        grad_cache.refuse_too_much(found, part, self.recipe.train.cache_gib)
+        grad_cache.refuse_too_much(found, part, self.recipe.train.cache_gib, twice.kept_bytes)
 
 
 def _scores_of(name: str) -> str:

@@ -19,12 +19,14 @@ from data_shards.errors import DataError
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
-# CT, enhanced CT, MR, enhanced MR, PET, enhanced PET, nuclear medicine.
-_VOLUMES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "4", "4.1", "128", "130", "20"))
+# CT, MR, PET, each also enhanced and converted to enhanced, and nuclear medicine.
+_VOLUMES = tuple(
+    f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "130", "128.1", "20")
+)
 RADIOGRAPHS = ("CR", "DX", "MG")  # read one by one, each an image
 _OTHER_PLANAR = ("XA", "RF", "US", "IO", "PX", "OP", "SM", "ES")
 _MADE = {"MPR", "REFORMATTED", "PROJECTION IMAGE", "MIP", "MINIP", "MEAN", "VRT", "CURVED", "AVERAGE", "CSA MPR"}
-_PIXELS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
+_PIXELS = (0x7FE00010, 0x7FE00009, 0x7FE00008, 0x56000020)  # whole numbers, doubles, floats, spectra
 _IMAGE = 0x00280000  # the first tag of what describes an image; studies, series and places come before
 _UNDEFINED = 0xFFFFFFFF  # the length of an element that ends at a delimiter
 _BARE = (b"\x08\x00", b"\x02\x00")  # how a data set without preamble begins: group 8 or 2, little endian

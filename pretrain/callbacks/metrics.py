@@ -7,19 +7,23 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
+import torch.distributed as dist
 
-from encoders.features import rank
+from encoders.features import rank, world_size
+from pretrain.callbacks.zero_shot import ZeroShot
 from pretrain.module import Pretraining
 
 HEADER = ["step", "name", "value"]
 DRAWN = "samples/"  # counts, written whole
+SELECT = "select/"
 
 
 class Metrics(L.Callback):
-    """Writes what the module logged every `every` steps, after the first and the last, and when a score was taken.
+    """Writes what the module logged, the mean over ranks, every `every` steps, after the first and the last, and when a
+    score was taken.
 
     A resumed run first drops the rows past its checkpoint, so that a step never stands there twice. Rows that find no
     room on the disk wait for the next ones: numbers are no reason to lose the weights that are in memory.
@@ -48,15 +52,19 @@ class Metrics(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Pretraining, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if rank() != 0 or not module.step_finished:
+        if not module.step_finished:
             return
         step = module.step_number
-        scored = any(name.startswith("select/") for name in module.logged)
+        scorers = cast(Any, trainer).callbacks
+        scored = any(isinstance(one, ZeroShot) and one.score is not None for one in scorers)  # on every rank
         last = step == module.recipe.train.steps
         if not (scored or last or step % self.every == 0 or step == 1):
             return
+        logged = over_ranks(module.logged)
+        if rank() != 0:
+            return
         stream: Any = trainer.train_dataloader
-        numbers = module.logged | drawn(stream.realised(module.batches_done))
+        numbers = logged | drawn(stream.realised(module.batches_done))
         self._pending += _lines([[str(step), name, f"{value:.10g}" if name.startswith(DRAWN) else f"{value:.6g}"]
                                  for name, value in numbers.items()])  # fmt: skip
         self._append()
@@ -93,6 +101,18 @@ class Metrics(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, module, "fit")
+
+
+def over_ranks(logged: dict[str, float]) -> dict[str, float]:
+    """The mean over ranks of what a step logged: a loss that is a sum over studies is on each rank that of its own.
+    Scores of the selection split are this rank's."""
+    if world_size() == 1:
+        return logged
+    every: list[dict[str, float]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(every, {name: value for name, value in logged.items() if not name.startswith(SELECT)})
+    names = dict.fromkeys(name for one in every for name in one)
+    means = {name: sum(one.get(name, 0.0) for one in every) / len(every) for name in names}
+    return means | {name: value for name, value in logged.items() if name.startswith(SELECT)}
 
 
 def drawn(realised: dict[str, dict[str, int]]) -> dict[str, float]:

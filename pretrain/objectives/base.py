@@ -176,7 +176,8 @@ class Objective(nn.Module):
 
     def scores(self, rows: Mapping[str, Rows], batch: GlobalBatch) -> Rows:
         """Of coupling `pair`: what some images come to against all texts, [S, R], with the images' studies in this
-        rank's batch. `rows` has fields of these images; of the global batch only texts are known. Draws nothing."""
+        rank's batch; R is the same on every rank. `rows` has fields of these images; of the global batch only texts are
+        known. Draws nothing."""
         raise NotImplementedError
 
     def of_scores(self, scores: Rows, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:

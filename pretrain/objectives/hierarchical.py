@@ -22,7 +22,7 @@ from encoders.heads.local import LocalProjections
 from pretrain.dense_nce import multi_positive_nce
 from pretrain.errors import ConfigError
 from pretrain.local_similarity import local_similarity
-from pretrain.objectives.base import UNIT_KINDS, GlobalBatch, Objective, Surroundings
+from pretrain.objectives.base import GlobalBatch, NoUnits, Objective, Surroundings, texts_of
 from pretrain.passes import Rows
 from pretrain.schema_objectives import HierarchicalOptions
 
@@ -105,16 +105,16 @@ class Hierarchical(Objective):
         """Units of all texts [T, D], those of a study one after another, the studies [R], ascending, and how many units
         each has [R]."""
         if self.options.text == "units":
-            text = batch.text.only({UNIT_KINDS.index(kind) for kind in self.options.units})
+            text = texts_of(batch, self.options.units)
             units_TD, owner_T = text.units_UD[text.pair_unit_P], text.pair_sample_P
         else:
             rows = batch.rows[f"report:units.{self.options.text}"]
             units_TD, owner_T = rows.values, rows.owner
         if not len(owner_T):
-            raise ValueError(
+            raise NoUnits(
                 f"no study of this batch has {self.options.text}\n"
                 "  why: the objective would train nothing, in silence\n"
-                "  fix: switch the units on in data.units, or leave out studies without a text (data_shards.select)"
+                "  fix: leave out studies without a report (data_shards.select)"
             )
         owner_T, order_T = torch.sort(owner_T, stable=True)
         return units_TD[order_T], *torch.unique_consecutive(owner_T, return_counts=True)
@@ -128,7 +128,7 @@ class Hierarchical(Objective):
             same_BB = torch.zeros_like(patient_BB)
             same_BB[identity.owner[:, None], identity.owner[None]] = same_RR
             return patient_BB | same_BB
-        text = batch.text.only({UNIT_KINDS.index(kind) for kind in self.options.units})
+        text = texts_of(batch, self.options.units)
         has_BU = torch.zeros(len(patient_BB), len(text.units_UD), device=patient_BB.device)
         has_BU[text.pair_sample_P, text.pair_unit_P] = 1
         count_B, common_BB = has_BU.sum(1), has_BU @ has_BU.T

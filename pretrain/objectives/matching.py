@@ -11,7 +11,7 @@ recipe hard negatives are random ones.
 
 A pair is computed where its image is: on its rank and, with `train.chunk`, with its part, whose tokens nobody keeps or
 gathers. Every token of every report is kept and gathered [T, C] (in autocast's dtype), and so are pooled features, by
-which negatives are drawn.
+which negatives are drawn. An image that is hard for many texts brings their pairs into its part.
 
 Legend: B studies of the global batch, R those with a report, T tokens of their reports, P pairs.
 """

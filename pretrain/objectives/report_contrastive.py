@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.dense_nce import multi_positive_nce
-from pretrain.objectives.base import GlobalBatch, Objective
+from pretrain.objectives.base import GlobalBatch, NoUnits, Objective
 from pretrain.schema_objectives import MatchingOptions, ReportContrastiveOptions
 
 READS = ("image:global.pooled", "report:units.report", "report:units.identity")
@@ -34,12 +34,12 @@ def image_report_pairs(
     """Cosines [R, R] of image r and report s, which are positives and which negatives (bool), and the study of each.
 
     Raises:
-        ValueError: no study of the batch has a sentence.
+        NoUnits: no study of the batch has a sentence.
     """
     reports = batch.rows["report:units.report"]
     study_R = reports.owner
     if not len(study_R):
-        raise ValueError(
+        raise NoUnits(
             "no study of this batch has a sentence\n"
             "  why: the objective would train nothing, in silence\n"
             "  fix: leave out studies without a report (data_shards.select)"

@@ -177,6 +177,9 @@ def test_statistics_of_blocks_are_made_once_a_step(tiny: Any, monkeypatch: pytes
         return computed(stem, x)
 
     monkeypatch.setattr(Extremes, "_computed", counted)
+    with pytest.raises(ConfigError, match="mostly statistics of blocks"):  # they are kept, and counted
+        cached(module_of(tiny, [*words, "train.cache_gib=1e-5"]), whole)
+    seen.clear()
     want_loss, want = in_one_graph(module, whole, 3)
     assert sum(seen) == 3 * 7
     seen.clear()
@@ -299,6 +302,20 @@ def test_a_loss_of_images_reads_units_and_images_alone(tiny: Any) -> None:
     recipe = load_recipe(tiny.recipe)
     with pytest.raises(ValueError, match=r"OfReports of coupling `image` reads report:masked\.states"):
         Pretraining(recipe, build.build_model(recipe), [*build.build_objectives(recipe), OfReports(Section())])
+
+
+class WithoutText(Objective):
+    """It would score images against nothing."""
+
+    reads = ("image:global.tokens", "labels")
+    coupling = "pair"
+    Options = Section
+
+
+def test_a_loss_of_pairs_reads_texts(tiny: Any) -> None:
+    recipe = load_recipe(tiny.recipe)
+    with pytest.raises(ValueError, match="WithoutText of coupling `pair` reads no text"):
+        Pretraining(recipe, build.build_model(recipe), [*build.build_objectives(recipe), WithoutText(Section())])
 
 
 def test_nothing_of_a_batch_stays(tiny: Any) -> None:

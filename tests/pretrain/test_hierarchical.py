@@ -14,10 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import encoders
+from data_shards.batch import TextBatch
+from data_shards.units import Unit, text_identity
 from encoders.features import TextFeatures
+from encoders.tokenize import BPE
 from pretrain.errors import ConfigError
 from pretrain.local_similarity import local_similarity
-from pretrain.objectives.base import GlobalBatch, Surroundings
+from pretrain.objectives.base import GlobalBatch, NoUnits, Surroundings
 from pretrain.objectives.hierarchical import Hierarchical
 from pretrain.passes import Rows
 from pretrain.schema_objectives import HierarchicalOptions
@@ -206,7 +209,7 @@ def test_what_it_cannot_read_is_refused() -> None:
     with pytest.raises(ConfigError, match="this image tower gives none"):
         Hierarchical(HierarchicalOptions()).attach(Surroundings(plain, ()))
     batch = global_batch()
-    with pytest.raises(ValueError, match="no study of this batch has units"):
+    with pytest.raises(NoUnits, match="no text unit of kind report in this batch"):
         loss_of(attached(units=("report",)), batch)
 
 
@@ -224,6 +227,20 @@ def test_with_chunks_its_gradient_is_that_of_one_graph(tiny: Any) -> None:
     ):
         assert want[name].abs().max() > 0
         torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5 * float(want[name].abs().max()))
+
+
+@pytest.mark.parametrize("chunk", ["null", "2"])
+def test_a_batch_about_one_section_leaves_it_out(tiny: Any, chunk: str) -> None:
+    """Where batches about a section alternate with whole reports, some have no sentence."""
+    objectives = 'objectives=[{"name": "contrastive", "units": ["report", "section"]}, {"name": "hierarchical"}]'
+    alternate = ["data.units.alternate=anatomy"]
+    module, whole = module_of(tiny, [objectives, f"train.chunk={chunk}", *alternate]), studies()
+    reports = [[Unit(REPORT, f"{n} nodules.", text_identity(f"{n} nodules."))] for n in range(len(whole))]
+    loss, got = cached(module, replace(whole, texts=TextBatch.of(reports, BPE(64))))
+    assert module.logged["loss/hierarchical"] == 0 and module.logged["loss/contrastive0"] > 0 and loss.isfinite()
+    assert not any(gradient.any() for name, gradient in got.items() if name.startswith("objectives.1."))
+    cached(module, whole)
+    assert module.logged["loss/hierarchical"] > 0
 
 
 def test_a_run_releases_its_projections(make_fit: Any, tmp_path: Any) -> None:

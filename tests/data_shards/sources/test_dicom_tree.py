@@ -265,6 +265,14 @@ def test_a_file_cut_in_its_header_takes_its_series_along(element: str, tmp_path:
         assert words in listing.notes, more
 
 
+def test_spectra_have_no_pixels_and_are_whole(tmp_path: Path) -> None:
+    spectrum = dataset(body()[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.4.2", Modality="MR", **study(1))
+    del spectrum.PixelData
+    spectrum.add_new(0x56000020, "OF", b"\0" * 64)
+    save([spectrum], tmp_path)
+    assert not any("ends before its pixels" in note for note in read_dicom_tree(tmp_path).notes)
+
+
 def test_accession_numbers_as_ids(tmp_path: Path) -> None:
     for n, uid_ in enumerate(("1.2.1", "1.2.2")):  # one examination, archived as two studies
         said = study(1, StudyInstanceUID=uid_, SeriesInstanceUID=uid_ + ".1")

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import pretrain.module
+from data_shards.batch import Batch, TextBatch
+from encoders.tokenize import BPE
+from pretrain.callbacks.metrics import over_ranks
 from pretrain.config import load_recipe
 from pretrain.module import Pretraining
 from tests.pretrain.plugins.two_ranks import PARTS, average, batch, gradients_of, make_module, meeting
@@ -32,6 +36,14 @@ IN_PARTS = (
 )
 
 
+# Rank 0 has no text, and negatives are those of one rank: the two are rank 1 alone.
+OWN_NEGATIVES = (
+    '{"name": "report_contrastive", "gather": false}, '
+    '{"name": "hierarchical", "text": "sentences", "width": 8, "gather": false}',
+    '{"name": "hierarchical", "width": 8, "gather": false}, {"name": "matching", "gather": false}',
+)
+
+
 def same_draws(*shape: int, **how: Any) -> torch.Tensor:
     return torch.full(shape, 0.37, **how)
 
@@ -47,8 +59,13 @@ def main(recipe_file: str, folder: Path, rank: str = "one") -> None:
             loss.backward()
             gradients, total = gradients_of(module), loss.detach().clone()
             average((total, *gradients.values()))  # of a loss in parts the mean
-            results.append({"loss": total, "gradients": gradients})
+            results.append({"loss": total, "gradients": gradients, "logged": over_ranks(module.logged)})
         results.append(in_parts(recipe_file, rank))
+        results += [
+            without_text(recipe_file, rank, objectives, chunk)
+            for objectives in OWN_NEGATIVES
+            for chunk in ("null", "1")
+        ]
     torch.save(results, folder / f"{rank}.pt")
 
 
@@ -60,13 +77,25 @@ def in_parts(recipe_file: str, rank: str) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in module.objectives[2].teacher.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+    return stepped(module, batch(PARTS[rank]))
+
+
+def without_text(recipe_file: str, rank: str, objectives: str, chunk: str) -> dict[str, Any]:
+    words = [f"model.report={REPORT}", "model.image.token_dropout=0.0", f"objectives=[{objectives}]"]
+    module = make_module(load_recipe(recipe_file, [*words, f"train.chunk={chunk}"]))
+    mine = batch(PARTS["1" if rank == "one" else rank])
+    return stepped(module, replace(mine, texts=TextBatch.of([[], []], BPE(64))) if rank == "0" else mine)
+
+
+def stepped(module: Any, mine: Batch) -> dict[str, Any]:
+    """Loss and gradients as training has them, without a trainer; means over ranks."""
     module.manual_backward = lambda loss, **how: loss.backward(**how)
     pretrain.module.no_sync = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment]
     Pretraining.trainer = None  # type: ignore[assignment]
-    loss = module._backward(batch(PARTS[rank]), last=True)
-    gradients = gradients_of(module)
+    loss = module._backward(mine, last=True)
+    gradients, logged = gradients_of(module), over_ranks(module.logged)
     average((loss, *gradients.values()))
-    return {"loss": loss, "gradients": gradients}
+    return {"loss": loss, "gradients": gradients, "logged": logged}
 
 
 if __name__ == "__main__":
