@@ -290,18 +290,12 @@ def test_what_would_fill_memory_later_is_refused_at_the_start(tiny: Any) -> None
                 cached(module, whole)
 
 
-class OfReports(Objective):
-    """It would read more than a loss of coupling `image` may."""
+class OfMasked(Objective):
+    """It would read more than a loss of images against texts may."""
 
     reads = ("image:global.tokens", "report:masked.states")
     coupling = "image"
     Options = Section
-
-
-def test_a_loss_of_images_reads_units_and_images_alone(tiny: Any) -> None:
-    recipe = load_recipe(tiny.recipe)
-    with pytest.raises(ValueError, match=r"OfReports of coupling `image` reads report:masked\.states"):
-        Pretraining(recipe, build.build_model(recipe), [*build.build_objectives(recipe), OfReports(Section())])
 
 
 class WithoutText(Objective):
@@ -312,10 +306,17 @@ class WithoutText(Objective):
     Options = Section
 
 
-def test_a_loss_of_pairs_reads_texts(tiny: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (OfMasked, r"OfMasked of coupling `image` reads report:masked\.states"),
+        (WithoutText, "WithoutText of coupling `pair` reads no text"),
+    ],
+)
+def test_what_losses_of_images_and_texts_may_read(tiny: Any, kind: type[Objective], said: str) -> None:
     recipe = load_recipe(tiny.recipe)
-    with pytest.raises(ValueError, match="WithoutText of coupling `pair` reads no text"):
-        Pretraining(recipe, build.build_model(recipe), [*build.build_objectives(recipe), WithoutText(Section())])
+    with pytest.raises(ValueError, match=said):
+        Pretraining(recipe, build.build_model(recipe), [*build.build_objectives(recipe), kind(Section())])
 
 
 def test_nothing_of_a_batch_stays(tiny: Any) -> None:
