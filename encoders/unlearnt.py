@@ -7,7 +7,8 @@ through `once` is asked for the first time only.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 
 from torch import Tensor
@@ -26,9 +27,13 @@ class Twice:
         self._passes += 1
         self._before = _CURRENT.set(self)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         assert self._before is not None
         _CURRENT.reset(self._before)
+        if kind is None and self._passes > 1 and self._made:
+            raise RuntimeError(
+                "the first pass over a part asked layers that the second did not: what they gave is mixed up"
+            )
 
     @property
     def kept_bytes(self) -> int:
@@ -43,6 +48,16 @@ class Twice:
 
 
 _CURRENT: ContextVar[Twice | None] = ContextVar("twice", default=None)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside it layers compute, whatever pass it is: a teacher runs in the first alone."""
+    before = _CURRENT.set(None)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(before)
 
 
 def once(make: Callable[[], Tensor]) -> Tensor:

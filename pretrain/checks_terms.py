@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from pretrain.checks_report import READ_REPORTS
 from pretrain.errors import ConfigError
 from pretrain.hierarchy import read_hierarchy
 from pretrain.schema import ObjectiveSection
@@ -42,7 +43,9 @@ def check_alternation(data: DataSection, objectives: Sequence[ObjectiveSection])
         known = OBJECTIVE_OPTIONS.get(objective.name)
         if known is None:
             return  # somebody else's: what it reads is known once it is imported
-        if "units" in known.model_fields:
+        if objective.name in READ_REPORTS or objective.options.get("text") in ("sentences", "words"):
+            kinds.add("sentence")
+        elif "units" in known.model_fields:
             units = objective.options.get("units", known.model_fields["units"].default)
             kinds |= {str(unit) for unit in units} if isinstance(units, list | tuple) else set()
     at = ("data", "units", "alternate")

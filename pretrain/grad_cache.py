@@ -138,8 +138,8 @@ def refuse_too_much(rows: Mapping[str, Rows], part: Part, limit_gib: float, unle
     studies = part.studies.stop - part.studies.start
     copies = 2 * (1 + (world_size() if world_size() > 1 else 0))
     bytes_of = {name: copies * one.values.numel() * one.values.element_size() for name, one in rows.items()}
-    if unlearnt:
-        bytes_of["statistics of blocks"] = unlearnt
+    if unlearnt:  # those of the last part are not kept
+        bytes_of["statistics of blocks"] = unlearnt * (len(part.batch) - studies) // len(part.batch)
     predicted = sum(bytes_of.values()) / studies * len(part.batch) / GIB
     if predicted > limit_gib:
         most = max(bytes_of, key=lambda name: bytes_of[name])

@@ -23,7 +23,7 @@ from pretrain.grad_cache import touch
 from pretrain.objectives.base import Objective
 from pretrain.optim import clipped, forget_zeros, freeze, learning_rate, optimizers
 from pretrain.passes import Part, Pass, split, whole
-from pretrain.ranks import all_agree, no_sync
+from pretrain.ranks import all_agree, mean_of_all, no_sync
 from pretrain.reports import keep_read
 from pretrain.schema import Recipe
 from pretrain.terms import Terms
@@ -110,7 +110,7 @@ class Pretraining(Terms):
         last = (self.batches_done + 1) % accumulate == 0
         loss = self._backward(batch, last)
         self._finite &= bool(torch.isfinite(loss))
-        self.logged["loss"] = float(loss)
+        self.logged["loss"] = mean_of_all(float(loss), self.device)
         if dropped is not None:
             self.logged["token_dropout"] = dropped
         if (text := self.recipe.model.text) is not None:

@@ -21,6 +21,15 @@ def all_agree(value: bool, device: torch.device) -> bool:
     return bool(flag)
 
 
+def mean_of_all(value: float, device: torch.device) -> float:
+    """The mean over ranks."""
+    if world_size() == 1:
+        return value
+    total = torch.tensor([value], device=device)
+    dist.all_reduce(total)
+    return float(total) / world_size()
+
+
 def no_sync(trainer: L.Trainer, enabled: bool) -> Any:
     """A context in which gradients stay on their rank, where `enabled`: those of all but the last accumulated batch."""
     block = getattr(trainer.strategy, "block_backward_sync", None)

@@ -23,7 +23,7 @@ from encoders.unlearnt import Twice
 from pretrain import grad_cache
 from pretrain.gathering import POOLED, UNITS, Scalars, gathered, global_batch
 from pretrain.grad_cache import touch
-from pretrain.objectives.base import COUPLINGS, GlobalBatch, NoUnits, Objective
+from pretrain.objectives.base import COUPLINGS, UNIT_KINDS, GlobalBatch, NoUnits, Objective
 from pretrain.passes import SHARED, Encoders, Part, Pass, Rows, whole
 from pretrain.schema import Recipe
 
@@ -55,7 +55,7 @@ class Terms(L.LightningModule):
         passes: other ways to make passes (pretrain.text_cache).
     Raises:
         ValueError: an objective of coupling `image` or `pair` that reads more than images and texts; one of coupling
-            `pair` that reads no text.
+            `pair` that reads no text or no image.
     """
 
     def __init__(
@@ -73,6 +73,12 @@ class Terms(L.LightningModule):
                     f"objective {type(objective).__name__} of coupling `pair` reads no text\n"
                     "  why: it scores images against texts, which have to be there before\n"
                     "  fix: read text:units.units or fields of report:units, or use another coupling"
+                )
+            if objective.coupling == "pair" and not any(read.startswith("image:") for read in objective.reads):
+                raise ValueError(
+                    f"objective {type(objective).__name__} of coupling `pair` reads no image\n"
+                    "  why: it has a row for each of some images\n"
+                    "  fix: read fields of images, or use another coupling"
                 )
             if objective.coupling in PART_BY_PART and (other := [r for r in objective.reads if not _of_images(r)]):
                 raise ValueError(
@@ -132,19 +138,20 @@ class Terms(L.LightningModule):
             self._shared = self._gather(rows)
 
     def scores(self, rows: Mapping[str, Rows]) -> dict[str, Rows]:
-        """Of images against the texts of the global batch, for each loss of coupling `pair`."""
+        """Of images against the texts of the global batch, for each loss of coupling `pair` that does not rest."""
         with torch.autocast(self.device.type, enabled=False):
-            return {_scores_of(name): self._scores(objective, rows) for name, _, objective in self._terms_of("pair")}
+            made = {_scores_of(name): self._scores(objective, rows) for name, _, objective in self._terms_of("pair")}
+        return {name: found for name, found in made.items() if found is not None}
 
-    def _scores(self, objective: Objective, rows: Mapping[str, Rows]) -> Rows:
+    def _scores(self, objective: Objective, rows: Mapping[str, Rows]) -> Rows | None:
         assert self._shared is not None, "of_texts or of_batch comes before"
         read = [one for name, one in rows.items() if name in objective.reads]
         try:
             found = objective.scores(rows, self._shared)
         except NoUnits:
-            if self.recipe.data.units.alternate is None:
+            if not self._may_rest(objective):
                 raise
-            found = Rows(torch.zeros(len(read[0].values), 0, device=self.device), read[0].owner)
+            return None
         if found.values.requires_grad or not torch.is_grad_enabled():
             return found
         # The images of this rank were compared with nothing. Other ranks' were, and exchange gradients of texts.
@@ -169,8 +176,10 @@ class Terms(L.LightningModule):
                 loss, extra = self._unless_nothing(partial(objective, shared), objective, rows)
                 total = total + self._weighted(name, weight, loss, extra)
             for name, weight, objective in pairs:
-                scores = gathered(scored[_scores_of(name)], shared.first)
-                loss, extra = self._unless_nothing(partial(objective.of_scores, scores, shared), objective, rows)
+                if (own := scored.get(_scores_of(name))) is None:
+                    loss, extra = self._nothing(objective, rows), {}
+                else:
+                    loss, extra = objective.of_scores(gathered(own, shared.first), shared)
                 total = total + self._weighted(name, weight, loss, extra)
         return total
 
@@ -236,16 +245,30 @@ class Terms(L.LightningModule):
     def _unless_nothing(
         self, loss: Callable[[], tuple[Tensor, dict[str, Tensor]]], objective: Objective, read: Mapping[str, Rows]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss; of a batch without the texts that it compares, where sections alternate, 0 with a gradient of zero
-        for all that it would have reached."""
+        """The loss; `_nothing` of a batch without the texts that it compares, where that may be."""
         try:
             return loss()
         except NoUnits:
-            if self.recipe.data.units.alternate is None:
+            if not self._may_rest(objective):
                 raise
+        return self._nothing(objective, read), {}
+
+    def _may_rest(self, objective: Objective) -> bool:
+        """Whether this batch may lack what an objective compares with: where sections alternate with whole reports, a
+        batch about one section has nothing else, and a whole report no section."""
+        if self.recipe.data.units.alternate is None:
+            return False
+        assert self._shared is not None, "of_texts or of_batch comes before"
+        texts, told_P3 = self._shared.texts, self._shared.told_P3
+        kind = texts.kind_U if texts is not None else told_P3[:, 2] if told_P3 is not None else torch.empty(0)
+        sections_alone = set(getattr(objective.options, "units", ())) == {"section"}
+        return sections_alone or bool((kind == UNIT_KINDS.index("section")).all())
+
+    def _nothing(self, objective: Objective, read: Mapping[str, Rows]) -> Tensor:
+        """0, with a gradient of zero for all that the loss would have reached."""
         own = [*objective.parameters(), self.dual.clip.logit_scale, self.dual.clip.logit_bias]
         total = touch(p for p in own if p is not None and p.requires_grad).to(self.device)
-        return total + sum(0.0 * one.values.float().sum() for name, one in read.items() if name in objective.reads), {}
+        return total + sum(0.0 * one.values.float().sum() for name, one in read.items() if name in objective.reads)
 
     def _terms_of(self, coupling: str) -> list[tuple[str, float, Objective]]:
         """Name, weight and objective of the terms that count in this step."""
@@ -298,16 +321,16 @@ class Terms(L.LightningModule):
     def _refuse_too_much(self, part: Part) -> None:
         """By a part without dropped tokens that every objective reads: the dearest step to come."""
         every = cast(list[Objective], list(self.objectives))
-        batch, by_part = (
+        batch, by_part, all_ = (
             frozenset(r for o in every if o.coupling in couplings for r in o.reads)
-            for couplings in (("batch",), PART_BY_PART)
+            for couplings in (("batch",), PART_BY_PART, COUPLINGS)
         )
         kept = _gathered(batch, by_part)
         modes = {module: module.training for module in self.dual.modules()}
         self.dual.eval()  # no token is dropped
         twice = Twice()
         with torch.no_grad(), twice:
-            rows = self.encoders(self.dual, part, kept)
+            rows = self.encoders(self.dual, part, kept | {read for read in all_ if read.startswith("image:")})
         part.forget()
         for module, mode in modes.items():
             module.training = mode

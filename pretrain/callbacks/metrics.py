@@ -104,8 +104,8 @@ class Metrics(L.Callback):
 
 
 def over_ranks(logged: dict[str, float]) -> dict[str, float]:
-    """The mean over ranks of what a step logged: a loss that is a sum over studies is on each rank that of its own.
-    Scores of the selection split are this rank's."""
+    """The mean over ranks of what a step logged: of a sum over studies, each rank logs the share of its own studies.
+    Scores of the selection split are left as they are."""
     if world_size() == 1:
         return logged
     every: list[dict[str, float]] = [{} for _ in range(world_size())]

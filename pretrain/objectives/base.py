@@ -136,7 +136,7 @@ class Objective(nn.Module):
             Of passes `image` and `pair` read fields of images, `text:units.units` and fields of `report:units` alone.
         Options: pydantic class of its own recipe keys.
 
-    `forward` returns the loss and what to log. Every rank computes the loss of the whole global batch: the gather sums
+    `forward` and `of_scores` return the loss of the whole global batch, on every rank, and what to log: the gather sums
     what the ranks say about a row and DDP takes the mean, which together is the gradient of one process.
     """
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.dual import DualEncoder
+from encoders.unlearnt import apart
 from pretrain.errors import ConfigError
 from pretrain.objectives.base import GlobalBatch, Objective, Surroundings
 from pretrain.passes import Part, Pass, Rows
@@ -49,7 +50,8 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return self.trunk.forward_head(self.trunk.forward_features(images), pre_logits=True)
+        with apart():
+            return self.trunk.forward_head(self.trunk.forward_features(images), pre_logits=True)
 
     @torch.no_grad()
     def follow(self, trunk: nn.Module, keep: float) -> None:

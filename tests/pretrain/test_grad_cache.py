@@ -177,8 +177,9 @@ def test_statistics_of_blocks_are_made_once_a_step(tiny: Any, monkeypatch: pytes
         return computed(stem, x)
 
     monkeypatch.setattr(Extremes, "_computed", counted)
-    with pytest.raises(ConfigError, match="mostly statistics of blocks"):  # they are kept, and counted
-        cached(module_of(tiny, [*words, "train.cache_gib=1e-5"]), whole)
+    for objectives in (words[2], 'objectives=[{"name": "attended", "heads": 2}]'):  # they are kept, and counted
+        with pytest.raises(ConfigError, match="mostly statistics of blocks"):
+            cached(module_of(tiny, [*words[:2], objectives, "train.chunk=3", "train.cache_gib=1e-5"]), whole)
     seen.clear()
     want_loss, want = in_one_graph(module, whole, 3)
     assert sum(seen) == 3 * 7
@@ -187,6 +188,22 @@ def test_statistics_of_blocks_are_made_once_a_step(tiny: Any, monkeypatch: pytes
     assert sum(seen) == 3 * 7
     torch.testing.assert_close(loss, want_loss, rtol=1e-5, atol=1e-6)
     same_gradient(got, want)
+
+
+@pytest.mark.parametrize("beside", ['{"name": "byol", "dim": 8, "hidden": 8}', '{"name": "distillation", "width": 8}'])
+def test_statistics_of_a_teacher_are_its_own(tiny: Any, beside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks in the first pass alone, at other views."""
+    words = [
+        "model.image.name=voxvit_tiny.p-8x16x16_i-16x32x32_c-1_s-extremes_l-1", "model.image.token_dropout=0.5",
+        f'objectives=[{{"name": "contrastive"}}, {beside}, {{"name": "simclr", "dim": 8}}]', "train.chunk=3",
+    ]  # fmt: skip
+    whole, found = batch(), []
+    for _ in range(2):
+        found.append(cached(module_of(tiny, words), whole))
+        monkeypatch.setattr("encoders.stem.once", lambda make: make())
+    (loss, gradients), (want_loss, want) = found
+    assert torch.equal(loss, want_loss) and gradients.keys() == want.keys()
+    assert all(torch.equal(gradients[name], want[name]) for name in want)
 
 
 def test_targets_that_follow_labels_are_those_of_the_whole_batch(tiny: Any) -> None:
@@ -298,6 +315,14 @@ class OfMasked(Objective):
     Options = Section
 
 
+class WithoutImage(Objective):
+    """It would score nothing against texts."""
+
+    reads = ("text:units.units",)
+    coupling = "pair"
+    Options = Section
+
+
 class WithoutText(Objective):
     """It would score images against nothing."""
 
@@ -311,6 +336,7 @@ class WithoutText(Objective):
     [
         (OfMasked, r"OfMasked of coupling `image` reads report:masked\.states"),
         (WithoutText, "WithoutText of coupling `pair` reads no text"),
+        (WithoutImage, "WithoutImage of coupling `pair` reads no image"),
     ],
 )
 def test_what_losses_of_images_and_texts_may_read(tiny: Any, kind: type[Objective], said: str) -> None:

@@ -27,7 +27,7 @@ from pretrain.schema_objectives import HierarchicalOptions
 from tests.pretrain.test_grad_cache import batch as studies
 from tests.pretrain.test_grad_cache import cached, fixed_seed, in_one_graph, module_of  # noqa: F401  a fixture
 
-REPORT, SENTENCE = 0, 2
+REPORT, SECTION, SENTENCE = 0, 1, 2
 
 
 def of_a_pair(cells_VD: Tensor, units_TD: Tensor) -> Tensor:
@@ -231,14 +231,17 @@ def test_with_chunks_its_gradient_is_that_of_one_graph(tiny: Any) -> None:
 
 @pytest.mark.parametrize("chunk", ["null", "2"])
 def test_a_batch_about_one_section_leaves_it_out(tiny: Any, chunk: str) -> None:
-    """Where batches about a section alternate with whole reports, some have no sentence."""
+    """Where batches about a section alternate with whole reports. One of whole reports has what it reads, or stops."""
     objectives = 'objectives=[{"name": "contrastive", "units": ["report", "section"]}, {"name": "hierarchical"}]'
     alternate = ["data.units.alternate=anatomy"]
     module, whole = module_of(tiny, [objectives, f"train.chunk={chunk}", *alternate]), studies()
-    reports = [[Unit(REPORT, f"{n} nodules.", text_identity(f"{n} nodules."))] for n in range(len(whole))]
-    loss, got = cached(module, replace(whole, texts=TextBatch.of(reports, BPE(64))))
+    said = [f"{n} nodules." for n in range(len(whole))]
+    sections, reports = ([[Unit(kind, one, text_identity(one))] for one in said] for kind in (SECTION, REPORT))
+    loss, got = cached(module, replace(whole, texts=TextBatch.of(sections, BPE(64))))
     assert module.logged["loss/hierarchical"] == 0 and module.logged["loss/contrastive0"] > 0 and loss.isfinite()
     assert not any(gradient.any() for name, gradient in got.items() if name.startswith("objectives.1."))
+    with pytest.raises(NoUnits, match="no text unit of kind sentence"):
+        cached(module, replace(whole, texts=TextBatch.of(reports, BPE(64))))
     cached(module, whole)
     assert module.logged["loss/hierarchical"] > 0
 

@@ -78,6 +78,9 @@ def test_what_is_right_passes(tmp_path: Path) -> None:
     both = 'objectives=[{"name": "contrastive", "units": ["report", "section"]}, {"name": "labels", "names": ["a"]}]'
     recipe = load_recipe(str(path), [both, "data.units.alternate=anatomy"])
     assert recipe.data.units.alternate == "anatomy"
+    reads = 'objectives=[{"name": "contrastive", "units": ["section"]}, {"name": "report_contrastive"}]'  # sentences
+    report = ["model.report={}", "data.units.sentences=true", "data.units.max_sentences=50"]
+    load_recipe(str(path), [reads, "data.units.alternate=anatomy", *report])
 
 
 @pytest.mark.parametrize(
