@@ -164,6 +164,12 @@ def touch(parameters: Iterable[nn.Parameter]) -> Tensor:
     return sum((p.reshape(-1)[0] * 0.0 for p in parameters), torch.zeros(()))
 
 
+def nothing(parameters: Iterable[nn.Parameter], features: Iterable[Tensor]) -> Tensor:
+    """0, with a gradient of zero for each parameter that is trained and all features that have one."""
+    own = touch(p for p in parameters if p.requires_grad)
+    return sum((0.0 * values.float().sum() for values in features if values.requires_grad), own)
+
+
 @dataclass(frozen=True)
 class _Kept:
     """`rows` of all parts, leaves of a graph; those of part n lie between `bounds` n and n + 1. `alive`: of the last

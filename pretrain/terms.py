@@ -21,28 +21,12 @@ from encoders.features import world_size
 from encoders.stem import measure
 from encoders.unlearnt import Twice
 from pretrain import grad_cache
-from pretrain.gathering import POOLED, UNITS, Scalars, gathered, global_batch
-from pretrain.grad_cache import touch
+from pretrain.couplings import PART_BY_PART, gathered_of, is_image, is_text, refuse_reads
+from pretrain.gathering import UNITS, Scalars, gathered, global_batch
+from pretrain.grad_cache import nothing
 from pretrain.objectives.base import COUPLINGS, UNIT_KINDS, GlobalBatch, NoUnits, Objective
-from pretrain.passes import SHARED, Encoders, Part, Pass, Rows, whole
+from pretrain.passes import Encoders, Part, Pass, Rows, whole
 from pretrain.schema import Recipe
-
-PART_BY_PART = ("image", "pair")  # couplings that compare images of a part with the texts of all
-
-
-def _of_images(read: str) -> bool:
-    """Whether a loss of coupling `image` or `pair` may read a field."""
-    return read.startswith(("image:", "report:units.")) or read == UNITS or read in SHARED
-
-
-def _of_texts(read: str) -> bool:
-    return read.startswith(("text:", "report:"))
-
-
-def _gathered(batch: frozenset[str], by_part: frozenset[str]) -> frozenset[str]:
-    """Of the fields that losses of coupling `batch`, and of `image` and `pair`, read those of all ranks: an image's own
-    are read by its rank, but for pooled ones."""
-    return batch | {read for read in by_part if not read.startswith("image:") or read == POOLED}
 
 
 class Terms(L.LightningModule):
@@ -54,8 +38,7 @@ class Terms(L.LightningModule):
         objectives: in the order of the recipe.
         passes: other ways to make passes (pretrain.text_cache).
     Raises:
-        ValueError: an objective of coupling `image` or `pair` that reads more than images and texts; one of coupling
-            `pair` that reads no text or no image.
+        ValueError: an objective that reads what its coupling may not (pretrain.couplings).
     """
 
     def __init__(
@@ -68,25 +51,7 @@ class Terms(L.LightningModule):
         self.names = _distinct([section.name for section in recipe.objectives])
         self.sections = recipe.objectives
         for objective in objectives:
-            if objective.coupling == "pair" and not any(map(_of_texts, objective.reads)):
-                raise ValueError(
-                    f"objective {type(objective).__name__} of coupling `pair` reads no text\n"
-                    "  why: it scores images against texts, which have to be there before\n"
-                    "  fix: read text:units.units or fields of report:units, or use another coupling"
-                )
-            if objective.coupling == "pair" and not any(read.startswith("image:") for read in objective.reads):
-                raise ValueError(
-                    f"objective {type(objective).__name__} of coupling `pair` reads no image\n"
-                    "  why: it has a row for each of some images\n"
-                    "  fix: read fields of images, or use another coupling"
-                )
-            if objective.coupling in PART_BY_PART and (other := [r for r in objective.reads if not _of_images(r)]):
-                raise ValueError(
-                    f"objective {type(objective).__name__} of coupling `{objective.coupling}` reads "
-                    f"{', '.join(other)}\n"
-                    "  why: with train.chunk the gradient would not find its way back there\n"
-                    "  fix: read fields of images, text:units.units and report:units, or use coupling `batch`"
-                )
+            refuse_reads(objective)
         self.encoders = Encoders(objectives, passes)
         self.batches_done = 0
         self.logged: dict[str, float] = {}
@@ -128,9 +93,9 @@ class Terms(L.LightningModule):
     def _cached(self) -> grad_cache.Reads:
         """Fields by what becomes of them where a batch is encoded in parts."""
         batch, sample, by_part = self._read(["batch"]), self._read(["sample"]), self._read(PART_BY_PART)
-        second = frozenset(filter(_of_texts, batch | by_part)) if by_part else frozenset()
+        second = frozenset(filter(is_text, batch | by_part)) if by_part else frozenset()
         scores = frozenset(map(_scores_of, (name for name, _, _ in self._terms_of("pair"))))
-        return grad_cache.Reads(_gathered(batch, by_part), ((batch | by_part) - second) | sample, second, scores)
+        return grad_cache.Reads(gathered_of(batch, by_part), ((batch | by_part) - second) | sample, second, scores)
 
     def of_texts(self, rows: Mapping[str, Rows]) -> None:
         """Take the texts of the batch for `scores`."""
@@ -145,7 +110,6 @@ class Terms(L.LightningModule):
 
     def _scores(self, objective: Objective, rows: Mapping[str, Rows]) -> Rows | None:
         assert self._shared is not None, "of_texts or of_batch comes before"
-        read = [one for name, one in rows.items() if name in objective.reads]
         try:
             found = objective.scores(rows, self._shared)
         except NoUnits:
@@ -155,12 +119,10 @@ class Terms(L.LightningModule):
         if found.values.requires_grad or not torch.is_grad_enabled():
             return found
         # The images of this rank were compared with nothing. Other ranks' were, and exchange gradients of texts.
-        read += [one for name, one in self._shared.rows.items() if name in objective.reads]
-        features = [one.values for one in read if one.values.requires_grad]
+        features = [one.values for read in (rows, self._shared.rows) for n, one in read.items() if n in objective.reads]
         if self._shared.texts is not None and UNITS in objective.reads:
             features.append(self._shared.texts.units_UD)
-        own = touch(p for p in objective.parameters() if p.requires_grad).to(self.device)
-        return Rows(found.values + own + sum(0.0 * values.float().sum() for values in features), found.owner)
+        return replace(found, values=found.values + nothing(objective.parameters(), features).to(self.device))
 
     def of_batch(self, rows: Mapping[str, Rows], apart: bool = False) -> Tensor:
         """Weighted sum of the losses of the whole global batch (couplings `batch` and `pair`). apart: what the texts'
@@ -185,7 +147,7 @@ class Terms(L.LightningModule):
 
     def _gather(self, rows: Mapping[str, Rows]) -> GlobalBatch:
         assert self._batch is not None
-        read = _gathered(self._read(["batch"]), self._read(PART_BY_PART))
+        read = gathered_of(self._read(["batch"]), self._read(PART_BY_PART))
         scalars = Scalars(self.dual.logit_scale, self.dual.logit_bias)
         shared, self._means = global_batch(rows, self._batch, scalars, self.recipe.model.centred, read)
         return shared
@@ -201,7 +163,7 @@ class Terms(L.LightningModule):
             self._told.append((values, values.detach().requires_grad_()))
             return self._told[-1][1]
 
-        mine = {name for name in self._read(PART_BY_PART) if _of_texts(name)}
+        mine = {name for name in self._read(PART_BY_PART) if is_text(name)}
         rows = {
             name: Rows(leaf(one.values), one.owner, one.grid) if name in mine and one.values.requires_grad else one
             for name, one in shared.rows.items()
@@ -267,8 +229,8 @@ class Terms(L.LightningModule):
     def _nothing(self, objective: Objective, read: Mapping[str, Rows]) -> Tensor:
         """0, with a gradient of zero for all that the loss would have reached."""
         own = [*objective.parameters(), self.dual.clip.logit_scale, self.dual.clip.logit_bias]
-        total = touch(p for p in own if p is not None and p.requires_grad).to(self.device)
-        return total + sum(0.0 * one.values.float().sum() for name, one in read.items() if name in objective.reads)
+        features = (one.values for name, one in read.items() if name in objective.reads)
+        return nothing((p for p in own if p is not None), features).to(self.device)
 
     def _terms_of(self, coupling: str) -> list[tuple[str, float, Objective]]:
         """Name, weight and objective of the terms that count in this step."""
@@ -307,7 +269,7 @@ class Terms(L.LightningModule):
         if not self._began_in_parts:
             self._refuse_too_much(parts[0])
             self._began_in_parts = True
-        if any(read.startswith("image:") for read in self._read(COUPLINGS)):
+        if any(map(is_image, self._read(COUPLINGS))):
             rounds = self._cached().rounds
 
             def look(number: int) -> None:
@@ -325,12 +287,12 @@ class Terms(L.LightningModule):
             frozenset(r for o in every if o.coupling in couplings for r in o.reads)
             for couplings in (("batch",), PART_BY_PART, COUPLINGS)
         )
-        kept = _gathered(batch, by_part)
+        kept = gathered_of(batch, by_part)
         modes = {module: module.training for module in self.dual.modules()}
         self.dual.eval()  # no token is dropped
         twice = Twice()
         with torch.no_grad(), twice:
-            rows = self.encoders(self.dual, part, kept | {read for read in all_ if read.startswith("image:")})
+            rows = self.encoders(self.dual, part, kept.union(filter(is_image, all_)))
         part.forget()
         for module, mode in modes.items():
             module.training = mode

@@ -6,7 +6,7 @@ Legend: B studies of the global batch, U its distinct text units, D embedding wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -46,6 +46,13 @@ class GlobalBatch:
     counts: tuple[int, ...] = ()
     told_P3: Tensor | None = None
     captions_B: Tensor | None = None
+    _once: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, who: object, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for all parts of the batch. who: asks for it, and for nothing else."""
+        if who not in self._once:
+            self._once[who] = make()
+        return self._once[who]
 
     @property
     def first(self) -> int:

@@ -62,7 +62,7 @@ class Matching(Objective):
     def of_images(self, rows: Mapping[str, Rows], part: Part, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The pairs of these images, over how many there are in the global batch, times the number of ranks."""
         tokens, states = rows["image:global.tokens"], batch.rows["report:units.states"].values
-        study_P, text_P, answer_P = self._pairs(batch)
+        study_P, text_P, answer_P = batch.once(self, lambda: self._pairs(batch))
         if not len(study_P):
             nothing = (states * 0.0).sum()
             return nothing, {"studies": nothing.detach()}
