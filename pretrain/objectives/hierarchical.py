@@ -78,15 +78,11 @@ class Hierarchical(Objective):
         temperatures = (self.options.attention_temperature, self.options.pooling_temperature)
         if self.options.gather:
             return Rows(local_similarity(cells_SVD, units_TD, lengths_R.tolist(), *temperatures), images.owner)
-        rank_S, rank_R = batch.rank_B[images.owner + batch.first], batch.rank_B[study_R]
-        near = []
-        for rank in torch.unique(rank_S):  # one, where this rank computes
-            mine = lengths_R[rank_R == rank].tolist()
-            before, begin = int((rank_R < rank).sum()), int(lengths_R[rank_R < rank].sum())
-            units = units_TD[begin : begin + sum(mine)]
-            found = local_similarity(cells_SVD[rank_S == rank], units, mine, *temperatures)
-            near.append(F.pad(found, (before, len(study_R) - before - len(mine))))
-        return Rows(torch.cat(near), images.owner)
+        rank, rank_R = batch.rank_B[images.owner[0] + batch.first], batch.rank_B[study_R]
+        mine, before, begin = lengths_R[rank_R == rank], int((rank_R < rank).sum()), int(lengths_R[rank_R < rank].sum())
+        units_TD = units_TD[begin : begin + int(mine.sum())]
+        found = local_similarity(cells_SVD, units_TD, mine.tolist(), *temperatures)
+        return Rows(F.pad(found, (before, len(study_R) - before - len(mine))), images.owner)
 
     def of_scores(self, scores: Rows, batch: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         options, (_, study_R, lengths_R) = self.options, self._texts(batch)

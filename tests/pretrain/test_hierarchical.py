@@ -138,8 +138,12 @@ def attached(**options: Any) -> Hierarchical:
 
 
 def loss_of(objective: Hierarchical, batch: GlobalBatch) -> Tensor:
-    """Of images that are all of one part."""
-    return objective.of_scores(objective.scores(batch.rows, batch), batch)[0]
+    """The images of each rank are scored by themselves."""
+    [[name, images]] = [(name, one) for name, one in batch.rows.items() if name.startswith("image:")]
+    ranks = batch.rank_B[images.owner]
+    parts = [Rows(images.values[ranks == r], images.owner[ranks == r]) for r in ranks.unique()]
+    scores = [objective.scores({name: part}, batch) for part in parts]
+    return objective.of_scores(Rows(torch.cat([one.values for one in scores]), images.owner), batch)[0]
 
 
 def spelt_out(
