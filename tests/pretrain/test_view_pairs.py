@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,7 +159,7 @@ def test_simclr_finds_its_partner_among_crops_too() -> None:
     seen = torch.randn(10, WIDTH, dtype=torch.float64)
     batch = of_views(seen, [1, 2, 3, 4, 5], [0, 1, 2, 3, 4])
     renamed = {"image:crops.trunk": batch.rows["image:views.trunk"]}
-    loss, _ = one(GlobalBatch(**{**batch.__dict__, "rows": renamed}))
+    loss, _ = one(replace(batch, rows=renamed))
     assert loss.item() == pytest.approx(
         nt_xent(one.head(seen).detach().tolist(), [1, 2, 3, 4, 5], [0, 1, 2, 3, 4], 0.5)
     )
